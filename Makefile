@@ -1,0 +1,61 @@
+# `make` alone prints what there is.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# What a change of the contract is held against: the last release, else main.
+AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
+
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help run test check generate generated lint types breaking clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+run: $(READY) ## Serve on 127.0.0.1:50051, with a private PostgreSQL
+	@exec python -m server $(ARGS)
+
+test: $(READY) ## Run the whole suite
+	pytest $(ARGS)
+
+check: generated lint breaking types test ## Everything CI runs
+
+generate: $(READY) ## Make generated/ from proto/
+	python proto/generate.py
+
+generated: $(READY) ## Fail if generated/ is not what proto/ gives
+	@mkdir -p build
+	@python proto/generate.py build/generated
+	@diff -r -x __pycache__ generated build/generated || { echo "generated/ is stale: run make generate"; exit 1; }
+
+lint: $(READY) ## Check the contract with buf and the code with ruff
+	@mkdir -p build
+	@python proto/generate.py --image build/image.binpb
+	buf lint build/image.binpb --config buf.yaml --path conversations
+	buf format --diff --exit-code proto
+	ruff check
+	ruff format --check
+
+breaking: $(READY) ## Check that the contract did not break since $(AGAINST)
+	@mkdir -p build
+	@python proto/generate.py --image build/image.binpb
+	@python proto/generate.py --image-at $(AGAINST) build/against.binpb
+	buf breaking build/image.binpb --against build/against.binpb --config buf.yaml
+
+types: $(READY) ## Check the types
+	mypy
+
+clean: ## Remove what the other targets made; data stays
+	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "Python 3.11 or newer is needed: install it, or say which with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "Python's venv is missing: on Debian, apt install python3-venv"; exit 1; }
+	@echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@touch $@
