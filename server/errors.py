@@ -1,0 +1,292 @@
+"""What a caller can be told: the class is the code, the reason and the template.
+
+    Failure                      INTERNAL
+    ├── Unauthenticated          UNAUTHENTICATED
+    ├── ActionDenied             PERMISSION_DENIED
+    ├── ConversationNotFound     NOT_FOUND
+    ├── ItemNotFound             NOT_FOUND
+    ├── FieldInvalid             INVALID_ARGUMENT
+    ├── LimitExceeded            INVALID_ARGUMENT
+    ├── PageTokenInvalid         INVALID_ARGUMENT
+    ├── FilterInvalid            INVALID_ARGUMENT
+    ├── ResponseTooLarge         RESOURCE_EXHAUSTED
+    ├── ItemExists               ALREADY_EXISTS
+    ├── RequestIdReused          FAILED_PRECONDITION
+    ├── EtagMismatch             ABORTED
+    ├── SequenceMismatch         ABORTED
+    ├── Conflict                 ABORTED
+    ├── StoreUnavailable         UNAVAILABLE
+    └── DeadlineExceeded         DEADLINE_EXCEEDED
+
+Raise one anywhere below the Failures interceptor; it is the only place that
+talks gRPC status codes. Details follow AIP-193: at most one of each kind.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2 as rpc
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+DOMAIN = "conversations.v1"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One rule that one field of the request broke."""
+
+    field: str  # path from the request, as in `items[0].item.id`
+    rule: str  # a sentence about the rule; never the value
+    reason: str = ""  # id of the rule, as in `string.max_len`
+
+
+class Failure(Exception):  # noqa: N818 - the name callers of this package know
+    """Something the caller is told about; subclasses fix the code and the reason."""
+
+    code: ClassVar[StatusCode] = StatusCode.INTERNAL
+    reason: ClassVar[str] = "INTERNAL"
+    retry_after_ms: ClassVar[int | None] = None  # RetryInfo when it helps to try again
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        """``metadata`` goes into ErrorInfo: ids and limits, never request content."""
+        super().__init__(message)
+        self.metadata = metadata
+
+    def status(self) -> Status:
+        """This failure as the caller receives it."""
+        status = Status(code=self.code.value[0], message=str(self))
+        info = rpc.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
+        retry = self._retry_info()
+        for detail in (info, *self.details(), *retry):
+            packed = Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return status
+
+    def details(self) -> Iterable[rpc.BadRequest | rpc.ResourceInfo | rpc.PreconditionFailure]:
+        """What the class adds to ErrorInfo and RetryInfo."""
+        return ()
+
+    def _retry_info(self) -> list[rpc.RetryInfo]:
+        if self.retry_after_ms is None:
+            return []
+        delay = Duration()
+        delay.FromMilliseconds(self.retry_after_ms)
+        return [rpc.RetryInfo(retry_delay=delay)]
+
+
+class Internal(Failure):
+    """Anything unexpected; ``incident`` finds the cause in the log."""
+
+    def __init__(self, incident: str) -> None:
+        super().__init__("Internal error.", incident=incident)
+
+
+class Unauthenticated(Failure):
+    """No credentials, or bad ones; which part was wrong is not said."""
+
+    code = StatusCode.UNAUTHENTICATED
+    reason = "CREDENTIALS_INVALID"
+
+
+class ActionDenied(Failure):
+    """The caller may not do this, whatever the object, or may only read it."""
+
+    code = StatusCode.PERMISSION_DENIED
+    reason = "ACTION_DENIED"
+
+    def __init__(self, resource: str, action: str) -> None:
+        super().__init__(f"The caller may not {action} this {resource}.", resource=resource, action=action)
+
+    def details(self) -> Iterable[rpc.ResourceInfo]:
+        """What kind of thing it was, but not which."""
+        return (rpc.ResourceInfo(resource_type=f"{DOMAIN}.{self.metadata['resource']}"),)
+
+
+class _NotFound(Failure):
+    """One answer for missing, deleted and not readable."""
+
+    code = StatusCode.NOT_FOUND
+    resource: ClassVar[str]
+
+    def details(self) -> Iterable[rpc.ResourceInfo]:
+        name = self.metadata.get("itemId", self.metadata["conversationId"])
+        return (rpc.ResourceInfo(resource_type=f"{DOMAIN}.{self.resource}", resource_name=name),)
+
+
+class ConversationNotFound(_NotFound):
+    """Missing, deleted or not readable."""
+
+    reason = "CONVERSATION_NOT_FOUND"
+    resource = "Conversation"
+
+    def __init__(self, conversation_id: str) -> None:
+        super().__init__(f"Conversation with id '{conversation_id}' not found.", conversationId=conversation_id)
+
+
+class ItemNotFound(_NotFound):
+    """Missing, deleted or not readable in a conversation that is."""
+
+    reason = "ITEM_NOT_FOUND"
+    resource = "Item"
+
+    def __init__(self, conversation_id: str, item_id: str) -> None:
+        super().__init__(
+            f"Item with id '{item_id}' not found in conversation.", conversationId=conversation_id, itemId=item_id
+        )
+
+
+class _BadRequest(Failure):
+    """INVALID_ARGUMENT with every violation at once."""
+
+    code = StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, message: str, violations: Iterable[Violation], **metadata: str) -> None:
+        super().__init__(message, **metadata)
+        self.violations = tuple(violations)
+
+    def details(self) -> Iterable[rpc.BadRequest]:
+        fields = [
+            rpc.BadRequest.FieldViolation(field=v.field, description=v.rule, reason=v.reason) for v in self.violations
+        ]
+        return (rpc.BadRequest(field_violations=fields),)
+
+
+class FieldInvalid(_BadRequest):
+    """The request breaks rules whatever the state."""
+
+    reason = "FIELD_INVALID"
+
+    def __init__(self, *violations: Violation) -> None:
+        message = "; ".join(f"{v.field}: {v.rule}" if v.field else v.rule for v in violations[:3])
+        more = f" (and {len(violations) - 3} more)" if len(violations) > 3 else ""
+        super().__init__(f"Invalid request: {message}{more}.", violations)
+
+
+class LimitExceeded(_BadRequest):
+    """The request and the stored state together are beyond a limit."""
+
+    reason = "LIMIT_EXCEEDED"
+
+    def __init__(self, violation: Violation, limit: int) -> None:
+        super().__init__(f"{violation.field}: {violation.rule}.", (violation,), limit=str(limit))
+
+
+class PageTokenInvalid(_BadRequest):
+    """Malformed, or made for another query or caller."""
+
+    reason = "PAGE_TOKEN_INVALID"
+
+    def __init__(self) -> None:
+        rule = "must be the next_page_token of the same query"
+        super().__init__(f"page_token: {rule}.", (Violation("page_token", rule),))
+
+
+class FilterInvalid(_BadRequest):
+    """The filter cannot be read; ``position`` counts characters from 0."""
+
+    reason = "FILTER_INVALID"
+
+    def __init__(self, rule: str, position: int) -> None:
+        super().__init__(
+            f"filter: {rule} at position {position}.", (Violation("filter", rule),), position=str(position)
+        )
+
+
+class ResponseTooLarge(Failure):
+    """The answer would not fit into one message."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "LIMIT_EXCEEDED"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The items hold more than {limit} bytes together; ask for fewer.", limit=str(limit))
+
+
+class ItemExists(Failure):
+    """An item of this id is in the conversation; nothing was written."""
+
+    code = StatusCode.ALREADY_EXISTS
+    reason = "ITEM_EXISTS"
+
+    def __init__(self, conversation_id: str, item_id: str) -> None:
+        super().__init__("Item already in conversation.", conversationId=conversation_id, itemId=item_id)
+
+    def details(self) -> Iterable[rpc.ResourceInfo]:
+        """The item that is there."""
+        return (rpc.ResourceInfo(resource_type=f"{DOMAIN}.Item", resource_name=self.metadata["itemId"]),)
+
+
+class RequestIdReused(Failure):
+    """The request id was used for another request; nothing was written."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "REQUEST_ID_REUSED"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__("request_id was used for another request.", requestId=request_id)
+
+    def details(self) -> Iterable[rpc.PreconditionFailure]:
+        """What to do instead."""
+        violation = rpc.PreconditionFailure.Violation(
+            type=self.reason, subject=self.metadata["requestId"], description="Send a new request_id."
+        )
+        return (rpc.PreconditionFailure(violations=[violation]),)
+
+
+class EtagMismatch(Failure):
+    """The conversation changed since the caller read it."""
+
+    code = StatusCode.ABORTED
+    reason = "ETAG_MISMATCH"
+    retry_after_ms = 0
+
+    def __init__(self, etag: str) -> None:
+        super().__init__("The conversation has another etag; read it again.", etag=etag)
+
+
+class SequenceMismatch(Failure):
+    """The conversation's last_sequence is not the expected one."""
+
+    code = StatusCode.ABORTED
+    reason = "SEQUENCE_MISMATCH"
+    retry_after_ms = 0
+
+    def __init__(self, last_sequence: int) -> None:
+        super().__init__("The conversation has another last_sequence; read it again.", lastSequence=str(last_sequence))
+
+
+class Conflict(Failure):
+    """Changed under the call (40001, 40P01) more often than it was tried again."""
+
+    code = StatusCode.ABORTED
+    reason = "CONFLICT"
+    retry_after_ms = 50
+
+    def __init__(self) -> None:
+        super().__init__("Too many changes at the same time; try again.")
+
+
+class StoreUnavailable(Failure):
+    """The database cannot be reached, or has no free connection."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "STORE_UNAVAILABLE"
+    retry_after_ms = 200
+
+    def __init__(self) -> None:
+        super().__init__("The store is not available; try again.")
+
+
+class DeadlineExceeded(Failure):
+    """The server's own limit on a call, or on a statement, has passed."""
+
+    code = StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+    def __init__(self) -> None:
+        super().__init__("The call took longer than the server allows.")

@@ -1,0 +1,35 @@
+"""Ids of conversations and items: ``<prefix>_`` and 48 lower-case hex digits.
+
+The layout is that of the source API: creation time in seconds, random digits
+and, for items, the last 16 digits of their conversation. Callers treat ids as
+opaque; nothing here reads one back.
+"""
+
+import os
+import time
+from collections.abc import Iterable
+from hashlib import blake2b
+
+CONVERSATION_PREFIX = "conv"
+_TAG = 16  # hex digits an item shares with its conversation
+
+
+def new_conversation_id() -> str:
+    """An id that no other conversation has; later ones sort later, by seconds."""
+    return f"{CONVERSATION_PREFIX}_{int(time.time()):08x}{os.urandom(20).hex()}"
+
+
+def conversation_id_for(tenant: str, principal: str, request_id: str) -> str:
+    """The id of the conversation that ``request_id`` creates: the same at every retry.
+
+    So a retry meets the first call in the primary key of conversations, and no
+    other key is needed that does not begin with a conversation id.
+    """
+    digest = blake2b(f"{tenant}\0{principal}\0{request_id}".encode(), digest_size=24, person=b"create-conv")
+    return f"{CONVERSATION_PREFIX}_{digest.hexdigest()}"
+
+
+def new_item_ids(prefixes: Iterable[str], conversation_id: str) -> list[str]:
+    """One new id for each prefix, tagged with the end of ``conversation_id``."""
+    stamp, tag = f"{int(time.time()):08x}", conversation_id[-_TAG:]
+    return [f"{prefix}_{stamp}{os.urandom(12).hex()}{tag}" for prefix in prefixes]

@@ -1,0 +1,1 @@
+"""Conversations and items in PostgreSQL: schema, statements, and the way to run them."""

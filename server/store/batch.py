@@ -1,0 +1,152 @@
+"""The items of one write, as parallel arrays, and the INSERT that places them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Insert,
+    LargeBinary,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from server.store.schema import Time, conversations, items
+from server.store.visibility import visible
+
+_COLUMNS = ("conversation_id", "sequence", "version", "item_id", "type", "role", "status", "create_time", "body")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An item of another conversation that is to be copied."""
+
+    conversation_id: str
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Items to append, in order; where ``references`` has one, the rest of that row is empty."""
+
+    item_ids: Sequence[str]
+    types: Sequence[str]
+    roles: Sequence[str]
+    statuses: Sequence[str]
+    bodies: Sequence[bytes]
+    references: Sequence[Reference | None]
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def refers(self) -> bool:
+        """Whether an item is a reference."""
+        return any(self.references)
+
+    @property
+    def all_ids(self) -> list[str]:
+        """The ids the items will have, those of references included."""
+        return [ref.item_id if ref else own for own, ref in zip(self.item_ids, self.references, strict=True)]
+
+    def values(self, now: datetime) -> dict[str, Any]:
+        """The parameters of `placed`."""
+        values: dict[str, Any] = {
+            "item_ids": self.item_ids,
+            "types": self.types,
+            "roles": self.roles,
+            "statuses": self.statuses,
+            "bodies": self.bodies,
+            "now": now,
+        }
+        if self.refers:
+            values["reference_conversations"] = [ref.conversation_id if ref else "" for ref in self.references]
+            values["reference_items"] = [ref.item_id if ref else "" for ref in self.references]
+        return values
+
+
+_now: ColumnElement[datetime] = bindparam("now", type_=Time)
+
+
+def _array(name: str, type_: Any = Text) -> ColumnElement[Any]:
+    return bindparam(name, type_=ARRAY(type_))
+
+
+def sent() -> CTE:
+    """The rows as they came: nothing is looked up."""
+    arrays = [_array("item_ids"), _array("types"), _array("roles"), _array("statuses"), _array("bodies", LargeBinary)]
+    rows = func.unnest(*arrays).table_valued(
+        "item_id", "type", "role", "status", "body", with_ordinality="ordinal", name="sent"
+    )
+    rows = rows.render_derived()
+    return select(*rows.c, _now.label("create_time")).cte("rows")
+
+
+def resolved() -> CTE:
+    """The rows with references looked up; ``found`` is false where one is not readable."""
+    arrays = [
+        _array("item_ids"),
+        _array("types"),
+        _array("roles"),
+        _array("statuses"),
+        _array("bodies", LargeBinary),
+        _array("reference_conversations"),
+        _array("reference_items"),
+    ]
+    columns = ("item_id", "type", "role", "status", "body", "reference_conversation", "reference_item")
+    rows = func.unnest(*arrays).table_valued(*columns, with_ordinality="ordinal", name="sent").render_derived()
+    source, home = items.alias("source"), conversations.alias("home")
+    readable = source.join(home, and_(home.c.id == source.c.conversation_id, visible(home)))
+    same = and_(
+        source.c.conversation_id == rows.c.reference_conversation,
+        source.c.item_id == rows.c.reference_item,
+        source.c.delete_time.is_(None),
+    )
+    own = rows.c.reference_item == literal_column("''")
+    copied = [
+        case((own, rows.c[name]), else_=source.c[name]).label(name)
+        for name in ("item_id", "type", "role", "status", "body")
+    ]
+    query: Select[Any] = select(
+        *copied,
+        rows.c.ordinal,
+        case((own, _now), else_=source.c.create_time).label("create_time"),
+        or_(own, source.c.item_id.is_not(None)).label("found"),
+    )
+    return query.select_from(rows.outerjoin(readable, same)).cte("rows")
+
+
+def all_found(rows: CTE) -> ColumnElement[bool]:
+    """Whether every reference among `resolved` rows was."""
+    found: ColumnElement[bool] = select(func.bool_and(rows.c.found)).scalar_subquery()
+    return found
+
+
+def placed(rows: CTE, target: CTE) -> CTE:
+    """Inserts ``rows`` behind ``target``: one row of the conversation's id, base and version."""
+    query = select(
+        target.c.id,
+        target.c.base + rows.c.ordinal,
+        target.c.version,
+        rows.c.item_id,
+        rows.c.type,
+        rows.c.role,
+        rows.c.status,
+        rows.c.create_time,
+        rows.c.body,
+    ).select_from(target.join(rows, true()))
+    statement: Insert = insert(items).from_select(_COLUMNS, query)
+    return statement.cte("placed")

@@ -1,0 +1,194 @@
+"""One way to the database: a pool, bounded waits, retries, and errors by SQLSTATE.
+
+Statements run outside of transactions, one per call, and pooled connections
+keep no session state: that is why the pool's reset query can be off, and why
+nothing here may SET, LISTEN or take a session lock.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import structlog
+
+from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
+from server.store.statement import Statement
+
+log = structlog.get_logger(__name__)
+
+MINIMUM_VERSION = 150000  # PostgreSQL 15
+_TRIES = 3  # of a statement that lost a race, or of a repeatable one that lost its connection
+_RACES = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)  # 40001, 40P01
+# What a lost, refused or restarting server looks like: class 08, 57P01-57P03,
+# 53300, and asyncpg's own view of a closed socket (traps §3.5).
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    OSError,
+)
+_SLOW = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError)  # 57014, 55P03
+
+
+class DatabaseUnfit(Exception):  # noqa: N818 - says what the database is
+    """The database answers but cannot be used; the text is for the operator."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How long to wait for what, in seconds (traps §3.3)."""
+
+    connect: float = 5.0
+    acquire: float = 1.0
+    statement: float = 5.0  # on the server; the client waits a second longer
+    lock: float = 2.0
+
+
+class Database:
+    """Runs compiled statements on a pool of connections."""
+
+    def __init__(self, pool: asyncpg.Pool, size: int, bounds: Bounds) -> None:
+        self._pool = pool
+        self._free = asyncio.Semaphore(size)
+        self._bounds = bounds
+
+    async def fetch(
+        self, statement: Statement, values: Mapping[str, Any], *, repeatable: bool = True
+    ) -> list[asyncpg.Record]:
+        """The rows of ``statement``.
+
+        Args:
+            statement: What to run, outside of any transaction.
+            values: Of all its parameters, by name; more do no harm.
+            repeatable: Whether it may run again after its connection was lost:
+                true for reads and for writes under a request id.
+
+        Raises:
+            StoreUnavailable: No connection, or none in time.
+            Conflict: Lost a race (40001, 40P01) at every try.
+            DeadlineExceeded: The statement or a lock took longer than its bound.
+            asyncpg.IntegrityConstraintViolationError: For the store to explain.
+        """
+        arguments = statement.arguments(values)
+        return await self._tried(lambda: self._run(statement.text, arguments), repeatable=repeatable)
+
+    async def fetchrow(
+        self, statement: Statement, values: Mapping[str, Any], *, repeatable: bool = True
+    ) -> asyncpg.Record | None:
+        """The first row of ``statement``, or None; as `fetch` otherwise."""
+        rows = await self.fetch(statement, values, repeatable=repeatable)
+        return rows[0] if rows else None
+
+    async def close(self) -> None:
+        """Closes the pool; calls still running get a few seconds."""
+        try:
+            await asyncio.wait_for(self._pool.close(), timeout=5)
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def _run(self, text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
+        await self._enter()
+        try:
+            async with self._pool.acquire() as connection:
+                return await connection.fetch(text, *arguments)  # type: ignore[no-any-return]
+        finally:
+            self._free.release()
+
+    async def _enter(self) -> None:
+        """Waits for a connection to be free; asyncpg's own wait is a task per call."""
+        if not self._free.locked():
+            await self._free.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._bounds.acquire):
+                await self._free.acquire()
+        except TimeoutError:
+            raise StoreUnavailable from None
+
+    async def _tried(
+        self, run: Callable[[], Awaitable[list[asyncpg.Record]]], *, repeatable: bool
+    ) -> list[asyncpg.Record]:
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return await run()
+            except _RACES as error:
+                if attempt == _TRIES:
+                    raise Conflict from error
+            except _LOST as error:
+                log.warning("database connection lost", error=type(error).__name__, attempt=attempt)
+                if attempt == _TRIES or not repeatable:
+                    raise StoreUnavailable from error
+            except _SLOW as error:
+                raise DeadlineExceeded from error
+            await asyncio.sleep(random.uniform(0.005, 0.02) * attempt)  # noqa: S311 - jitter
+        raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def connected(url: str, size: int, bounds: Bounds, *, unsafe_durability: bool) -> AsyncIterator[Database]:
+    """A database whose version and durability are right, closed at the end.
+
+    Raises:
+        DatabaseUnfit: It is too old, or would lose committed data in a crash.
+        StoreUnavailable: It cannot be reached.
+    """
+    try:
+        pool = await _pool(url, size, bounds)
+    except (*_LOST, *_SLOW) as error:
+        raise StoreUnavailable from error
+    except asyncpg.PostgresError as error:
+        raise DatabaseUnfit(f"The database refuses the connection: {error.sqlstate}.") from error
+    database = Database(pool, size, bounds)
+    try:
+        await check(pool, unsafe_durability=unsafe_durability)
+        yield database
+    finally:
+        await database.close()
+
+
+async def _pool(url: str, size: int, bounds: Bounds) -> asyncpg.Pool:
+    return await asyncpg.create_pool(
+        url,
+        min_size=1,
+        max_size=size,
+        timeout=bounds.connect,
+        command_timeout=bounds.statement + 1,
+        max_inactive_connection_lifetime=300,  # plans do not outlive a migration for long (traps §3.7)
+        reset=_keep,
+        server_settings={
+            "application_name": "conversations",
+            "jit": "off",  # no statement here runs long enough to earn its compilation
+            "statement_timeout": f"{bounds.statement:g}s",
+            "lock_timeout": f"{bounds.lock:g}s",
+            "idle_in_transaction_session_timeout": "10s",
+        },
+    )
+
+
+async def _keep(_connection: asyncpg.Connection) -> None:
+    """Replaces asyncpg's reset query, a second round trip for state nobody set."""
+
+
+async def check(pool: asyncpg.Pool, *, unsafe_durability: bool) -> None:
+    """Raises DatabaseUnfit unless the server is recent and durable enough."""
+    row = await pool.fetchrow(
+        "SELECT current_setting('server_version_num')::int AS number, current_setting('server_version') AS version,"
+        " current_setting('fsync') AS fsync, current_setting('synchronous_commit') AS commit"
+    )
+    assert row is not None
+    if row["number"] < MINIMUM_VERSION:
+        raise DatabaseUnfit(f"PostgreSQL {row['version']} is too old: 15 is the oldest that works.")
+    lax = [name for name, value in (("fsync", row["fsync"]), ("synchronous_commit", row["commit"])) if value == "off"]
+    if lax and not unsafe_durability:
+        raise DatabaseUnfit(
+            f"{' and '.join(lax)} off: a crash would lose acknowledged writes. Turn it on, or allow it with "
+            "CONVERSATIONS_UNSAFE_DURABILITY=true."
+        )

@@ -1,0 +1,49 @@
+"""Why a batch of items was not placed."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import Text, any_, bindparam, not_, select
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from server.errors import Conflict, Failure, ItemExists, ItemNotFound
+from server.policy.principal import Principal
+from server.store.batch import Batch, resolved
+from server.store.database import Database
+from server.store.schema import items
+from server.store.statement import compiled
+from server.store.visibility import values_of
+
+_rows = resolved()
+_UNRESOLVED = compiled(select(_rows.c.ordinal).where(not_(_rows.c.found)).order_by(_rows.c.ordinal))
+_TAKEN = compiled(
+    select(items.c.item_id).where(
+        items.c.conversation_id == bindparam("conversation_id", type_=Text),
+        items.c.item_id == any_(bindparam("item_ids", type_=ARRAY(Text))),
+        items.c.delete_time.is_(None),
+    )
+)
+
+
+async def explain_batch(database: Database, principal: Principal, conversation_id: str, batch: Batch | None) -> Failure:
+    """The failure to raise: the first unreadable reference, else the first id that is taken."""
+    if batch is None:
+        return Conflict()
+    if batch.refers:
+        values = {**values_of(principal), **batch.values(datetime.now(UTC))}
+        row = await database.fetchrow(_UNRESOLVED, values)
+        if row is not None:
+            reference = batch.references[row["ordinal"] - 1]
+            assert reference is not None
+            return ItemNotFound(reference.conversation_id, reference.item_id)
+    return await _taken(database, conversation_id, batch)
+
+
+async def _taken(database: Database, conversation_id: str, batch: Batch) -> Failure:
+    rows = await database.fetch(_TAKEN, {"conversation_id": conversation_id, "item_ids": batch.all_ids})
+    taken = {row["item_id"] for row in rows}
+    seen: set[str] = set()
+    for item_id in batch.all_ids:
+        if item_id in taken or item_id in seen:
+            return ItemExists(conversation_id, item_id)
+        seen.add(item_id)
+    return Conflict()  # it was taken, and is free by now: the call may be repeated

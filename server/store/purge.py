@@ -1,0 +1,67 @@
+"""Removes what deletes left behind: tombstones, their items, and old request ids.
+
+Deleting is a tombstone so that the call is short; the rows go later, in small
+steps, so that no lock is held for long and no statement meets its timeout.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import asyncpg
+
+KEEP_REQUESTS = timedelta(hours=24)
+_LOCK = 0x70757267  # "purg"
+_STEP = 5000  # rows of one statement
+_STATEMENTS = {
+    "items of deleted conversations": """
+        DELETE FROM items WHERE ctid = ANY(ARRAY(
+            SELECT items.ctid FROM items JOIN conversations ON conversations.id = items.conversation_id
+            WHERE conversations.delete_time <= now() - $1::interval LIMIT $2))""",
+    "conversations": """
+        DELETE FROM conversations WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM conversations WHERE delete_time <= now() - $1::interval LIMIT $2))""",
+    "items": """
+        DELETE FROM items WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM items WHERE delete_time <= now() - $1::interval LIMIT $2))""",
+    "requests": """
+        DELETE FROM requests WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM requests WHERE create_time <= now() - $1::interval LIMIT $2))""",
+}
+
+
+@dataclass(frozen=True)
+class Purged:
+    """How many rows went."""
+
+    conversations: int = 0
+    items: int = 0
+    requests: int = 0
+
+
+async def purge(url: str, keep: timedelta) -> Purged | None:
+    """Removes what was deleted more than ``keep`` ago; None while another process does it.
+
+    Takes a session advisory lock, so it has a connection of its own.
+    """
+    connection = await asyncpg.connect(url, timeout=5)
+    try:
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
+            return None
+        return Purged(
+            items=await _all(connection, "items of deleted conversations", keep)
+            + await _all(connection, "items", keep),
+            requests=await _all(connection, "requests", KEEP_REQUESTS),
+            conversations=await _all(connection, "conversations", keep),
+        )
+    finally:
+        await connection.close()
+
+
+async def _all(connection: asyncpg.Connection, name: str, keep: timedelta) -> int:
+    total = 0
+    while True:
+        done = await connection.execute(_STATEMENTS[name], keep, _STEP)
+        count = int(done.rsplit(" ", 1)[1])
+        total += count
+        if count < _STEP:
+            return total

@@ -1,0 +1,120 @@
+"""Request ids: a write and the reservation of its id commit together or not at all.
+
+A retry meets the reservation in the primary key of ``requests`` and is answered
+from what the first call made. The key begins with the conversation: an id is
+scoped to (tenant, principal, method, conversation).
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import blake2b
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Insert,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    bindparam,
+    insert,
+    literal_column,
+    select,
+)
+from sqlalchemy.dialects.postgresql import UUID
+
+from server.errors import RequestIdReused
+from server.store.database import Database
+from server.store.schema import requests
+from server.store.statement import compiled
+
+CONSTRAINT = "requests_pkey"
+
+
+class Method(IntEnum):
+    """The writes; the numbers are stored."""
+
+    CREATE_CONVERSATION = 1
+    UPDATE_CONVERSATION = 2
+    DELETE_CONVERSATION = 3
+    CREATE_ITEMS = 4
+    DELETE_ITEM = 5
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A request id, and what it is reserved for."""
+
+    method: Method
+    request_id: str
+    fingerprint: bytes
+
+    def values(self) -> dict[str, Any]:
+        """The parameters of `reserve` and `FIND`, without those of the conversation."""
+        return {"method": self.method, "request_id": self.request_id, "fingerprint": self.fingerprint}
+
+
+def reservation(method: Method, request: Any) -> Reservation | None:
+    """What to reserve for ``request``, a request message; None when it has no id."""
+    if not request.request_id:
+        return None
+    digest = blake2b(request.SerializeToString(deterministic=True), digest_size=16).digest()
+    return Reservation(method, request.request_id.lower(), digest)
+
+
+_NONE: ColumnElement[int] = literal_column("0", SmallInteger)
+
+
+def reserve(written: CTE, first_sequence: ColumnElement[int] = _NONE, item_count: ColumnElement[int] = _NONE) -> Insert:
+    """Reserves the id when ``written`` has a row; a taken id raises 23505 and undoes all."""
+    names = ["conversation_id", "principal", "method", "request_id", "fingerprint", "first_sequence", "item_count"]
+    return insert(requests).from_select(
+        names,
+        select(
+            bindparam("conversation_id", type_=Text),
+            bindparam("principal", type_=Text),
+            bindparam("method", type_=SmallInteger),
+            bindparam("request_id", type_=UUID(as_uuid=False)),
+            bindparam("fingerprint", type_=LargeBinary),
+            first_sequence,
+            item_count,
+        ).select_from(written),
+    )
+
+
+_FIND = compiled(
+    select(requests.c.fingerprint, requests.c.first_sequence, requests.c.item_count).where(
+        requests.c.conversation_id == bindparam("conversation_id", type_=Text),
+        requests.c.principal == bindparam("principal", type_=Text),
+        requests.c.method == bindparam("method", type_=SmallInteger),
+        requests.c.request_id == bindparam("request_id", type_=UUID(as_uuid=False)),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the first call under a request id made."""
+
+    first_sequence: int
+    item_count: int
+
+
+async def made_before(
+    database: Database, conversation_id: str, principal: str, reserved: Reservation | None
+) -> Made | None:
+    """What an earlier call made under the same id, or None.
+
+    Raises:
+        RequestIdReused: The earlier call was another request.
+    """
+    if reserved is None:
+        return None
+    key = {"conversation_id": conversation_id, "principal": principal, **reserved.values()}
+    row = await database.fetchrow(_FIND, key)
+    if row is None:
+        return None
+    if row["fingerprint"] != reserved.fingerprint:
+        raise RequestIdReused(reserved.request_id)
+    return Made(row["first_sequence"], row["item_count"])

@@ -1,0 +1,98 @@
+"""The tables, and nothing else.
+
+Text is compared byte for byte (``C`` collation). Columns that access policies
+read are NOT NULL, so that SQL and Python have the same two truth values. Every
+unique key of ``items`` and ``requests`` begins with ``conversation_id``: the
+tables can be distributed by it and each hot statement stays on one shard.
+"""
+
+from sqlalchemy import BigInteger, Column, DateTime, Index, LargeBinary, MetaData, SmallInteger, Table, Text, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+Name = Text(collation="C")
+Time = DateTime(timezone=True)
+
+metadata = MetaData()
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("tenant", Name, nullable=False),
+    Column("owner", Name, nullable=False),  # '' when unowned
+    Column("attributes", ARRAY(Name), nullable=False),  # name=value, sorted
+    Column("metadata", JSONB, nullable=False),  # string to string
+    Column("last_sequence", BigInteger, nullable=False),  # of the newest item ever
+    Column("version", BigInteger, nullable=False),  # every change, of items too
+    Column("revision", BigInteger, nullable=False),  # of metadata and attributes; the etag
+    Column("create_time", Time, nullable=False),
+    Column("update_time", Time, nullable=False),  # moves with revision
+    Column("delete_time", Time),  # a tombstone from then on
+    # An append changes no indexed column, so it is a heap-only update when the
+    # page has room: keep some.
+    postgresql_with={"fillfactor": "70"},
+)
+
+live = conversations.c.delete_time.is_(None)
+Index(
+    "conversations_by_tenant",
+    conversations.c.tenant,
+    conversations.c.create_time,
+    conversations.c.id,
+    postgresql_where=live,
+)
+Index(
+    "conversations_by_owner",
+    conversations.c.tenant,
+    conversations.c.owner,
+    conversations.c.create_time,
+    conversations.c.id,
+    postgresql_where=live,
+)
+Index("conversations_deleted", conversations.c.delete_time, postgresql_where=conversations.c.delete_time.is_not(None))
+
+items = Table(
+    "items",
+    metadata,
+    Column("conversation_id", Name, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),  # dense, from 1
+    Column("item_id", Name, nullable=False),
+    Column("version", BigInteger, nullable=False),  # of the conversation at the last change
+    Column("type", Name, nullable=False),  # the OpenAI type
+    Column("role", Name, nullable=False),  # '' when the type has none
+    Column("status", Name, nullable=False),  # '' when it has none
+    Column("create_time", Time, nullable=False),
+    Column("delete_time", Time),  # set: a tombstone with an empty body
+    Column("body", LargeBinary, nullable=False),  # conversations.v1.Item without sequence
+)
+# One living item of an id, and any number of tombstones.
+Index(
+    "items_by_id",
+    items.c.conversation_id,
+    items.c.item_id,
+    items.c.delete_time,
+    unique=True,
+    postgresql_nulls_not_distinct=True,
+)
+Index("items_deleted", items.c.delete_time, postgresql_where=items.c.delete_time.is_not(None))
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("conversation_id", Name, primary_key=True),
+    Column("principal", Name, primary_key=True),
+    Column("method", SmallInteger, primary_key=True),  # store.requests.Method
+    Column("request_id", UUID(as_uuid=False), primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),  # of the whole request
+    Column("first_sequence", BigInteger, nullable=False),  # of the items it made, 0 when none
+    Column("item_count", SmallInteger, nullable=False),
+    Column("create_time", Time, nullable=False, server_default=text("now()")),
+)
+Index("requests_by_time", requests.c.create_time, postgresql_using="brin")
+
+page_token_keys = Table(
+    "page_token_keys",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),  # the highest signs, all verify
+    Column("secret", LargeBinary, nullable=False),  # 32 random bytes
+)
