@@ -1,0 +1,205 @@
+"""The command line: serve, migrate, purge, items as OpenAI JSON, healthcheck."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+
+from server.errors import Failure
+from server.settings import Settings, SettingsInvalid, load
+
+app = typer.Typer(
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The Conversation Service: OpenAI conversations over gRPC, stored in PostgreSQL.\n\n"
+    "Without a command it serves. Every setting is also an environment variable, CONVERSATIONS_<NAME>; "
+    "without CONVERSATIONS_DATABASE_URL it starts a private PostgreSQL of its own.",
+)
+item_app = typer.Typer(no_args_is_help=True, help="Look at stored items.")
+app.add_typer(item_app, name="item")
+
+Listen = Annotated[str | None, typer.Option(help="Address to serve, host:port or unix:/path. [127.0.0.1:50051]")]
+DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://… of PostgreSQL 15 or newer.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the private PostgreSQL.")]
+Target = Annotated[str, typer.Option(help="Address of a running service.")]
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+def main() -> None:
+    """Runs the command; what an operator can mend is one line on standard error and exit code 1."""
+    from asyncpg import PostgresError
+
+    from server.app import StartFailed
+    from server.items import ItemJsonError
+    from server.store.database import DatabaseUnfit
+    from server.store.embedded import EmbeddedError
+    from server.store.migrate import MigrationFailed
+    from server.versions import VersionUnfit
+
+    known = (StartFailed, DatabaseUnfit, EmbeddedError, MigrationFailed, VersionUnfit, Failure, ItemJsonError)
+    try:
+        app()
+    except SettingsInvalid as error:
+        sys.exit(f"Wrong settings:\n{error}")
+    except known as error:
+        sys.exit(f"Error: {error}")
+    except PostgresError as error:
+        sys.exit(f"Error: the database refused ({error.sqlstate}).")
+    except grpc.RpcError as error:
+        sys.exit(f"Error: {error.code().name}: {error.details()}")
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Runs ``work`` on uvloop."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+@app.callback(invoke_without_command=True)
+def _default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        serve()
+
+
+@app.command()
+def serve(listen: Listen = None, database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    from server import logs
+
+    settings = load(listen=listen, database_url=database_url, data_dir=data_dir)
+    logs.configure(settings.log_level, settings.log_format)
+    _run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    from server.app import serving
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with serving(settings) as running:
+        print(f"Conversation Service on {running.address}, {running.store.name}", flush=True)
+        await stop.wait()
+        print("Stopping …", flush=True)
+
+
+@app.command()
+def migrate(
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if there is something to do.")] = False,
+) -> None:
+    """Bring the database schema up to date."""
+    _run(_migrate(load(database_url=database_url, data_dir=data_dir), check=check))
+
+
+async def _migrate(settings: Settings, *, check: bool) -> None:
+    from server.app import database_url
+    from server.store.migrate import HEAD, revision
+    from server.store.migrate import migrate as bring_up_to_date
+
+    async with database_url(settings) as (url, name):
+        if check:
+            found = await revision(url)
+            print(f"{name}: schema at {found or 'nothing'}, newest {HEAD}")
+            if found != HEAD:
+                raise typer.Exit(1)
+        else:
+            done = await bring_up_to_date(url)
+            print(f"{name}: schema {'brought to' if done else 'was at'} {HEAD}")
+
+
+@app.command()
+def purge(
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    after_hours: Annotated[float | None, typer.Option(help="Remove what was deleted longer ago. [720]")] = None,
+) -> None:
+    """Remove deleted conversations and items, and request ids older than a day."""
+    _run(_purge(load(database_url=database_url, data_dir=data_dir, purge_after_hours=after_hours)))
+
+
+async def _purge(settings: Settings) -> None:
+    from server.app import database_url
+    from server.store.purge import purge as remove
+
+    async with database_url(settings) as (url, name):
+        purged = await remove(url, settings.purge_after)
+        if purged is None:
+            print(f"{name}: another process is purging")
+        else:
+            print(f"{name}: {purged.conversations} conversations, {purged.items} items, {purged.requests} request ids")
+
+
+@item_app.command("show")
+def item_show(
+    conversation_id: str,
+    item_id: str,
+    target: Target = DEFAULT_TARGET,
+) -> None:
+    """Print one item as OpenAI JSON."""
+    from conversations.v1 import conversations_service_pb2 as pb
+    from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+
+    from server.items import to_json
+
+    with _channel(target) as channel:
+        item = ConversationsServiceStub(channel).GetItem(
+            pb.GetItemRequest(conversation_id=conversation_id, item_id=item_id), timeout=30
+        )
+    print(json.dumps(to_json(item), ensure_ascii=False, indent=2))
+
+
+@app.command("export-jsonl")
+def export_jsonl(conversation_id: str, target: Target = DEFAULT_TARGET) -> None:
+    """Print a conversation's items as OpenAI JSON, oldest first, one a line."""
+    from server.transfer import exported
+
+    with _channel(target) as channel:
+        for line in exported(channel, conversation_id):
+            print(line)
+
+
+@app.command("import-jsonl")
+def import_jsonl(
+    file: Annotated[Path, typer.Argument(help="OpenAI items, one JSON object a line; - for standard input.")],
+    conversation: Annotated[str | None, typer.Option(help="Append to this one instead of a new one.")] = None,
+    target: Target = DEFAULT_TARGET,
+) -> None:
+    """Append the items of a file to a conversation and print the conversation's id."""
+    from server.transfer import imported
+
+    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    with _channel(target) as channel:
+        print(imported(channel, text.splitlines(), conversation))
+
+
+@app.command()
+def healthcheck(target: Target = DEFAULT_TARGET) -> None:
+    """Exit 0 if the service is ready to serve, else 1."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with _channel(target) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=3)
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    print(status)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise typer.Exit(1)
+
+
+def _channel(target: str) -> grpc.Channel:
+    size = 64 * 1024 * 1024
+    options = [("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size)]
+    if target.startswith("unix:"):
+        options.append(("grpc.default_authority", "localhost"))  # type: ignore[arg-type] # traps §2.21
+    return grpc.insecure_channel(target, options=options)

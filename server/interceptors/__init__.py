@@ -1,0 +1,24 @@
+"""What happens to every call before its method runs, in order."""
+
+from collections.abc import Mapping
+
+from server.interceptors.access import Access, Need
+from server.interceptors.around import Interceptor
+from server.interceptors.deadline import Deadline
+from server.interceptors.decode import Decode
+from server.interceptors.failures import Failures
+from server.interceptors.identity import Identify
+from server.interceptors.running import Running
+from server.settings import Settings
+
+
+def interceptors(settings: Settings, needs: Mapping[str, Need], running: Running) -> list[Interceptor]:
+    """The chain, outermost first."""
+    return [
+        running,  # outermost: a drain waits for all that follows, refusals too
+        Failures(),  # everything below leaves as a google.rpc.Status
+        Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds all that waits
+        Identify(),  # who is asking
+        Access(needs),  # needs the principal; refuses before the body is decoded
+        Decode(),  # innermost: the method gets a request that keeps the contract's rules
+    ]

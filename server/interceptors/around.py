@@ -1,0 +1,78 @@
+"""How every interceptor here wraps a call: one guard around all four kinds.
+
+grpc.aio asks interceptors for a handler at every call. Ours depend on the
+method only, so each wrapped handler is made once and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Guard: TypeAlias = Callable[[Context], AbstractAsyncContextManager[None]]
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Does something before, after or instead of the call it guards."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The method's handler inside `guard`; None for an unknown method, which becomes UNIMPLEMENTED."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        wrapped = self._wrapped.get(details.method)
+        if wrapped is None:
+            wrapped = self._wrapped[details.method] = self.wrap(details.method, handler)
+        return wrapped
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """``handler`` inside the guard of ``method``; the handler itself when there is none."""
+        guard = self.guard(method)
+        return around(handler, guard) if guard else handler
+
+    def guard(self, method: str) -> Guard | None:
+        """What to put around the calls of ``method``, as ``/package.Service/Method``; by default nothing."""
+        return None
+
+
+def around(handler: Handler, guard: Guard) -> Handler:
+    """``handler`` with each call inside ``guard``.
+
+    The wrappers are real async functions: grpc.aio takes partials and callable
+    objects for synchronous code and runs them in a thread.
+    """
+    if handler.response_streaming:
+        return _around_stream(handler, guard)
+    method: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+    async def call(request: Any, context: Context) -> Any:
+        async with guard(context):
+            return await method(request, context)
+
+    make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+    return make(call, handler.request_deserializer, handler.response_serializer)
+
+
+def _around_stream(handler: Handler, guard: Guard) -> Handler:
+    method: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with guard(context):
+            async for response in method(request, context):
+                yield response
+
+    make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+    return make(stream, handler.request_deserializer, handler.response_serializer)

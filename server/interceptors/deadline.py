@@ -1,0 +1,56 @@
+"""Deadline: no call runs for ever.
+
+Inside Failures, which tells of it. A call without a deadline gets the default,
+one with a longer deadline the ceiling; what is left when it passes is cancelled,
+its query with it.
+"""
+
+import asyncio
+from types import TracebackType
+
+from server.errors import DeadlineExceeded
+from server.interceptors.around import Context, Guard, Interceptor
+
+
+class Deadline(Interceptor):
+    """Limits how long a call runs.
+
+    Args:
+        default: Seconds for a call that has no deadline of its own.
+        ceiling: Seconds for any call.
+    """
+
+    def __init__(self, default: float, ceiling: float) -> None:
+        super().__init__()
+        self._default = default
+        self._ceiling = ceiling
+
+    def guard(self, method: str) -> Guard | None:
+        """A guard for unary methods; health and reflection streams last."""
+        if not method.startswith("/conversations."):
+            return None
+        return lambda context: _Limited(self._seconds(context))
+
+    def _seconds(self, context: Context) -> float:
+        remaining: float | None = context.time_remaining()
+        return min(self._default if remaining is None else remaining, self._ceiling)
+
+
+class _Limited:
+    __slots__ = ("_timeout",)
+
+    def __init__(self, seconds: float) -> None:
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            if self._timeout.expired():
+                raise DeadlineExceeded from None
+            raise

@@ -1,0 +1,1 @@
+"""The gRPC services: each method decodes, makes one store call and encodes."""

@@ -1,0 +1,163 @@
+"""ConversationsService: the contract's ten methods over the store."""
+
+from datetime import UTC, datetime
+
+from conversations.v1 import conversation_pb2, item_pb2
+from conversations.v1 import conversations_service_pb2 as pb
+from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceServicer
+from google.protobuf.empty_pb2 import Empty
+
+from server import filters, paging
+from server.interceptors.around import Context
+from server.masks import attribute_pairs, change_of
+from server.paging import PageTokens
+from server.policy.principal import Principal, current_principal
+from server.services.admission import Admission
+from server.services.wire import conversation_of, item_of, items_of
+from server.store.conversations import ConversationStore, etag_of, new_id
+from server.store.items import ItemStore
+from server.store.requests import Method, reservation
+
+_DESCENDING = ("", "create_time desc")  # order_by, and the default
+_CONVERSATIONS, _ITEMS = "ListConversations", "ListItems"  # what a page token is bound to
+
+
+class Conversations(ConversationsServiceServicer):
+    """Requests reach it decoded and valid; what is raised becomes the call's status."""
+
+    def __init__(
+        self, conversations: ConversationStore, items: ItemStore, tokens: PageTokens, admission: Admission
+    ) -> None:
+        self._conversations = conversations
+        self._items = items
+        self._tokens = tokens
+        self._admission = admission
+
+    async def CreateConversation(
+        self, request: pb.CreateConversationRequest, context: Context
+    ) -> conversation_pb2.Conversation:
+        """Creates a conversation, with its first items in the same statement."""
+        principal, now = current_principal.get(), datetime.now(UTC)
+        reserved = reservation(Method.CREATE_CONVERSATION, request)
+        conversation_id = new_id(principal, reserved)
+        batch = None
+        if request.items:
+            batch, _ = self._admission.batch(request.items, conversation_id, principal.id, now)
+        metadata, attributes = dict(request.conversation.metadata), _attributes(request.conversation, principal)
+        row = await self._conversations.create(principal, metadata, attributes, batch, reserved, conversation_id, now)
+        return conversation_of(row)
+
+    async def GetConversation(
+        self, request: pb.GetConversationRequest, context: Context
+    ) -> conversation_pb2.Conversation:
+        """Gets one conversation."""
+        return conversation_of(await self._conversations.get(current_principal.get(), request.conversation_id))
+
+    async def UpdateConversation(
+        self, request: pb.UpdateConversationRequest, context: Context
+    ) -> conversation_pb2.Conversation:
+        """Changes what the mask names."""
+        sent = request.conversation
+        row = await self._conversations.update(
+            current_principal.get(),
+            sent.id,
+            change_of(sent, request.update_mask),
+            _revision(sent.etag),
+            reservation(Method.UPDATE_CONVERSATION, request),
+        )
+        return conversation_of(row)
+
+    async def DeleteConversation(self, request: pb.DeleteConversationRequest, context: Context) -> Empty:
+        """Makes a conversation a tombstone."""
+        await self._conversations.delete(
+            current_principal.get(),
+            request.conversation_id,
+            _revision(request.etag),
+            reservation(Method.DELETE_CONVERSATION, request),
+        )
+        return Empty()
+
+    async def ListConversations(
+        self, request: pb.ListConversationsRequest, context: Context
+    ) -> pb.ListConversationsResponse:
+        """Lists what the caller may read, a page at a time."""
+        principal, size = current_principal.get(), paging.page_size(request.page_size)
+        descending = request.order_by in _DESCENDING
+        query = (_CONVERSATIONS, principal.tenant, principal.id, request.filter, str(descending))
+        position = None
+        if request.page_token:
+            position = paging.unpack_time(self._tokens.read(request.page_token, *query))
+        comparisons = filters.parse(request.filter, filters.CONVERSATION_FIELDS)
+        rows = await self._conversations.page(principal, comparisons, position, size + 1, descending=descending)
+        response = pb.ListConversationsResponse(conversations=map(conversation_of, rows[:size]))
+        if len(rows) > size:
+            last = rows[size - 1]
+            response.next_page_token = self._tokens.sign(paging.pack_time(last["create_time"], last["id"]), *query)
+        return response
+
+    async def CreateItems(self, request: pb.CreateItemsRequest, context: Context) -> pb.CreateItemsResponse:
+        """Appends items, all or none."""
+        principal, now = current_principal.get(), datetime.now(UTC)
+        reserved = reservation(Method.CREATE_ITEMS, request)
+        batch, items = self._admission.batch(request.items, request.conversation_id, principal.id, now)
+        expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
+        done = await self._items.append(principal, request.conversation_id, batch, expected, reserved, now)
+        if done.stored is not None:
+            return pb.CreateItemsResponse(items=items_of(done.stored))
+        for sequence, item in enumerate(items, done.first_sequence):
+            item.sequence = sequence
+        return pb.CreateItemsResponse(items=items)
+
+    async def GetItem(self, request: pb.GetItemRequest, context: Context) -> item_pb2.Item:
+        """Gets one item."""
+        return item_of(await self._items.get(current_principal.get(), request.conversation_id, request.item_id))
+
+    async def BatchGetItems(self, request: pb.BatchGetItemsRequest, context: Context) -> pb.BatchGetItemsResponse:
+        """Gets items by id, in request order."""
+        stored = await self._items.get_batch(current_principal.get(), request.conversation_id, list(request.item_ids))
+        return pb.BatchGetItemsResponse(items=items_of(stored))
+
+    async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
+        """Lists items by sequence, a page at a time."""
+        principal, size = current_principal.get(), paging.page_size(request.page_size)
+        descending = request.order != pb.ORDER_ASCENDING
+        query = (_ITEMS, principal.tenant, principal.id, request.conversation_id, request.filter, str(descending))
+        cursor: int | str | None = request.after or None
+        if request.page_token:
+            cursor = paging.unpack_sequence(self._tokens.read(request.page_token, *query))
+        comparisons = filters.parse(request.filter, filters.ITEM_FIELDS)
+        stored, more = await self._items.page(
+            principal, request.conversation_id, comparisons, cursor, size, descending=descending
+        )
+        response = pb.ListItemsResponse(items=items_of(stored), has_more=more)
+        if stored:
+            response.first_id, response.last_id = response.items[0].id, response.items[-1].id
+        if more:
+            response.next_page_token = self._tokens.sign(paging.pack_sequence(stored[-1].sequence), *query)
+        return response
+
+    async def DeleteItem(self, request: pb.DeleteItemRequest, context: Context) -> conversation_pb2.Conversation:
+        """Empties one item and returns its conversation."""
+        row = await self._items.delete(
+            current_principal.get(),
+            request.conversation_id,
+            request.item_id,
+            reservation(Method.DELETE_ITEM, request),
+        )
+        return conversation_of(row)
+
+
+def _attributes(conversation: conversation_pb2.Conversation, principal: Principal) -> list[str]:
+    """The attributes of a new conversation: the caller's, but for the names that were sent."""
+    own = {name: sorted(values) for name, values in principal.attributes.items()}
+    sent = {name: list(values.values) for name, values in conversation.attributes.items()}
+    return attribute_pairs(own | sent)
+
+
+def _revision(etag: str) -> int | None:
+    """The revision an etag names: None when none was sent, 0, which none has, when it is not one of ours."""
+    if not etag:
+        return None
+    digits = etag.strip('"')
+    known = digits.isascii() and digits.isdigit() and len(digits) < 19 and etag == etag_of(int(digits))
+    return int(digits) if known else 0

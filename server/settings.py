@@ -1,0 +1,120 @@
+"""Everything the process can be told, read once from ``CONVERSATIONS_*`` and flags."""
+
+import ipaddress
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "CONVERSATIONS_"
+_SCHEMES = ("postgresql://", "postgres://")
+
+
+class SettingsInvalid(Exception):  # noqa: N818 - says what is wrong
+    """Every wrong setting, one a line, without the values."""
+
+
+class Settings(BaseSettings):
+    """The service's settings; the description of each is its line in the README."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    listen: str = Field("127.0.0.1:50051", description="Address to serve: `host:port` or `unix:/path`.")
+    database_url: SecretStr | None = Field(
+        None, description="`postgresql://…` of PostgreSQL 15 or newer; unset: a private one is started."
+    )
+    data_dir: Path | None = Field(None, description="Folder of the private PostgreSQL; unset: the platform's.")
+    migrate: bool = Field(True, description="Bring the schema up to date at start.")
+    pool_size: Annotated[int, Field(ge=1, le=500)] = Field(10, description="Database connections.")
+    max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = Field(
+        32 * 1024 * 1024, description="Largest request and response."
+    )
+    max_item_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(
+        16 * 1024 * 1024, description="Largest item, serialized."
+    )
+    default_deadline_seconds: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="Limit on a call without a deadline."
+    )
+    max_deadline_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="Limit on any call's deadline.")
+    statement_timeout_seconds: Annotated[float, Field(gt=0)] = Field(5.0, description="Limit on one SQL statement.")
+    grace_seconds: Annotated[float, Field(ge=0)] = Field(10.0, description="From SIGTERM to the end of running calls.")
+    purge_after_hours: Annotated[float, Field(ge=0)] = Field(
+        24.0 * 30, description="How long deleted rows are kept; 0 removes them at the next purge."
+    )
+    purge_every_minutes: Annotated[float, Field(ge=0)] = Field(
+        60.0, description="How often to purge; 0 leaves it to `purge`."
+    )
+    unsafe_durability: bool = Field(
+        default=False, description="Accept a database with fsync or synchronous_commit off."
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="Serve another address than loopback or a Unix socket without identity."
+    )
+    reflection: bool = Field(default=True, description="Serve gRPC reflection.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
+    log_format: Literal["console", "json"] = Field("console", description="`console` for people, `json` for machines.")
+
+    @field_validator("listen")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        if value.startswith("unix:") and len(value) > len("unix:"):
+            return value
+        host, colon, port = value.rpartition(":")
+        if not (host and colon and port.isdigit() and int(port) < 2**16):
+            raise ValueError("must be host:port or unix:/path")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _a_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(_SCHEMES):
+            raise ValueError("must begin with postgresql://")
+        return value
+
+    @model_validator(mode="after")
+    def _anonymous_stays_at_home(self) -> "Settings":
+        if not (self.allow_anonymous or _is_local(self.listen)):
+            raise ValueError(
+                "listen: without an identity source only loopback and Unix sockets are served; "
+                "set allow_anonymous to serve anyone who can connect"
+            )
+        return self
+
+    @property
+    def purge_after(self) -> timedelta:
+        """How long deleted rows are kept."""
+        return timedelta(hours=self.purge_after_hours)
+
+
+def load(**flags: Any) -> Settings:
+    """The settings: a flag that is not None, else the environment, else the default.
+
+    Raises:
+        SettingsInvalid: Names every wrong setting and its rule.
+    """
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        lines = [_line(item["loc"], item["msg"]) for item in error.errors(include_input=False, include_context=False)]
+        raise SettingsInvalid("\n".join(lines)) from None
+
+
+def _line(location: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    if not location:
+        return message
+    name = str(location[0])
+    return f"{name} ({PREFIX}{name.upper()}): {message}"
+
+
+def _is_local(listen: str) -> bool:
+    """Whether only this machine can reach the address."""
+    host = listen.rpartition(":")[0].strip("[]")
+    if listen.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

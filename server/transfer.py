@@ -1,0 +1,57 @@
+"""Conversations in and out of files: OpenAI items, one JSON object a line."""
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator
+
+import grpc
+from conversations.v1 import conversations_service_pb2 as pb
+from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+
+from server.items import ItemJsonError, new_item_from_json, to_json
+
+_PAGE, _BATCH = 100, 20  # the contract's maxima
+_SECONDS = 30
+
+
+def exported(channel: grpc.Channel, conversation_id: str) -> Iterator[str]:
+    """Each item as a line of JSON, oldest first."""
+    stub, token = ConversationsServiceStub(channel), ""
+    while True:
+        request = pb.ListItemsRequest(
+            conversation_id=conversation_id, page_size=_PAGE, order=pb.ORDER_ASCENDING, page_token=token
+        )
+        page = stub.ListItems(request, timeout=_SECONDS)
+        for item in page.items:
+            yield json.dumps(to_json(item), ensure_ascii=False)
+        token = page.next_page_token
+        if not token:
+            return
+
+
+def imported(channel: grpc.Channel, lines: Iterable[str], conversation_id: str | None) -> str:
+    """Appends every line's item and gives the conversation's id; nothing is sent while a line is wrong.
+
+    Raises:
+        ItemJsonError: A line is not an item; its text names the line.
+    """
+    items = [_item(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    stub = ConversationsServiceStub(channel)
+    if conversation_id is None:
+        request = pb.CreateConversationRequest(request_id=str(uuid.uuid4()))
+        conversation_id = stub.CreateConversation(request, timeout=_SECONDS).id
+    for start in range(0, len(items), _BATCH):
+        stub.CreateItems(
+            pb.CreateItemsRequest(
+                conversation_id=conversation_id, items=items[start : start + _BATCH], request_id=str(uuid.uuid4())
+            ),
+            timeout=_SECONDS,
+        )
+    return conversation_id
+
+
+def _item(number: int, line: str) -> pb.item__pb2.NewItem:  # type: ignore[name-defined]
+    try:
+        return new_item_from_json(line)
+    except ItemJsonError as error:
+        raise ItemJsonError(f"line {number}: {error}") from None
