@@ -294,7 +294,10 @@ def _update(*, reserves: bool) -> Statement:
     replace_metadata: ColumnElement[bool] = bindparam("replace_metadata", type_=Boolean)
     replace_attributes: ColumnElement[bool] = bindparam("replace_attributes", type_=Boolean)
     empty = literal_column("'{}'", JSONB)
-    kept = case((replace_metadata, empty), else_=_c.metadata - bindparam("drop_metadata", type_=ARRAY(Text)))
+    kept = case(
+        (replace_metadata, empty),
+        else_=_c.metadata.op("-", return_type=JSONB())(bindparam("drop_metadata", type_=ARRAY(Text))),
+    )
     merged = kept.op("||", return_type=JSONB())(func.cast(bindparam("new_metadata", type_=Text), JSONB))
     pairs = select(func.count()).select_from(func.jsonb_object_keys(merged).alias("key")).scalar_subquery()
     held = func.unnest(_c.attributes).column_valued("held")
