@@ -1,6 +1,7 @@
 """What the README prints works when pasted."""
 
 import asyncio
+import os
 import re
 import shutil
 import sys
@@ -10,7 +11,8 @@ import pytest
 
 from tests.conftest import Service
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PRINTED_ADDRESS = "127.0.0.1:50051"
 
 
@@ -23,7 +25,8 @@ def blocks(heading: str, language: str) -> list[str]:
 async def run(*command: str) -> tuple[int, str, str]:
     """Exit code, output and errors of a program."""
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "generated"), "GRPC_VERBOSITY": "ERROR"}
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe, env=environment)
     output, errors = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()

@@ -1,64 +1,27 @@
-"""Conversations: their statements, and what a write that changed no row means."""
+"""Conversations: what is asked of them, and what a write that changed no row means."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import asyncpg
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    ColumnElement,
-    Executable,
-    Integer,
-    Select,
-    Text,
-    any_,
-    bindparam,
-    case,
-    func,
-    insert,
-    literal_column,
-    not_,
-    or_,
-    select,
-    tuple_,
-    update,
-)
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, array
 
-from server.errors import ConversationNotFound, EtagMismatch, LimitExceeded, Violation
+from server.errors import Conflict, ConversationNotFound, EtagMismatch, LimitExceeded, Violation
 from server.filters import Comparison
 from server.ids import conversation_id_for, new_conversation_id
 from server.policy.principal import Principal
-from server.store.batch import Batch, all_found, placed, resolved, sent
+from server.store import conversation_sql as sql
+from server.store.batch import Batch
+from server.store.conversation_sql import MAX_METADATA
 from server.store.database import Database
 from server.store.item_failures import explain_batch
-from server.store.requests import CONSTRAINT, Reservation, made_before, reserve
-from server.store.schema import Time, conversations
-from server.store.statement import Statement, compiled
-from server.store.visibility import values_of, visible
+from server.store.requests import CONSTRAINT, Reservation, made_before
+from server.store.statement import Statement
+from server.store.visibility import values_of
 
-MAX_METADATA = 16  # pairs
 LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
-
-_c = conversations.c
-_id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
-_now: ColumnElement[datetime] = bindparam("now", type_=Time)
-_one: ColumnElement[int] = literal_column("1", BigInteger)
-COLUMNS = (
-    _c.id,
-    _c.owner,
-    _c.attributes,
-    _c.metadata,
-    _c.last_sequence,
-    _c.revision,
-    _c.create_time,
-    _c.update_time,
-)
 
 
 @dataclass(frozen=True)
@@ -105,7 +68,9 @@ class ConversationStore:
             **_batch_values(batch, now),
             **_reserved_values(principal, reserved),
         }
-        statement = _create(items=batch is not None, refers=bool(batch and batch.refers), reserves=reserved is not None)
+        statement = sql.create(
+            items=batch is not None, refers=bool(batch and batch.refers), reserves=reserved is not None
+        )
         try:
             row = await self._database.fetchrow(statement, values, repeatable=reserved is not None)
         except asyncpg.UniqueViolationError as error:
@@ -132,7 +97,7 @@ class ConversationStore:
             ConversationNotFound: Missing, deleted or not readable.
         """
         values = {**values_of(principal), "conversation_id": conversation_id}
-        row = await self._database.fetchrow(_GET, values)
+        row = await self._database.fetchrow(sql.GET, values)
         if row is None:
             raise ConversationNotFound(conversation_id)
         return row
@@ -163,7 +128,7 @@ class ConversationStore:
             "drop_attributes": change.drop_attributes,
             "replace_attributes": change.replace_attributes,
         }
-        row = await self._write(_update(reserves=reserved is not None), values, reserved)
+        row = await self._write(sql.change(reserves=reserved is not None), values, reserved)
         if row is not None:
             return row
         if await made_before(self._database, conversation_id, principal.id, reserved):
@@ -189,9 +154,10 @@ class ConversationStore:
             "revision": revision,
             "now": datetime.now(UTC),
         }
-        row = await self._write(_delete(reserves=reserved is not None), values, reserved)
+        row = await self._write(sql.delete(reserves=reserved is not None), values, reserved)
         if row is None and not await made_before(self._database, conversation_id, principal.id, reserved):
             await self.require(principal, conversation_id, revision)
+            raise Conflict
 
     async def page(
         self,
@@ -213,7 +179,7 @@ class ConversationStore:
             **_filter_values(comparisons),
         }
         shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
-        return await self._database.fetch(_list(shape, descending=descending), values)
+        return await self._database.fetch(sql.page(shape, descending=descending), values)
 
     async def require(self, principal: Principal, conversation_id: str, revision: int | None = None) -> asyncpg.Record:
         """The row, when nothing of it explains why a write was refused.
@@ -256,125 +222,6 @@ def _batch_values(batch: Batch | None, now: datetime) -> dict[str, Any]:
 
 def _reserved_values(principal: Principal, reserved: Reservation | None) -> dict[str, Any]:
     return {"principal": principal.id, **reserved.values()} if reserved else {}
-
-
-_GET = compiled(select(*COLUMNS).where(_c.id == _id, visible()))
-
-
-@lru_cache
-def _create(*, items: bool, refers: bool, reserves: bool) -> Statement:
-    rows = resolved() if refers else sent() if items else None
-    given: dict[str, ColumnElement[Any]] = {
-        "id": _id,
-        "tenant": bindparam("tenant", type_=Text),
-        "owner": bindparam("owner", type_=Text),
-        "attributes": bindparam("attributes", type_=ARRAY(Text)),
-        "metadata": func.cast(bindparam("metadata", type_=Text), JSONB),
-        "last_sequence": bindparam("last_sequence", type_=BigInteger),
-        "version": _one,
-        "revision": _one,
-        "create_time": _now,
-        "update_time": _now,
-    }
-    source: Select[Any] = select(*list(given.values()))
-    if refers and rows is not None:
-        source = source.where(all_found(rows))
-    base = literal_column("0", BigInteger).label("base")
-    created = insert(conversations).from_select(list(given), source).returning(_c.id, _c.version, base).cte("created")
-    statement: Select[Any] = select(created.c.id)
-    if rows is not None:
-        statement = statement.add_cte(placed(rows, created))
-    if reserves:
-        statement = statement.add_cte(reserve(created).cte("reserved"))
-    return compiled(statement)
-
-
-@lru_cache
-def _update(*, reserves: bool) -> Statement:
-    replace_metadata: ColumnElement[bool] = bindparam("replace_metadata", type_=Boolean)
-    replace_attributes: ColumnElement[bool] = bindparam("replace_attributes", type_=Boolean)
-    empty = literal_column("'{}'", JSONB)
-    kept = case(
-        (replace_metadata, empty),
-        else_=_c.metadata.op("-", return_type=JSONB())(bindparam("drop_metadata", type_=ARRAY(Text))),
-    )
-    merged = kept.op("||", return_type=JSONB())(func.cast(bindparam("new_metadata", type_=Text), JSONB))
-    pairs = select(func.count()).select_from(func.jsonb_object_keys(merged).alias("key")).scalar_subquery()
-    held = func.unnest(_c.attributes).column_valued("held")
-    name = func.split_part(held, literal_column("'='"), literal_column("1"))
-    dropped = name == any_(bindparam("drop_attributes", type_=ARRAY(Text)))
-    stays = select(held).where(not_(replace_attributes), not_(dropped))
-    gets = select(func.unnest(bindparam("new_attributes", type_=ARRAY(Text))))
-    both = stays.union(gets).subquery("both")
-    attributes = func.array(select(both.c[0]).order_by(both.c[0]).scalar_subquery())
-    changed = (
-        update(conversations)
-        .where(_c.id == _id, visible(), _revision_is(), pairs <= literal_column(str(MAX_METADATA), Integer))
-        .values(
-            metadata=merged,
-            attributes=attributes,
-            revision=_c.revision + _one,
-            version=_c.version + _one,
-            update_time=_now,
-        )
-        .returning(*COLUMNS)
-        .cte("changed")
-    )
-    statement: Select[Any] = select(*changed.c)
-    return compiled(statement.add_cte(reserve(changed).cte("reserved")) if reserves else statement)
-
-
-@lru_cache
-def _delete(*, reserves: bool) -> Statement:
-    deleted = (
-        update(conversations)
-        .where(_c.id == _id, visible(), _revision_is())
-        .values(delete_time=_now, version=_c.version + _one)
-        .returning(_c.id)
-        .cte("deleted")
-    )
-    statement: Select[Any] = select(deleted.c.id)
-    return compiled(statement.add_cte(reserve(deleted).cte("reserved")) if reserves else statement)
-
-
-def _revision_is() -> ColumnElement[bool]:
-    expected: ColumnElement[int] = bindparam("revision", type_=BigInteger)
-    return or_(expected.is_(None), _c.revision == expected)
-
-
-@lru_cache(maxsize=512)
-def _list(shape: tuple[tuple[str, str], ...], *, descending: bool) -> Statement:
-    keys = tuple_(_c.create_time, _c.id)
-    after = tuple_(bindparam("after_time", type_=Time), bindparam("after_id", type_=Text))
-    order = (_c.create_time.desc(), _c.id.desc()) if descending else (_c.create_time, _c.id)
-    statement: Executable = (
-        select(*COLUMNS)
-        .where(visible(), keys < after if descending else keys > after, *_conditions(shape))
-        .order_by(*order)
-        .limit(bindparam("count", type_=Integer))
-    )
-    return compiled(statement)
-
-
-def _conditions(shape: Iterable[tuple[str, str]]) -> Iterable[ColumnElement[bool]]:
-    for number, (name, operator) in enumerate(shape):
-        yield _condition(name, operator, f"value_{number}")
-
-
-def _condition(name: str, operator: str, parameter: str) -> ColumnElement[bool]:
-    """One comparison of a filter as SQL."""
-    match name:
-        case "create_time":
-            return _c.create_time.op(operator, is_comparison=True)(bindparam(parameter, type_=Time))
-        case "owner":
-            holds = _c.owner == bindparam(parameter, type_=Text)
-        case "metadata":
-            holds = _c.metadata.contains(func.cast(bindparam(parameter, type_=Text), JSONB))
-        case "attributes":
-            holds = _c.attributes.contains(func.cast(array([bindparam(parameter, type_=Text)]), ARRAY(Text)))
-        case _:
-            raise AssertionError(name)
-    return holds if operator == "=" else not_(holds)
 
 
 def _filter_values(comparisons: Iterable[Comparison]) -> dict[str, Any]:
