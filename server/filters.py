@@ -9,8 +9,9 @@ parameters only.
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from server.errors import FilterInvalid
 
@@ -19,14 +20,17 @@ EQUALITY = ("=", "!=")
 ORDERING = ("<", "<=", ">", ">=")
 
 _TOKEN = re.compile(
-    r"""\s*(?:
+    r"""(?:
         (?P<name>[a-z_]+)(?:\.(?:(?P<key>[A-Za-z0-9_-]+)|`(?P<quoted>[^`]+)`))?
         \s*(?P<operator>!=|<=|>=|=|<|>)
         \s*"(?P<value>(?:[^"\\]|\\["\\])*)"
     )\s*""",
     re.VERBOSE,
 )
-_AND = re.compile(r"AND(?=\s)")
+_METADATA_KEY = re.compile(r".+", re.DOTALL)
+_ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # as in the contract; "=" would end it in the store
+_AND = re.compile(r"AND\s+")
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,15 @@ class Field:
     """What a filter may say of one name."""
 
     operators: tuple[str, ...]
-    keyed: bool = False  # `name.key` rather than `name`
+    key: re.Pattern[str] | None = None  # of `name.key`; None: the name stands alone
     time: bool = False  # the value is an RFC 3339 time
 
 
 CONVERSATION_FIELDS = {
     "owner": Field(EQUALITY),
     "create_time": Field(ORDERING, time=True),
-    "metadata": Field(EQUALITY, keyed=True),
-    "attributes": Field(EQUALITY, keyed=True),
+    "metadata": Field(EQUALITY, _METADATA_KEY),
+    "attributes": Field(EQUALITY, _ATTRIBUTE_NAME),
 }
 ITEM_FIELDS = {
     "type": Field(EQUALITY),
@@ -86,8 +90,8 @@ def _comparison(text: str, position: int, fields: dict[str, Field]) -> tuple[Com
     name, operator = match["name"], match["operator"]
     key = match["key"] or match["quoted"] or ""
     field = fields.get(name)
-    if field is None or field.keyed != bool(key):
-        known = ", ".join(f"{name}.<key>" if f.keyed else name for name, f in fields.items())
+    if field is None or not _fits(key, field.key):
+        known = ", ".join(f"{name}.<key>" if f.key else name for name, f in fields.items())
         raise FilterInvalid(f"expected one of {known}", position)
     if operator not in field.operators:
         raise FilterInvalid(f"{name} takes {', '.join(field.operators)}", match.start("operator"))
@@ -97,15 +101,16 @@ def _comparison(text: str, position: int, fields: dict[str, Field]) -> tuple[Com
     return Comparison(name, operator, key, _time(value, match.start("value")) if field.time else value), match.end()
 
 
+def _fits(key: str, pattern: re.Pattern[str] | None) -> bool:
+    return bool(pattern.fullmatch(key)) if pattern else not key
+
+
 def _time(value: str, position: int) -> datetime:
-    time: datetime | None
-    try:
-        time = datetime.fromisoformat(value)
-    except ValueError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise FilterInvalid("expected an RFC 3339 time with an offset", position)
-    return time
+    """The instant, in UTC; OverflowError is one that only its own offset keeps within the calendar."""
+    if _RFC_3339.fullmatch(value):
+        with suppress(ValueError, OverflowError):
+            return datetime.fromisoformat(value.upper()).astimezone(UTC)
+    raise FilterInvalid("expected an RFC 3339 time with an offset", position)
 
 
 def _conjunction(text: str, position: int) -> int:

@@ -33,7 +33,7 @@ from server.store.schema import Time, conversations
 from server.store.statement import Statement, compiled
 from server.store.visibility import visible
 
-MAX_METADATA = 16  # pairs
+MAX_PAIRS = 16  # of metadata, and names of attributes
 
 _c = conversations.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
@@ -86,14 +86,15 @@ def create(*, items: bool, refers: bool, reserves: bool) -> Statement:
 @lru_cache
 def change(*, reserves: bool) -> Statement:
     """Changes both maps; a change that would give too many pairs changes no row."""
-    metadata = _merged_metadata()
+    metadata, attributes = _merged_metadata(), _merged_attributes()
     pairs = select(func.count()).select_from(func.jsonb_object_keys(metadata).alias("key")).scalar_subquery()
+    few_names = _names_of(attributes) <= literal_column(str(MAX_PAIRS), Integer)
     changed = (
         update(conversations)
-        .where(_c.id == _id, visible(), _revision_is(), pairs <= literal_column(str(MAX_METADATA), Integer))
+        .where(_c.id == _id, visible(), _revision_is(), pairs <= literal_column(str(MAX_PAIRS), Integer), few_names)
         .values(
             metadata=metadata,
-            attributes=_merged_attributes(),
+            attributes=attributes,
             revision=_c.revision + _one,
             version=_c.version + _one,
             update_time=_now,
@@ -103,6 +104,14 @@ def change(*, reserves: bool) -> Statement:
     )
     statement: Select[Any] = select(*changed.c)
     return compiled(statement.add_cte(reserve(changed).cte("reserved")) if reserves else statement)
+
+
+def _names_of(attributes: ColumnElement[Any]) -> ColumnElement[int]:
+    """How many names ``attributes`` has."""
+    pair = func.unnest(attributes).column_valued("pair")
+    name = func.split_part(pair, literal_column("'='"), literal_column("1"))
+    count: ColumnElement[int] = select(func.count(name.distinct())).scalar_subquery()
+    return count
 
 
 def _merged_metadata() -> ColumnElement[Any]:

@@ -14,7 +14,7 @@ from server.ids import conversation_id_for, new_conversation_id
 from server.policy.principal import Principal
 from server.store import conversation_sql as sql
 from server.store.batch import Batch
-from server.store.conversation_sql import MAX_METADATA
+from server.store.conversation_sql import MAX_PAIRS
 from server.store.database import Database
 from server.store.item_failures import explain_batch
 from server.store.requests import CONSTRAINT, Reservation, made_before
@@ -133,11 +133,7 @@ class ConversationStore:
             return row
         if await made_before(self._database, conversation_id, principal.id, reserved):
             return await self.get(principal, conversation_id)
-        await self.require(principal, conversation_id, revision)
-        raise LimitExceeded(
-            Violation("conversation.metadata", f"would hold more than {MAX_METADATA} pairs", "map.max_pairs"),
-            MAX_METADATA,
-        )
+        raise _too_many(await self.require(principal, conversation_id, revision), change)
 
     async def delete(
         self, principal: Principal, conversation_id: str, revision: int | None, reserved: Reservation | None
@@ -202,6 +198,15 @@ class ConversationStore:
             if error.constraint_name != CONSTRAINT:
                 raise
             return None
+
+
+def _too_many(row: asyncpg.Record, change: Change) -> LimitExceeded:
+    """Which map would have become too big."""
+    kept = {} if change.replace_metadata else json.loads(row["metadata"])
+    pairs = (kept.keys() - set(change.drop_metadata)) | change.metadata.keys()
+    name = "metadata" if len(pairs) > MAX_PAIRS else "attributes"
+    rule = f"would have more than {MAX_PAIRS} pairs"
+    return LimitExceeded(Violation(f"conversation.{name}", rule, "map.max_pairs"), MAX_PAIRS)
 
 
 def new_id(principal: Principal, reserved: Reservation | None) -> str:

@@ -5,7 +5,7 @@ steps, so that no lock is held for long and no statement meets its timeout.
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import asyncpg
 
@@ -16,16 +16,16 @@ _STATEMENTS = {
     "items of deleted conversations": """
         DELETE FROM items WHERE ctid = ANY(ARRAY(
             SELECT items.ctid FROM items JOIN conversations ON conversations.id = items.conversation_id
-            WHERE conversations.delete_time <= now() - $1::interval LIMIT $2))""",
+            WHERE conversations.delete_time <= $1 LIMIT $2))""",
     "conversations": """
         DELETE FROM conversations WHERE ctid = ANY(ARRAY(
-            SELECT ctid FROM conversations WHERE delete_time <= now() - $1::interval LIMIT $2))""",
+            SELECT ctid FROM conversations WHERE delete_time <= $1 LIMIT $2))""",
     "items": """
         DELETE FROM items WHERE ctid = ANY(ARRAY(
-            SELECT ctid FROM items WHERE delete_time <= now() - $1::interval LIMIT $2))""",
+            SELECT ctid FROM items WHERE delete_time <= $1 LIMIT $2))""",
     "requests": """
         DELETE FROM requests WHERE ctid = ANY(ARRAY(
-            SELECT ctid FROM requests WHERE create_time <= now() - $1::interval LIMIT $2))""",
+            SELECT ctid FROM requests WHERE create_time <= $1 LIMIT $2))""",
 }
 
 
@@ -47,20 +47,24 @@ async def purge(url: str, keep: timedelta) -> Purged | None:
     try:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
             return None
+        # One instant for all: what is deleted meanwhile must not lose its row before its items.
+        now = await connection.fetchval("SELECT now()")
+        before = now - keep
         return Purged(
-            items=await _all(connection, "items of deleted conversations", keep)
-            + await _all(connection, "items", keep),
-            requests=await _all(connection, "requests", KEEP_REQUESTS),
-            conversations=await _all(connection, "conversations", keep),
+            items=await _all(connection, "items of deleted conversations", before)
+            + await _all(connection, "items", before),
+            requests=await _all(connection, "requests", now - KEEP_REQUESTS),
+            conversations=await _all(connection, "conversations", before),
         )
     finally:
         await connection.close()
 
 
-async def _all(connection: asyncpg.Connection, name: str, keep: timedelta) -> int:
+async def _all(connection: asyncpg.Connection, name: str, before: datetime) -> int:
+    """Runs the statement of ``name`` until it finds nothing more."""
     total = 0
     while True:
-        done = await connection.execute(_STATEMENTS[name], keep, _STEP)
+        done = await connection.execute(_STATEMENTS[name], before, _STEP)
         count = int(done.rsplit(" ", 1)[1])
         total += count
         if count < _STEP:

@@ -59,8 +59,9 @@ def reservation(method: Method, request: Any) -> Reservation | None:
     """What to reserve for ``request``, a request message; None when it has no id."""
     if not request.request_id:
         return None
+    request.request_id = request.request_id.lower()  # a UUID is the same in either case
     digest = blake2b(request.SerializeToString(deterministic=True), digest_size=16).digest()
-    return Reservation(method, request.request_id.lower(), digest)
+    return Reservation(method, request.request_id, digest)
 
 
 _NONE: ColumnElement[int] = literal_column("0", SmallInteger)
