@@ -1,6 +1,7 @@
 """The one place where things are built, started and drained."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ log = structlog.get_logger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["ConversationsService"].full_name
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"  # grpcurl asks it first; the package serves v1alpha only
 _SERVING, _NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+_REFUSAL_SECONDS = 0.25  # shorter than the pushback of ShuttingDown
 _TOKEN_KEYS = compiled(schema.page_token_keys.select().order_by(schema.page_token_keys.c.id.desc()))
 
 
@@ -114,8 +116,9 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
 def conversations_service(database: Database, tokens: PageTokens, settings: Settings) -> Conversations:
     """The servicer on a database."""
     conversations = ConversationStore(database)
-    admission = Admission(settings.max_item_bytes, settings.max_message_bytes)
-    return Conversations(conversations, ItemStore(database, conversations), tokens, admission)
+    admission = Admission(settings.max_item_bytes, settings.max_items_bytes)
+    items = ItemStore(database, conversations, settings.max_items_bytes)
+    return Conversations(conversations, items, tokens, admission)
 
 
 async def _service(settings: Settings, database: Database) -> Conversations:
@@ -176,6 +179,8 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     Raises:
         StartFailed: It is taken, or not ours to use.
     """
+    if listen.startswith("unix:"):
+        _clear_socket(Path(listen.removeprefix("unix:")))
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:
@@ -186,9 +191,33 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
     return f"{listen.rpartition(':')[0]}:{port}"
 
 
+def _clear_socket(path: Path) -> None:
+    """Removes the socket of a process that is gone.
+
+    Raises:
+        StartFailed: Its process lives: gRPC would take the address from it.
+    """
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise StartFailed(f"Cannot listen on unix:{path}: another process serves it.")
+
+
 async def _drain(server: grpc.aio.Server, check: health.HealthServicer, running: Running, grace: float) -> None:
-    """No new calls, then the end of the running ones, before the pool closes."""
+    """No new calls, then the end of the running ones, before the pool closes.
+
+    `stop` fails calls it has received but not started with CANCELLED, which no
+    client retries; so new ones are refused as UNAVAILABLE for a while first
+    (traps §2.3).
+    """
     await check.enter_graceful_shutdown()
+    running.refuse()
+    await asyncio.sleep(_REFUSAL_SECONDS)
     await server.stop(grace)
     if not await running.ended(seconds=2):
         log.warning("calls were still running at the end")

@@ -52,6 +52,8 @@ def main() -> None:
         sys.exit(f"Error: {error}")
     except PostgresError as error:
         sys.exit(f"Error: the database refused ({error.sqlstate}).")
+    except OSError as error:
+        sys.exit(f"Error: {error.strerror or type(error).__name__}: {error.filename or 'no file'}")
     except grpc.RpcError as error:
         sys.exit(f"Error: {error.code().name}: {error.details()}")
 
@@ -179,9 +181,12 @@ def import_jsonl(
     """Append the items of a file to a conversation and print the conversation's id."""
     from server.transfer import imported
 
-    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        sys.exit(f"Error: not UTF-8: {file}")
     with _channel(target) as channel:
-        print(imported(channel, text.splitlines(), conversation))
+        print(imported(channel, text.split("\n"), conversation))
 
 
 @app.command()

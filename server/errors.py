@@ -16,6 +16,7 @@
     ├── SequenceMismatch         ABORTED
     ├── Conflict                 ABORTED
     ├── StoreUnavailable         UNAVAILABLE
+    ├── ShuttingDown             UNAVAILABLE
     └── DeadlineExceeded         DEADLINE_EXCEEDED
 
 Raise one anywhere below the Failures interceptor; it is the only place that
@@ -280,6 +281,17 @@ class StoreUnavailable(Failure):
 
     def __init__(self) -> None:
         super().__init__("The store is not available; try again.")
+
+
+class ShuttingDown(Failure):
+    """This process takes no calls any more; another one does, or soon will."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "SHUTTING_DOWN"
+    retry_after_ms = 400  # longer than the window in which calls are refused, or retries use themselves up in it
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down; try again.")
 
 
 class DeadlineExceeded(Failure):

@@ -11,6 +11,7 @@ from server.store.conversations import Change
 
 _MAX_PATHS = 32
 _PATH = re.compile(r"(?P<map>metadata|attributes)(?:\.(?:(?P<key>\w+)|`(?P<quoted>[^`]+)`))?")
+_KEYS = {"metadata": re.compile(r"[^\0]{1,64}", re.DOTALL), "attributes": re.compile(r"[a-z][a-z0-9_]{0,63}")}
 _OUTPUT_ONLY = frozenset(conversation_pb2.Conversation.DESCRIPTOR.fields_by_name) - {"metadata", "attributes"}
 
 
@@ -60,6 +61,7 @@ def _read(paths: list[str]) -> tuple[set[str], dict[str, list[str]]]:
             whole |= {"metadata", "attributes"}
         elif match and (key := match["key"] or match["quoted"]):
             keys[match["map"]].append(key)
+            wrong += _key_violations(match["map"], key, index)
         elif match:
             whole.add(path)
         elif path not in _OUTPUT_ONLY:  # those are ignored: callers send back what they read
@@ -68,3 +70,10 @@ def _read(paths: list[str]) -> tuple[set[str], dict[str, list[str]]]:
     if wrong:
         raise FieldInvalid(*wrong)
     return whole, keys
+
+
+def _key_violations(name: str, key: str, index: int) -> list[Violation]:
+    """A key that the map could not have (the contract's rules of its keys)."""
+    if _KEYS[name].fullmatch(key):
+        return []
+    return [Violation(f"update_mask.paths[{index}]", f"must name a key that {name} may have", "update_mask.key")]

@@ -5,11 +5,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "CONVERSATIONS_"
 _SCHEMES = ("postgresql://", "postgres://")
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 class SettingsInvalid(Exception):  # noqa: N818 - says what is wrong
@@ -34,23 +35,25 @@ class Settings(BaseSettings):
     max_item_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(
         16 * 1024 * 1024, description="Largest item, serialized."
     )
-    default_deadline_seconds: Annotated[float, Field(gt=0)] = Field(
-        30.0, description="Limit on a call without a deadline."
+    default_deadline_seconds: Seconds = Field(30.0, description="Limit on a call without a deadline.")
+    max_deadline_seconds: Seconds = Field(60.0, description="Limit on any call's deadline.")
+    statement_timeout_seconds: Seconds = Field(5.0, description="Limit on one SQL statement.")
+    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        10.0, description="From SIGTERM to the end of running calls."
     )
-    max_deadline_seconds: Annotated[float, Field(gt=0)] = Field(60.0, description="Limit on any call's deadline.")
-    statement_timeout_seconds: Annotated[float, Field(gt=0)] = Field(5.0, description="Limit on one SQL statement.")
-    grace_seconds: Annotated[float, Field(ge=0)] = Field(10.0, description="From SIGTERM to the end of running calls.")
-    purge_after_hours: Annotated[float, Field(ge=0)] = Field(
+    purge_after_hours: Annotated[float, Field(ge=0, le=876_600)] = Field(
         24.0 * 30, description="How long deleted rows are kept; 0 removes them at the next purge."
     )
-    purge_every_minutes: Annotated[float, Field(ge=0)] = Field(
+    purge_every_minutes: Annotated[float, Field(ge=0, le=525_960)] = Field(
         60.0, description="How often to purge; 0 leaves it to `purge`."
     )
     unsafe_durability: bool = Field(
         default=False, description="Accept a database with fsync or synchronous_commit off."
     )
     allow_anonymous: bool = Field(
-        default=False, description="Serve another address than loopback or a Unix socket without identity."
+        default=False,
+        validate_default=True,
+        description="Serve another address than loopback or a Unix socket without identity.",
     )
     reflection: bool = Field(default=True, description="Serve gRPC reflection.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
@@ -62,8 +65,9 @@ class Settings(BaseSettings):
         if value.startswith("unix:") and len(value) > len("unix:"):
             return value
         host, colon, port = value.rpartition(":")
-        if not (host and colon and port.isdigit() and int(port) < 2**16):
-            raise ValueError("must be host:port or unix:/path")
+        bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
+        if bare or not (host and colon and port.isascii() and port.isdigit() and int(port) < 2**16):
+            raise ValueError("must be host:port, [ipv6]:port or unix:/path")
         return value
 
     @field_validator("database_url")
@@ -73,14 +77,26 @@ class Settings(BaseSettings):
             raise ValueError("must begin with postgresql://")
         return value
 
-    @model_validator(mode="after")
-    def _anonymous_stays_at_home(self) -> "Settings":
-        if not (self.allow_anonymous or _is_local(self.listen)):
-            raise ValueError(
-                "listen: without an identity source only loopback and Unix sockets are served; "
-                "set allow_anonymous to serve anyone who can connect"
-            )
-        return self
+    # Rules about two settings belong to the later one: they are told beside all others.
+
+    @field_validator("max_item_bytes")
+    @classmethod
+    def _an_item_fits_a_message(cls, value: int, others: ValidationInfo) -> int:
+        if value > items_bytes(others.data.get("max_message_bytes", value * 2)):
+            raise ValueError("must be at most 15/16 of max_message_bytes")
+        return value
+
+    @field_validator("allow_anonymous")
+    @classmethod
+    def _strangers_are_let_in_on_purpose(cls, value: bool, others: ValidationInfo) -> bool:  # noqa: FBT001
+        if not (value or is_local(others.data.get("listen", "unix:"))):
+            raise ValueError(f"must be true to serve an address that others reach ({PREFIX}LISTEN) without identity")
+        return value
+
+    @property
+    def max_items_bytes(self) -> int:
+        """What the items of one message may hold together."""
+        return items_bytes(self.max_message_bytes)
 
     @property
     def purge_after(self) -> timedelta:
@@ -109,7 +125,12 @@ def _line(location: tuple[int | str, ...], message: str) -> str:
     return f"{name} ({PREFIX}{name.upper()}): {message}"
 
 
-def _is_local(listen: str) -> bool:
+def items_bytes(message_bytes: int) -> int:
+    """What the items of one message may hold: the rest is room for ids, sequences and a page token."""
+    return message_bytes // 16 * 15
+
+
+def is_local(listen: str) -> bool:
     """Whether only this machine can reach the address."""
     host = listen.rpartition(":")[0].strip("[]")
     if listen.startswith("unix:") or host == "localhost":

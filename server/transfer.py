@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import grpc
 from conversations.v1 import conversations_service_pb2 as pb
+from conversations.v1 import item_pb2
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
 from server.items import ItemJsonError, new_item_from_json, to_json
@@ -50,7 +51,7 @@ def imported(channel: grpc.Channel, lines: Iterable[str], conversation_id: str |
     return conversation_id
 
 
-def _item(number: int, line: str) -> pb.item__pb2.NewItem:  # type: ignore[name-defined]
+def _item(number: int, line: str) -> item_pb2.NewItem:
     try:
         return new_item_from_json(line)
     except ItemJsonError as error:

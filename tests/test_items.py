@@ -367,7 +367,7 @@ def test_status_of_a_type_without_one():
         ({"a": [b""]}, "a[0]", "is not a JSON value"),
         ("[" * 100_000, "", "is nested deeper than 100"),
         ({"type": "message", "content": "x"}, "", "a message needs a role"),
-        ({"type": "message", "role": None}, "", "a message needs a role"),
+        pytest.param({"type": "message", "role": None}, "", "a message needs a role", id="null role"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) and value.isascii() else "",
 )
@@ -438,7 +438,6 @@ def test_json_and_body_must_agree(item):
     "item, rule",
     [
         (Item(), "required"),
-        (Item(message=item_body_pb2.Message()), "item.role"),
         (Item(message=item_body_pb2.Message(role=99)), "enum.defined_only"),
         (Item(function_call=item_body_pb2.FunctionCall(name="n")), "string.min_len"),
         (Item(shell_call_output=item_body_pb2.ShellCallOutput(call_id="c" * 65)), "string.max_len"),

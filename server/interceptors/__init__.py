@@ -15,8 +15,8 @@ from server.settings import Settings
 def interceptors(settings: Settings, needs: Mapping[str, Need], running: Running) -> list[Interceptor]:
     """The chain, outermost first."""
     return [
-        running,  # outermost: a drain waits for all that follows, refusals too
-        Failures(),  # everything below leaves as a google.rpc.Status
+        Failures(),  # outermost: everything below leaves as a google.rpc.Status
+        running,  # a drain refuses here, before any work, and waits for all that follows
         Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds all that waits
         Identify(),  # who is asking
         Access(needs),  # needs the principal; refuses before the body is decoded

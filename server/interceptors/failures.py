@@ -9,6 +9,7 @@ import secrets
 import traceback
 from types import TracebackType
 
+import grpc
 import grpc.aio
 import structlog
 
@@ -43,7 +44,10 @@ class _Told:
             return
         failure = error if isinstance(error, Failure) else self._internal(error)
         status = failure.status()
-        trailers = (("grpc-status-details-bin", status.SerializeToString()),)
+        trailers: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", status.SerializeToString()),)
+        if failure.code is grpc.StatusCode.UNAVAILABLE and failure.retry_after_ms is not None:
+            # What a client's retry policy waits for (gRFC A6).
+            trailers = (*trailers, ("grpc-retry-pushback-ms", str(failure.retry_after_ms)))
         await self._context.abort(failure.code, status.message, trailers)
 
     def _internal(self, error: BaseException) -> Failure:

@@ -7,15 +7,17 @@
 import asyncio
 from types import TracebackType
 
+from server.errors import ShuttingDown
 from server.interceptors.around import Guard, Interceptor
 
 
 class Running(Interceptor):
-    """Counts the calls under way."""
+    """Counts the calls under way, and refuses new ones once told to."""
 
     def __init__(self) -> None:
         super().__init__()
         self._count = 0
+        self._refusing = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -23,7 +25,13 @@ class Running(Interceptor):
         """A guard that counts; it holds no state of its own, so one serves all calls."""
         return lambda _context: self
 
+    def refuse(self) -> None:
+        """Lets no new call in."""
+        self._refusing = True
+
     async def __aenter__(self) -> None:
+        if self._refusing:
+            raise ShuttingDown
         self._count += 1
         self._idle.clear()
 

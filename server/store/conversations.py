@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 
-from server.errors import Conflict, ConversationNotFound, EtagMismatch, LimitExceeded, Violation
+from server.errors import Conflict, ConversationNotFound, EtagMismatch, LimitExceeded, RequestIdReused, Violation
 from server.filters import Comparison
 from server.ids import conversation_id_for, new_conversation_id
 from server.policy.principal import Principal
@@ -17,10 +17,11 @@ from server.store.batch import Batch
 from server.store.conversation_sql import MAX_PAIRS
 from server.store.database import Database
 from server.store.item_failures import explain_batch
-from server.store.requests import CONSTRAINT, Reservation, made_before
+from server.store.requests import CONSTRAINT, Made, Reservation, made_before
 from server.store.statement import Statement
 from server.store.visibility import values_of
 
+_PRIMARY_KEY = "conversations_pkey"
 LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 
 
@@ -74,8 +75,8 @@ class ConversationStore:
         try:
             row = await self._database.fetchrow(statement, values, repeatable=reserved is not None)
         except asyncpg.UniqueViolationError as error:
-            if reserved and await made_before(self._database, conversation_id, principal.id, reserved):
-                return await self.get(principal, conversation_id)
+            if reserved and error.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
+                return await self._created_before(principal, conversation_id, reserved)
             raise await explain_batch(self._database, principal, conversation_id, batch) from error
         if row is None:
             raise await explain_batch(self._database, principal, conversation_id, batch)
@@ -89,6 +90,20 @@ class ConversationStore:
             "create_time": now,
             "update_time": now,
         }
+
+    async def _created_before(
+        self, principal: Principal, conversation_id: str, reserved: Reservation
+    ) -> asyncpg.Record:
+        """The conversation that an earlier call under the id created.
+
+        Raises:
+            ConversationNotFound: It was deleted.
+            RequestIdReused: By another request, or so long ago that nobody knows.
+        """
+        row = await self.get(principal, conversation_id)
+        if await self.made(principal, conversation_id, reserved):
+            return row
+        raise RequestIdReused(reserved.request_id)
 
     async def get(self, principal: Principal, conversation_id: str) -> asyncpg.Record:
         """The row of one conversation.
@@ -131,7 +146,7 @@ class ConversationStore:
         row = await self._write(sql.change(reserves=reserved is not None), values, reserved)
         if row is not None:
             return row
-        if await made_before(self._database, conversation_id, principal.id, reserved):
+        if await self.made(principal, conversation_id, reserved):
             return await self.get(principal, conversation_id)
         raise _too_many(await self.require(principal, conversation_id, revision), change)
 
@@ -151,9 +166,14 @@ class ConversationStore:
             "now": datetime.now(UTC),
         }
         row = await self._write(sql.delete(reserves=reserved is not None), values, reserved)
-        if row is None and not await made_before(self._database, conversation_id, principal.id, reserved):
+        if row is not None:
+            return
+        made = await made_before(self._database, conversation_id, principal.id, reserved)
+        if made is None:
             await self.require(principal, conversation_id, revision)
             raise Conflict
+        if reserved and not made.same:  # no secret: whoever has the id has deleted it
+            raise RequestIdReused(reserved.request_id)
 
     async def page(
         self,
@@ -176,6 +196,19 @@ class ConversationStore:
         }
         shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
         return await self._database.fetch(sql.page(shape, descending=descending), values)
+
+    async def made(self, principal: Principal, conversation_id: str, reserved: Reservation | None) -> Made | None:
+        """What an earlier call of the same request made, or None.
+
+        Raises:
+            ConversationNotFound: Another request had the id, on a conversation that is not there any more.
+            RequestIdReused: Another request had the id.
+        """
+        made = await made_before(self._database, conversation_id, principal.id, reserved)
+        if made is None or made.same or reserved is None:
+            return made
+        await self.get(principal, conversation_id)
+        raise RequestIdReused(reserved.request_id)
 
     async def require(self, principal: Principal, conversation_id: str, revision: int | None = None) -> asyncpg.Record:
         """The row, when nothing of it explains why a write was refused.

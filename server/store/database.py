@@ -7,8 +7,8 @@ nothing here may SET, LISTEN or take a session lock.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,18 +140,40 @@ async def connected(url: str, size: int, bounds: Bounds, *, unsafe_durability: b
         DatabaseUnfit: It is too old, or would lose committed data in a crash.
         StoreUnavailable: It cannot be reached.
     """
-    try:
+    with _reaching():
         pool = await _pool(url, size, bounds)
-    except (*_LOST, *_SLOW) as error:
-        raise StoreUnavailable from error
-    except asyncpg.PostgresError as error:
-        raise DatabaseUnfit(f"The database refuses the connection: {error.sqlstate}.") from error
     database = Database(pool, size, bounds)
     try:
         await check(pool, unsafe_durability=unsafe_durability)
         yield database
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def direct(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection outside of the pool, for what keeps session state: a lock, a migration.
+
+    Raises:
+        DatabaseUnfit, StoreUnavailable: As `connected`.
+    """
+    with _reaching():
+        connection = await asyncpg.connect(url, timeout=5)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Tells why no connection could be made."""
+    try:
+        yield
+    except (*_LOST, *_SLOW) as error:
+        raise StoreUnavailable from error
+    except asyncpg.PostgresError as error:
+        raise DatabaseUnfit(f"The database refuses the connection (SQLSTATE {error.sqlstate}).") from error
 
 
 async def _pool(url: str, size: int, bounds: Bounds) -> asyncpg.Pool:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     case,
     func,
     literal_column,
+    or_,
     select,
     true,
     update,
@@ -28,8 +29,6 @@ from server.store.requests import reserve
 from server.store.schema import Time, conversations, items
 from server.store.statement import Statement, compiled
 from server.store.visibility import visible
-
-MAX_PAGE_BYTES = 24 * 1024 * 1024  # a page, or a batch, ends before it holds more; one item always fits
 
 _c, _i = conversations.c, items.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
@@ -77,10 +76,11 @@ RANGE = compiled(
 
 
 def _fitting(body: ColumnElement[bytes], order: ColumnElement[Any]) -> ColumnElement[bytes]:
-    """``body``, or NULL once those before it in ``order`` fill a message; sizes are read without the bodies."""
+    """``body``, or NULL where a message would be too big with it; sizes are read without the bodies."""
     size = func.octet_length(body)
-    before = func.sum(size).over(order_by=order, rows=(None, 0)) - size
-    return case((before < literal_column(str(MAX_PAGE_BYTES)), body)).label("body")
+    total = func.sum(size).over(order_by=order, rows=(None, 0))
+    fits = or_(total <= bindparam("page_bytes", type_=BigInteger), total == size)  # the first always does
+    return case((fits, body)).label("body")
 
 
 def _get_batch() -> Statement:

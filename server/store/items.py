@@ -22,8 +22,7 @@ from server.store.batch import Batch
 from server.store.conversations import ConversationStore
 from server.store.database import Database
 from server.store.item_failures import explain_batch
-from server.store.item_sql import MAX_PAGE_BYTES
-from server.store.requests import CONSTRAINT, Made, Reservation, made_before
+from server.store.requests import CONSTRAINT, Made, Reservation
 from server.store.visibility import values_of
 
 _FIRST, _LAST = 0, 2**63 - 1  # positions before and behind every item
@@ -48,9 +47,11 @@ class Appended:
 class ItemStore:
     """Each method is one statement; a repeated or a refused write takes a second one to tell why."""
 
-    def __init__(self, database: Database, parents: ConversationStore) -> None:
+    def __init__(self, database: Database, parents: ConversationStore, page_bytes: int) -> None:
+        """``page_bytes`` is what the items of one answer may hold together; a single item always fits."""
         self._database = database
         self._parents = parents
+        self._page_bytes = page_bytes
 
     async def append(
         self,
@@ -86,8 +87,8 @@ class ItemStore:
             error = clash
         if row is not None:
             return await self._appended(principal, conversation_id, row["base"] + 1, batch)
-        if made := await made_before(self._database, conversation_id, principal.id, reserved):
-            return Appended(made.first_sequence, await self._again(principal, conversation_id, made))
+        if made := await self._parents.made(principal, conversation_id, reserved):
+            return Appended(made.first_sequence, await self._again(principal, conversation_id, made, batch))
         raise await self._refusal(principal, conversation_id, batch, expected) from error
 
     async def get(self, principal: Principal, conversation_id: str, item_id: str) -> StoredItem:
@@ -111,7 +112,12 @@ class ItemStore:
             ConversationNotFound, ItemNotFound: The first one that is missing.
             ResponseTooLarge: Together they are too big for one message.
         """
-        values = {**values_of(principal), "conversation_id": conversation_id, "item_ids": item_ids}
+        values = {
+            **values_of(principal),
+            "conversation_id": conversation_id,
+            "item_ids": item_ids,
+            "page_bytes": self._page_bytes,
+        }
         rows = await self._database.fetch(sql.GET_BATCH, values)
         if not rows:
             raise ConversationNotFound(conversation_id)
@@ -119,7 +125,7 @@ class ItemStore:
         if missing:
             raise ItemNotFound(conversation_id, missing[0])
         if any(row["body"] is None for row in rows):
-            raise ResponseTooLarge(MAX_PAGE_BYTES)
+            raise ResponseTooLarge(self._page_bytes)
         return [StoredItem(row["sequence"], row["body"]) for row in rows]
 
     async def page(
@@ -142,6 +148,7 @@ class ItemStore:
             **values_of(principal),
             "conversation_id": conversation_id,
             "count": count + 1,
+            "page_bytes": self._page_bytes,
             **{f"value_{number}": comparison.value for number, comparison in enumerate(comparisons)},
         }
         if isinstance(cursor, str):
@@ -184,7 +191,7 @@ class ItemStore:
                 raise
         if row is not None:
             return row
-        again = await made_before(self._database, conversation_id, principal.id, reserved)
+        again = await self._parents.made(principal, conversation_id, reserved)
         found = await self._parents.require(principal, conversation_id)
         if again:
             return found
@@ -194,10 +201,11 @@ class ItemStore:
         """References were copied inside the database: only then are the items read back."""
         if not batch.refers:
             return Appended(first)
-        return Appended(first, await self._again(principal, conversation_id, Made(first, len(batch))))
+        made = Made(same=True, first_sequence=first, item_count=len(batch))
+        return Appended(first, await self._again(principal, conversation_id, made, batch))
 
-    async def _again(self, principal: Principal, conversation_id: str, made: Made) -> list[StoredItem]:
-        """What an earlier write made, as it is now."""
+    async def _again(self, principal: Principal, conversation_id: str, made: Made, batch: Batch) -> list[StoredItem]:
+        """What an earlier write of ``batch`` made, as it is now: all of it or an ItemNotFound."""
         values = {
             **values_of(principal),
             "conversation_id": conversation_id,
@@ -206,10 +214,12 @@ class ItemStore:
         }
         rows = await self._database.fetch(sql.RANGE, values)
         if not rows:
-            raise ConversationNotFound(conversation_id)
-        for row in rows:
-            if row["delete_time"] is not None:
-                raise ItemNotFound(conversation_id, row["item_id"])
+            await self._parents.require(principal, conversation_id)
+        found = {row["sequence"]: row for row in rows}
+        for sequence, sent_id in enumerate(batch.all_ids, made.first_sequence):
+            row = found.get(sequence)
+            if row is None or row["delete_time"] is not None:
+                raise ItemNotFound(conversation_id, row["item_id"] if row else sent_id)
         return [StoredItem(row["sequence"], row["body"]) for row in rows]
 
     async def _refusal(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import asyncpg
 
+from server.store.database import direct
+
 HEAD = "0001"  # newest file in migrations/versions; known here so that a start need not load Alembic
 _LOCK = 0x636F6E76  # "conv"
 _SCRIPTS = Path(__file__).parent / "migrations"
@@ -21,14 +23,11 @@ class MigrationFailed(Exception):  # noqa: N818 - says what happened
 
 async def revision(url: str) -> str | None:
     """The schema's revision, None for an empty database."""
-    connection = await asyncpg.connect(url, timeout=5)
-    try:
+    async with direct(url) as connection:
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
             return None
         version: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
         return version
-    finally:
-        await connection.close()
 
 
 async def migrate(url: str, wait_seconds: float = 60) -> bool:
@@ -40,15 +39,12 @@ async def migrate(url: str, wait_seconds: float = 60) -> bool:
     """
     if await revision(url) == HEAD:
         return False
-    lock = await asyncpg.connect(url, timeout=5)
-    try:
+    async with direct(url) as lock:  # closing it gives the lock back
         await _take(lock, wait_seconds)
         if await revision(url) == HEAD:
             return False
         await asyncio.to_thread(_upgrade, url)
         return True
-    finally:
-        await lock.close()  # gives the lock back too
 
 
 async def _take(lock: asyncpg.Connection, wait_seconds: float) -> None:

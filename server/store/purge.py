@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 
 import asyncpg
 
+from server.store.database import direct
+
 KEEP_REQUESTS = timedelta(hours=24)
 _LOCK = 0x70757267  # "purg"
 _STEP = 5000  # rows of one statement
@@ -19,7 +21,8 @@ _STATEMENTS = {
             WHERE conversations.delete_time <= $1 LIMIT $2))""",
     "conversations": """
         DELETE FROM conversations WHERE ctid = ANY(ARRAY(
-            SELECT ctid FROM conversations WHERE delete_time <= $1 LIMIT $2))""",
+            SELECT ctid FROM conversations WHERE delete_time <= $1
+            AND NOT EXISTS (SELECT FROM items WHERE items.conversation_id = conversations.id) LIMIT $2))""",
     "items": """
         DELETE FROM items WHERE ctid = ANY(ARRAY(
             SELECT ctid FROM items WHERE delete_time <= $1 LIMIT $2))""",
@@ -43,11 +46,10 @@ async def purge(url: str, keep: timedelta) -> Purged | None:
 
     Takes a session advisory lock, so it has a connection of its own.
     """
-    connection = await asyncpg.connect(url, timeout=5)
-    try:
+    async with direct(url) as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
             return None
-        # One instant for all: what is deleted meanwhile must not lose its row before its items.
+        # One instant for all, and a conversation goes after its items: a delete may commit in between.
         now = await connection.fetchval("SELECT now()")
         before = now - keep
         return Purged(
@@ -56,8 +58,6 @@ async def purge(url: str, keep: timedelta) -> Purged | None:
             requests=await _all(connection, "requests", now - KEEP_REQUESTS),
             conversations=await _all(connection, "conversations", before),
         )
-    finally:
-        await connection.close()
 
 
 async def _all(connection: asyncpg.Connection, name: str, before: datetime) -> int:

@@ -24,7 +24,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import UUID
 
-from server.errors import RequestIdReused
 from server.store.database import Database
 from server.store.schema import requests
 from server.store.statement import compiled
@@ -96,8 +95,9 @@ _FIND = compiled(
 
 @dataclass(frozen=True)
 class Made:
-    """What the first call under a request id made."""
+    """What the first call under a request id made; ``same``: by the request that is sent now."""
 
+    same: bool
     first_sequence: int
     item_count: int
 
@@ -105,17 +105,11 @@ class Made:
 async def made_before(
     database: Database, conversation_id: str, principal: str, reserved: Reservation | None
 ) -> Made | None:
-    """What an earlier call made under the same id, or None.
-
-    Raises:
-        RequestIdReused: The earlier call was another request.
-    """
+    """What an earlier call made under the same id, or None."""
     if reserved is None:
         return None
     key = {"conversation_id": conversation_id, "principal": principal, **reserved.values()}
     row = await database.fetchrow(_FIND, key)
     if row is None:
         return None
-    if row["fingerprint"] != reserved.fingerprint:
-        raise RequestIdReused(reserved.request_id)
-    return Made(row["first_sequence"], row["item_count"])
+    return Made(row["fingerprint"] == reserved.fingerprint, row["first_sequence"], row["item_count"])

@@ -282,7 +282,9 @@ class CreateItemsRequest(_message.Message):
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.NewItem]:
-        """Required. 1 to 20 items; one may hold up to 16 MiB, all together 32 MiB."""
+        """Required. 1 to 20 items; one may hold up to 16 MiB, all together 30 MiB,
+        unless the server is configured otherwise.
+        """
 
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[Global___Include.ValueType]:

@@ -61,6 +61,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED, with RetryInfo. Changed under the call more often than it retried."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 19
     """DEADLINE_EXCEEDED. The server's own limit; the caller's may be longer."""
+    ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 20
+    """UNAVAILABLE, with RetryInfo. Another process serves, or soon will."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """`google.rpc.ErrorInfo.reason`, without the prefix, in the domain
@@ -107,4 +109,6 @@ ERROR_REASON_CONFLICT: ErrorReason.ValueType  # 18
 """ABORTED, with RetryInfo. Changed under the call more often than it retried."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
 """DEADLINE_EXCEEDED. The server's own limit; the caller's may be longer."""
+ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 20
+"""UNAVAILABLE, with RetryInfo. Another process serves, or soon will."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

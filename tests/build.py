@@ -1,0 +1,117 @@
+"""Requests in a line each, so that a test says only what matters to it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from secrets import token_hex
+from typing import Any
+
+import asyncpg
+from conversations.v1.content_pb2 import ROLE_USER, Content, InputText
+from conversations.v1.conversation_pb2 import AttributeValues, Conversation
+from conversations.v1.conversations_service_pb2 import (
+    BatchGetItemsRequest,
+    CreateConversationRequest,
+    CreateItemsRequest,
+    DeleteConversationRequest,
+    DeleteItemRequest,
+    GetConversationRequest,
+    GetItemRequest,
+    ListItemsRequest,
+    UpdateConversationRequest,
+)
+from conversations.v1.item_body_pb2 import Message
+from conversations.v1.item_pb2 import Item, ItemReference, NewItem
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from tests.conftest import Service, running, with_database
+
+
+@asynccontextmanager
+async def shared_service(postgres: str, template: str) -> AsyncIterator[Service]:
+    """A service with a database of its own, for the tests of one module."""
+    name = f"shared_{token_hex(8)}"
+    connection = await asyncpg.connect(postgres)
+    try:
+        await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        async with running(with_database(postgres, name)) as served:
+            yield served
+        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()
+
+
+def user_message(text: str = "hi", **fields: Any) -> NewItem:
+    """A message of a user; ``fields`` are those of the item around it."""
+    return new_item(message=Message(role=ROLE_USER, content=[Content(input_text=InputText(text=text))]), **fields)
+
+
+def new_item(**fields: Any) -> NewItem:
+    """An item with these fields, to append."""
+    return NewItem(item=Item(**fields))
+
+
+def copy_of(conversation_id: str, item_id: str) -> NewItem:
+    """A reference to an item, to append."""
+    return NewItem(reference=ItemReference(conversation_id=conversation_id, item_id=item_id))
+
+
+def text_of(item: Item) -> str:
+    """The text of a message."""
+    return item.message.content[0].input_text.text
+
+
+def sets(**attributes: list[str]) -> dict[str, AttributeValues]:
+    """Attributes of a conversation."""
+    return {name: AttributeValues(values=values) for name, values in attributes.items()}
+
+
+def plain(conversation: Conversation) -> dict[str, set[str]]:
+    """The attributes of a conversation as sets."""
+    return {name: set(values.values) for name, values in conversation.attributes.items()}
+
+
+def create(*items: NewItem, request_id: str = "", **conversation: Any) -> CreateConversationRequest:
+    """A request for a new conversation with these items and fields."""
+    return CreateConversationRequest(conversation=Conversation(**conversation), items=items, request_id=request_id)
+
+
+def get(conversation_id: str) -> GetConversationRequest:
+    """A request for a conversation."""
+    return GetConversationRequest(conversation_id=conversation_id)
+
+
+def update(conversation_id: str, *paths: str, request_id: str = "", **conversation: Any) -> UpdateConversationRequest:
+    """A request to change a conversation; without ``paths`` it has no mask."""
+    mask = FieldMask(paths=paths) if paths else None
+    sent = Conversation(id=conversation_id, **conversation)
+    return UpdateConversationRequest(conversation=sent, update_mask=mask, request_id=request_id)
+
+
+def delete(conversation_id: str, **fields: Any) -> DeleteConversationRequest:
+    """A request to delete a conversation."""
+    return DeleteConversationRequest(conversation_id=conversation_id, **fields)
+
+
+def append(conversation_id: str, *items: NewItem, **fields: Any) -> CreateItemsRequest:
+    """A request to append items."""
+    return CreateItemsRequest(conversation_id=conversation_id, items=items, **fields)
+
+
+def get_item(conversation_id: str, item_id: str) -> GetItemRequest:
+    """A request for one item."""
+    return GetItemRequest(conversation_id=conversation_id, item_id=item_id)
+
+
+def batch_get(conversation_id: str, *item_ids: str) -> BatchGetItemsRequest:
+    """A request for items by id."""
+    return BatchGetItemsRequest(conversation_id=conversation_id, item_ids=item_ids)
+
+
+def list_items(conversation_id: str, **fields: Any) -> ListItemsRequest:
+    """A request for a page of items."""
+    return ListItemsRequest(conversation_id=conversation_id, **fields)
+
+
+def delete_item(conversation_id: str, item_id: str, **fields: Any) -> DeleteItemRequest:
+    """A request to delete an item."""
+    return DeleteItemRequest(conversation_id=conversation_id, item_id=item_id, **fields)
