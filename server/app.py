@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
 from server import versions
+from server.complaint import Complaint
 from server.interceptors import interceptors
 from server.interceptors.access import needs
 from server.interceptors.running import Running
@@ -46,7 +47,7 @@ _REFUSAL_SECONDS = 0.25  # shorter than the pushback of ShuttingDown
 _TOKEN_KEYS = compiled(schema.page_token_keys.select().order_by(schema.page_token_keys.c.id.desc()))
 
 
-class StartFailed(Exception):  # noqa: N818 - says what happened
+class StartFailed(Complaint):
     """The service cannot start; the text is for the operator."""
 
 

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import grpc
 import typer
 
+from server.complaint import Complaint
 from server.errors import Failure
+from server.items import ItemJsonError
 from server.settings import Settings, SettingsInvalid, load
 
 app = typer.Typer(
@@ -34,24 +36,12 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 def main() -> None:
     """Runs the command; what an operator can mend is one line on standard error and exit code 1."""
-    from asyncpg import PostgresError
-
-    from server.app import StartFailed
-    from server.items import ItemJsonError
-    from server.store.database import DatabaseUnfit
-    from server.store.embedded import EmbeddedError
-    from server.store.migrate import MigrationFailed
-    from server.versions import VersionUnfit
-
-    known = (StartFailed, DatabaseUnfit, EmbeddedError, MigrationFailed, VersionUnfit, Failure, ItemJsonError)
     try:
         app()
     except SettingsInvalid as error:
         sys.exit(f"Wrong settings:\n{error}")
-    except known as error:
+    except (Complaint, Failure, ItemJsonError) as error:
         sys.exit(f"Error: {error}")
-    except PostgresError as error:
-        sys.exit(f"Error: the database refused ({error.sqlstate}).")
     except OSError as error:
         sys.exit(f"Error: {error.strerror or type(error).__name__}: {error.filename or 'no file'}")
     except grpc.RpcError as error:

@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from conversations.v1.error_reason_pb2 import ErrorReason
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2 as rpc
@@ -51,6 +52,9 @@ class Failure(Exception):  # noqa: N818 - the name callers of this package know
     code: ClassVar[StatusCode] = StatusCode.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
     retry_after_ms: ClassVar[int | None] = None  # RetryInfo when it helps to try again
+
+    def __init_subclass__(cls) -> None:
+        assert f"ERROR_REASON_{cls.reason}" in ErrorReason.keys(), cls.reason  # noqa: SIM118 - not a dict
 
     def __init__(self, message: str, **metadata: str) -> None:
         """``metadata`` goes into ErrorInfo: ids and limits, never request content."""

@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from server.complaint import Complaint
+
 PREFIX = "CONVERSATIONS_"
 _SCHEMES = ("postgresql://", "postgres://")
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
-class SettingsInvalid(Exception):  # noqa: N818 - says what is wrong
+class SettingsInvalid(Complaint):
     """Every wrong setting, one a line, without the values."""
 
 

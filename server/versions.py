@@ -4,10 +4,12 @@ from importlib.metadata import version
 
 from google.protobuf.internal import api_implementation
 
+from server.complaint import Complaint
+
 FLOORS = {"asyncpg": (0, 32), "sqlalchemy": (2, 1), "grpcio": (1, 85), "protobuf": (6, 33, 5)}
 
 
-class VersionUnfit(Exception):  # noqa: N818 - says what is unfit
+class VersionUnfit(Complaint):
     """An installed package is too old, or was built without its C core."""
 
 

@@ -180,4 +180,3 @@ def statements(database: Database) -> Iterator[list[str]]:
         yield texts
     finally:
         database._run = run  # type: ignore[method-assign]
-

@@ -1,7 +1,5 @@
 """The private PostgreSQL: sharing, crashes, permissions. Every test leaves no server behind."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import pwd
@@ -17,8 +15,13 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from server.store import embedded as module
-from server.store.embedded import CLUSTER, EmbeddedError, embedded
+from server.store.embedded import EmbeddedError, default_data_dir, embedded
+from server.store.embedded.cluster import CLUSTER
+from server.store.embedded.identity import SERVICE_ID, Identity
+from server.store.embedded.launch import LOG_LIMIT
+from server.store.embedded.programs import find_programs
+from server.store.embedded.server import Server
+from server.store.embedded.sockets import socket_dir_for
 
 AS_ROOT = os.geteuid() == 0
 OWNER = """
@@ -102,11 +105,14 @@ def owner(path: Path) -> subprocess.Popen[str]:
     """Another process that uses the folder until its input ends; gives it once it is inside."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", OWNER, str(path)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
         cwd=Path(__file__).parents[1],
-    )  # fmt: skip
-    return process
+    )
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
@@ -131,14 +137,17 @@ async def test_first_start_makes_a_private_durable_server_and_a_restart_keeps_da
         settings = ("fsync", "synchronous_commit", "full_page_writes", "data_checksums", "listen_addresses")
         assert [await query(server.url, f"SHOW {name}") for name in settings] == ["on"] * 4 + [""]
         assert stat.S_IMODE((data / CLUSTER).stat().st_mode) == 0o700
-        assert (data / CLUSTER).stat().st_uid == (module.SERVICE_ID if AS_ROOT else os.geteuid())
+        assert (data / CLUSTER).stat().st_uid == (SERVICE_ID if AS_ROOT else os.geteuid())
     assert servers_in(folder) == []
     async with embedded(data) as server:
         assert server.started
         assert await query(server.url, "SELECT value FROM kept") == "é"
     assert sorted(path.name for path in data.iterdir()) == [
-        CLUSTER, f"{CLUSTER}.lock", f"{CLUSTER}.users", "postgres.log",
-    ]  # fmt: skip
+        CLUSTER,
+        f"{CLUSTER}.lock",
+        f"{CLUSTER}.users",
+        "postgres.log",
+    ]
 
 
 async def test_users_share_one_server_and_the_last_stops_it(data: Path) -> None:
@@ -216,15 +225,13 @@ async def test_a_crashed_server_with_a_reused_process_number_starts_again(copy: 
         assert await query(server.url, "SELECT value FROM kept") == 1
 
 
-async def test_an_interrupted_initdb_leaves_no_half_cluster(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_interrupted_initdb_leaves_no_half_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(programs: Path, half: Path, identity: object) -> None:
         (half / "PG_VERSION").write_text("18")
         raise EmbeddedError("interrupted")
 
     with monkeypatch.context() as patch, pytest.raises(EmbeddedError, match="interrupted"):
-        patch.setattr(module, "_initdb", interrupted)
+        patch.setattr("server.store.embedded.cluster._initdb", interrupted)
         await use(folder)
     assert not list(folder.glob(f"{CLUSTER}*/*"))
     (folder / f"{CLUSTER}.new-killed").mkdir()  # what a kill -9 would leave
@@ -244,7 +251,7 @@ async def test_cancelling_a_start_leaves_no_server(data: Path) -> None:
 
 
 async def test_permissions_of_existing_folders_stay(data: Path) -> None:
-    wheel = module._programs(data, module._Identity())
+    wheel = find_programs(data, Identity())
     watched = [data, *data.parents, wheel / "postgres", *wheel.parents]
     before = [(path.stat().st_mode, path.stat().st_uid) for path in watched]
     await use(data)
@@ -273,12 +280,12 @@ async def test_root_leaves_a_users_private_folder_to_that_user(folder: Path) -> 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as someone else")
 async def test_programs_out_of_reach_are_copied_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = module._Identity.first_closed
+    original = Identity.first_closed
 
-    def wheel_closed(self: module._Identity, path: Path) -> Path | None:
+    def wheel_closed(self: Identity, path: Path) -> Path | None:
         return path if "pginstall18" in path.parts else original(self, path)
 
-    monkeypatch.setattr(module._Identity, "first_closed", wheel_closed)
+    monkeypatch.setattr(Identity, "first_closed", wheel_closed)
     (folder / "runtime-0").mkdir()
     await use(folder)
     [programs] = folder.glob("runtime-*")
@@ -294,7 +301,7 @@ async def test_a_folder_unfit_for_a_socket_uses_a_short_private_one(copy: Path, 
     odd = copy.rename(copy.with_name(name))
     async with embedded(odd) as server:
         assert await query(server.url, "SELECT 1") == 1
-        short = module._socket_dir(odd / CLUSTER)
+        short = socket_dir_for(odd / CLUSTER)
         assert short.parent == Path("/tmp")
         assert stat.S_IMODE(short.stat().st_mode) == 0o700
         async with embedded(odd) as joined:
@@ -318,15 +325,15 @@ async def test_a_silent_server_is_given_up_and_stopped(data: Path, monkeypatch: 
     async def deaf(self: object) -> None:
         return None
 
-    monkeypatch.setattr(module, "_SILENCE", 0.1)
-    monkeypatch.setattr(module._Server, "ask", deaf)
+    monkeypatch.setattr("server.store.embedded.server.SILENCE", 0.1)
+    monkeypatch.setattr(Server, "ask", deaf)
     with pytest.raises(EmbeddedError, match="does not answer"):
         await use(data)
     assert servers_in(data) == []
 
 
 async def test_the_log_is_bounded_and_holds_no_conversations(data: Path) -> None:
-    (data / "postgres.log").write_text("old\n" * (module._LOG_LIMIT // 4 + 1))
+    (data / "postgres.log").write_text("old\n" * (LOG_LIMIT // 4 + 1))
     async with embedded(data) as server:
         await query(server.url, "CREATE TABLE t (v text PRIMARY KEY)")
         await query(server.url, "INSERT INTO t VALUES ('private words')")
@@ -345,15 +352,15 @@ async def test_an_unusable_folder_is_explained(folder: Path) -> None:
 
 
 async def test_a_missing_wheel_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EmbeddedError, match=r"conversation-service\[embedded\].*CONVERSATIONS_DATABASE_URL"):
         await use(folder)
 
 
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert module.default_data_dir() == Path("/var/lib/conversations")
+    assert default_data_dir() == Path("/var/lib/conversations")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     monkeypatch.setenv("XDG_DATA_HOME", "/home/someone/data")
-    assert module.default_data_dir() == Path("/home/someone/data/conversations")
+    assert default_data_dir() == Path("/home/someone/data/conversations")

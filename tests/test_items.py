@@ -113,7 +113,7 @@ def stored(item):
     if item["type"] == "message" and isinstance(item.get("content"), str):
         assistant = item["role"] == "assistant"
         part = {"type": "output_text" if assistant else "input_text", "text": item["content"]}
-        more = {"annotations": [], "logprobs": []} if assistant else {}
+        more: dict[str, list[object]] = {"annotations": [], "logprobs": []} if assistant else {}
         item = {**item, "content": [part | more]}
     return without_nulls(item)
 
@@ -193,15 +193,13 @@ def test_sample_fits_its_item_type(name):
     item = from_json(SAMPLES[name])
     if item.WhichOneof("body") == "unknown":
         return
-    arm = Item.DESCRIPTOR.fields_by_name[item.WhichOneof("body")]
+    arm = Item.DESCRIPTOR.fields_by_name[item.WhichOneof("body") or ""]
     kind = arm.GetOptions().Extensions[options_pb2.item_type]
     assert item.id.startswith(kind.id_prefix) or not item.id
     assert not item.status or item.status in kind.statuses
 
 
-@pytest.mark.parametrize(
-    "file", [item_pb2, content_pb2, item_body_pb2], ids=lambda file: file.DESCRIPTOR.name
-)
+@pytest.mark.parametrize("file", [item_pb2, content_pb2, item_body_pb2], ids=lambda file: file.DESCRIPTOR.name)
 def test_every_field_says_how_it_behaves(file):
     """Fields outside a oneof are required, optional, output only or an identifier."""
     silent = []
@@ -261,7 +259,7 @@ def test_free_json(value, needs_json):
 
 def nested(levels):
     """An item that is ``levels`` deep."""
-    value = 1
+    value: object = 1
     for _ in range(levels - 1):
         value = {"a": value}
     return arguments(value)
@@ -412,7 +410,7 @@ def test_words():
     assert ("additional_tools", "developer") == (item_type(tools), role(tools))
     assert ("hologram_call", "") == (item_type(from_json({"type": "hologram_call"})), role(Item()))
     assert ("", "") == (item_type(Item()), item_type(from_json({"a": 1})))
-    assert ["", "in_progress", "calling"] == [status_name(number) for number in (0, 1, 8)]
+    assert ["", "in_progress", "calling"] == [status_name(ItemStatus.ValueType(number)) for number in (0, 1, 8)]
 
 
 @pytest.mark.parametrize(
@@ -438,7 +436,7 @@ def test_json_and_body_must_agree(item):
     "item, rule",
     [
         (Item(), "required"),
-        (Item(message=item_body_pb2.Message(role=99)), "enum.defined_only"),
+        (Item(message=item_body_pb2.Message(role=content_pb2.Role.ValueType(99))), "enum.defined_only"),
         (Item(function_call=item_body_pb2.FunctionCall(name="n")), "string.min_len"),
         (Item(shell_call_output=item_body_pb2.ShellCallOutput(call_id="c" * 65)), "string.max_len"),
         (Item(computer_call_output=item_body_pb2.ComputerCallOutput(call_id="c")), "required"),
@@ -466,9 +464,7 @@ def names_below(message, seen):
 
 
 NAMES = sorted({*names_below(Item.DESCRIPTOR, set()), "later", "type", "status"})
-WORDS = sorted(
-    {*NAMES, *TYPES, "user", "assistant", "completed", "high", "url", "exec", "", "é", "iVBORw0KGgo="}
-)
+WORDS = sorted({*NAMES, *TYPES, "user", "assistant", "completed", "high", "url", "exec", "", "é", "iVBORw0KGgo="})
 leaves = (
     st.none()
     | st.booleans()

@@ -8,6 +8,7 @@ import grpc
 from conversations.v1 import options_pb2
 from google.protobuf.descriptor import FileDescriptor
 
+from server.complaint import Complaint
 from server.errors import ActionDenied, Failure
 from server.interceptors.around import Context, Handler, Interceptor
 
@@ -19,7 +20,7 @@ OPEN = (
 )
 
 
-class AccessUndeclared(Exception):  # noqa: N818 - says what is missing
+class AccessUndeclared(Complaint):
     """A method of the contract has no access option: the server must not start."""
 
 

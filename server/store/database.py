@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 import structlog
 
+from server.complaint import Complaint
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
 from server.store.statement import Statement
 
@@ -38,7 +39,7 @@ _LOST = (
 _SLOW = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError)  # 57014, 55P03
 
 
-class DatabaseUnfit(Exception):  # noqa: N818 - says what the database is
+class DatabaseUnfit(Complaint):
     """The database answers but cannot be used; the text is for the operator."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asyncpg
 
+from server.complaint import Complaint
 from server.store.database import direct
 
 HEAD = "0001"  # newest file in migrations/versions; known here so that a start need not load Alembic
@@ -17,7 +18,7 @@ _LOCK = 0x636F6E76  # "conv"
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
-class MigrationFailed(Exception):  # noqa: N818 - says what happened
+class MigrationFailed(Complaint):
     """The schema could not be brought up to date; the text is for the operator."""
 
 

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from server.complaint import Complaint
+
 WAY_OUT = "Set CONVERSATIONS_DATA_DIR to another folder, or CONVERSATIONS_DATABASE_URL to your PostgreSQL."
 
 
-class EmbeddedError(Exception):
+class EmbeddedError(Complaint):
     """The private server cannot be used; the message is for people and holds no secrets."""
 
 

@@ -1,0 +1,1 @@
+"""The suite: over the wire, on a real PostgreSQL."""

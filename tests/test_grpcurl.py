@@ -1,0 +1,167 @@
+"""The service explains itself to grpcurl, and does what grpcurl asks."""
+
+import asyncio
+import json
+import shutil
+from asyncio.subprocess import PIPE
+from typing import Any
+
+import pytest
+from conversations.v1 import conversations_service_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+
+from server.app import SERVICE
+from tests.conftest import Service
+
+HEALTH = "grpc.health.v1.Health"
+REFLECTION = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
+needs_grpcurl = pytest.mark.skipif(not shutil.which("grpcurl"), reason="grpcurl is not installed")
+
+
+async def grpcurl(*arguments: str, code: int = 0) -> str:
+    """What grpcurl prints: its output, or its errors when ``code`` is not 0."""
+    process = await asyncio.create_subprocess_exec("grpcurl", *arguments, stdout=PIPE, stderr=PIPE)
+    async with asyncio.timeout(20):
+        output, errors = await process.communicate()
+    assert code == process.returncode, errors.decode()
+    return (errors if code else output).decode()
+
+
+async def call(service: Service, method: str, request: Any, code: int = 0) -> Any:
+    """The answer to a call, or the errors of one that fails."""
+    body = json.dumps(request)
+    told = await grpcurl("-plaintext", "-d", body, service.address, f"{SERVICE}/{method}", code=code)
+    return told if code else json.loads(told)
+
+
+@needs_grpcurl
+async def test_list_shows_the_services(service: Service) -> None:
+    """Each service is listed, those of gRPC itself too."""
+    assert sorted([SERVICE, HEALTH, *REFLECTION]) == (await grpcurl("-plaintext", service.address, "list")).split()
+    methods = [
+        f"{SERVICE}.{method.name}"
+        for method in conversations_service_pb2.DESCRIPTOR.services_by_name["ConversationsService"].methods
+    ]
+    assert sorted(methods) == (await grpcurl("-plaintext", service.address, "list", SERVICE)).split()
+
+
+@needs_grpcurl
+@pytest.mark.parametrize(
+    ("symbol", "says"),
+    [
+        (SERVICE, "rpc CreateItems ( .conversations.v1.CreateItemsRequest )"),
+        ("conversations.v1.Item", ".conversations.v1.FunctionCall function_call = 9"),
+        ("conversations.v1.NewItem", "oneof source {"),
+        ("conversations.v1.ErrorReason", "ERROR_REASON_SEQUENCE_MISMATCH = 13;"),
+        ("conversations.v1.Conversation", "buf.validate.field"),
+    ],
+)
+async def test_describe_shows_the_contract(service: Service, symbol: str, says: str) -> None:
+    """Services, messages and enums are described with their options."""
+    assert says in await grpcurl("-plaintext", service.address, "describe", symbol)
+
+
+@needs_grpcurl
+@pytest.mark.parametrize("name", ["", SERVICE])
+async def test_health_is_serving(service: Service, name: str) -> None:
+    """The server and its service are healthy by name."""
+    body = json.dumps({"service": name})
+    told = await grpcurl("-plaintext", "-d", body, service.address, f"{HEALTH}/Check")
+    assert {"status": "SERVING"} == json.loads(told)
+
+
+@needs_grpcurl
+async def test_health_of_an_unknown_service(service: Service) -> None:
+    """A name that is not served is not found."""
+    body = json.dumps({"service": "nobody"})
+    assert "Code: NotFound" in await grpcurl("-plaintext", "-d", body, service.address, f"{HEALTH}/Check", code=64 + 5)
+
+
+@needs_grpcurl
+async def test_a_conversation_from_begin_to_end(service: Service) -> None:
+    """A conversation is created, appended to, read by pages and deleted, with names and enums as in the contract."""
+    message = {"message": {"role": "ROLE_USER", "content": [{"input_text": {"text": "Hello ☃"}}]}}
+    made = await call(
+        service,
+        "CreateConversation",
+        {"conversation": {"metadata": {"topic": "demo"}}, "items": [{"item": message}]},
+    )
+    assert ({"topic": "demo"}, "1", '"1"') == (made["metadata"], made["last_sequence"], made["etag"])
+    name = made["id"]
+    tool = {"id": "fc_1", "function_call": {"call_id": "call_1", "name": "f", "arguments": '{"a": 1}'}}
+    request = {
+        "conversation_id": name,
+        "items": [{"item": tool}, {"item": message}],
+        "request_id": "3d5b3b1c-6c1f-4b7e-8a55-5d1f3f0f2a11",
+        "expected_last_sequence": 1,
+    }
+    appended = await call(service, "CreateItems", request)
+    assert ["2", "3"] == [item["sequence"] for item in appended["items"]]
+    assert ("fc_1", "ITEM_STATUS_COMPLETED") == (appended["items"][0]["id"], appended["items"][0]["status"])
+    assert appended == await call(service, "CreateItems", request)
+
+    first = await call(service, "ListItems", {"conversation_id": name, "page_size": 2})
+    assert (["3", "2"], True) == ([item["sequence"] for item in first["items"]], first["has_more"])
+    token = first["next_page_token"]
+    second = await call(service, "ListItems", {"conversation_id": name, "page_size": 2, "page_token": token})
+    assert ["1"] == [item["sequence"] for item in second["items"]]
+    assert "has_more" not in second
+    assert "Hello ☃" == second["items"][0]["message"]["content"][0]["input_text"]["text"]
+
+    assert "3" == (await call(service, "DeleteItem", {"conversation_id": name, "item_id": "fc_1"}))["last_sequence"]
+    assert {} == await call(service, "DeleteConversation", {"conversation_id": name})
+    told = await call(service, "GetConversation", {"conversation_id": name}, code=64 + 5)
+    assert "Code: NotFound" in told
+    assert "CONVERSATION_NOT_FOUND" in told
+
+
+@needs_grpcurl
+async def test_violations_are_shown(service: Service) -> None:
+    """A wrong request is told field by field: grpcurl knows the messages of the details."""
+    told = await call(service, "ListItems", {"conversation_id": "x", "page_size": -1}, code=64 + 3)
+    assert "Code: InvalidArgument" in told
+    for word in ("google.rpc.BadRequest", "google.rpc.ErrorInfo", "conversation_id", "page_size", "FIELD_INVALID"):
+        assert word in told
+
+
+async def reflected(service: Service, name: str, *requests: ServerReflectionRequest) -> list[ServerReflectionResponse]:
+    """The answers of one of the reflection services."""
+    method = service.channel.stream_stream(
+        f"/{name}/ServerReflectionInfo",
+        request_serializer=ServerReflectionRequest.SerializeToString,
+        response_deserializer=ServerReflectionResponse.FromString,
+    )
+    return [answer async for answer in method(iter(requests))]
+
+
+@pytest.mark.parametrize("name", REFLECTION)
+async def test_both_reflections_answer(service: Service, name: str) -> None:
+    """Clients of either version learn the services and their files, dependencies included."""
+    services, files, unknown = await reflected(
+        service,
+        name,
+        ServerReflectionRequest(list_services=""),
+        ServerReflectionRequest(file_containing_symbol=SERVICE),
+        ServerReflectionRequest(file_containing_symbol="conversations.v1.Nothing"),
+    )
+    assert {SERVICE, HEALTH, *REFLECTION} == {each.name for each in services.list_services_response.service}
+    protos = [FileDescriptorProto.FromString(each) for each in files.file_descriptor_response.file_descriptor_proto]
+    assert "conversations/v1/conversations_service.proto" in {proto.name for proto in protos}
+    assert 5 == unknown.error_response.error_code
+
+
+@pytest.mark.parametrize("name", REFLECTION)
+async def test_reflection_is_complete(service: Service, name: str) -> None:
+    """Every file that a described file imports can be asked for."""
+    known: dict[str, FileDescriptorProto] = {}
+    wanted = {"conversations/v1/conversations_service.proto", "conversations/v1/error_reason.proto"}
+    while wanted:
+        asked = [ServerReflectionRequest(file_by_filename=each) for each in sorted(wanted)]
+        for answer in await reflected(service, name, *asked):
+            assert not answer.HasField("error_response"), answer
+            for each in answer.file_descriptor_response.file_descriptor_proto:
+                proto = FileDescriptorProto.FromString(each)
+                known[proto.name] = proto
+        wanted = {each for proto in known.values() for each in proto.dependency} - set(known)
+    assert {"google/api/annotations.proto", "buf/validate/validate.proto"} <= set(known)
