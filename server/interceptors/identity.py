@@ -2,30 +2,52 @@
 
 from types import TracebackType
 
-from server.interceptors.around import Guard, Interceptor
-from server.policy.principal import Principal, current_principal
+import structlog
 
-ANYONE = Principal(tenant="", id="local")  # the only principal of the source `none`
+from server.audit import current_trace, trace_of
+from server.errors import Unauthenticated
+from server.identity.source import Source
+from server.interceptors.access import OPEN
+from server.interceptors.around import Context, Guard, Interceptor
+from server.policy.principal import current_principal
+
+log = structlog.get_logger(__name__)
 
 
 class Identify(Interceptor):
-    """Sets the principal of each call: here the fixed one of the source `none`."""
+    """Sets the principal of each call, except of those that are open to anybody."""
 
-    def guard(self, method: str) -> Guard:
-        """A guard that sets `current_principal`."""
-        return lambda _context: _Known(ANYONE)
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self._source = source
+
+    def guard(self, method: str) -> Guard | None:
+        """A guard that sets `current_principal`; none for health and reflection."""
+        if method.startswith(OPEN):
+            return None
+        return lambda context: _Known(self._source, method, context)
 
 
 class _Known:
-    __slots__ = ("_principal",)
+    __slots__ = ("_context", "_method", "_source")
 
-    def __init__(self, principal: Principal) -> None:
-        self._principal = principal
+    def __init__(self, source: Source, method: str, context: Context) -> None:
+        self._source = source
+        self._method = method
+        self._context = context
 
     async def __aenter__(self) -> None:
+        trace = trace_of(self._context.invocation_metadata() or ())
+        current_trace.set(trace)
+        try:
+            principal = await self._source.principal(self._context)
+        except Unauthenticated as refusal:
+            # The operator learns what was wrong, in our words; the caller does not.
+            log.info("credentials refused", source=self._source.name, method=self._method, why=refusal.why, trace=trace)
+            raise
         # Set and never reset: a generator may be closed in another context
         # (traps §2.12), and every call has a context of its own.
-        current_principal.set(self._principal)
+        current_principal.set(principal)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

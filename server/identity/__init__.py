@@ -1,0 +1,38 @@
+"""Who is asking: exactly one configured source says it."""
+
+from pathlib import Path
+
+from server.identity.nobody import Nobody
+from server.identity.source import IdentityUnfit, Source
+from server.identity_settings import IdentitySettings
+
+__all__ = ["IdentityUnfit", "Source", "source_of"]
+
+
+def source_of(settings: IdentitySettings) -> Source:
+    """The configured source, not yet open; what the others need is not even imported.
+
+    Raises:
+        IdentityUnfit: A file that it needs cannot be used.
+    """
+    match settings.identity:
+        case "jwt":
+            return _jwt(settings)
+        case "mtls":
+            from server.identity.mtls import Mtls
+
+            return Mtls(settings)
+        case "proxy":
+            from server.identity.proxy import Proxy
+
+            return Proxy(settings)
+        case "none":
+            return Nobody()
+
+
+def _jwt(settings: IdentitySettings) -> Source:
+    from server.identity.jwks import FileKeys, UrlKeys
+    from server.identity.jwt import Jwt
+
+    place = settings.jwt_jwks
+    return Jwt(settings, UrlKeys(place) if "://" in place else FileKeys(Path(place)))

@@ -1,0 +1,69 @@
+"""From what a source proved to a principal: which names count, and how much there may be."""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from server.errors import CredentialsInvalid
+from server.identity.recent import Recent
+from server.policy.principal import Principal
+
+MAX_BYTES = 256  # of an id, a tenant, an attribute's value
+MAX_VALUES = 256  # of all attributes together
+_REMEMBERED = 10_000
+
+
+class Principals:
+    """Makes principals within the limits; equal ones are one object, which caches compare at no cost.
+
+    Args:
+        names: The attributes there are; values of any other name are left out.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        self._known: Recent[Principal, Principal] = Recent(_REMEMBERED)
+
+    def of(self, tenant: str, identifier: str, attributes: Mapping[str, Collection[str]]) -> Principal:
+        """The principal.
+
+        Raises:
+            CredentialsInvalid: An empty id or value, U+0000, or more than the limits.
+        """
+        own = {name: values for name, values in attributes.items() if name in self.names}
+        if sum(map(len, own.values())) > MAX_VALUES:
+            raise CredentialsInvalid("too many attribute values")
+        texts = [identifier, *(value for values in own.values() for value in values)]
+        if not (all(map(_fits, texts)) and (not tenant or _fits(tenant))):
+            raise CredentialsInvalid("id, tenant or attribute value")
+        made = Principal(tenant, identifier, {name: frozenset(values) for name, values in own.items()})
+        known = self._known.get(made)
+        if known is None:
+            self._known.put(made, made)
+        return known or made
+
+
+def attributes_of(claims: Mapping[str, object], renamed: Mapping[str, str]) -> dict[str, set[str]]:
+    """The attributes in ``claims``; ``renamed`` says which claim is which attribute, several may be one.
+
+    Raises:
+        CredentialsInvalid: A claim is neither a text nor a list of texts.
+    """
+    found: dict[str, set[str]] = {}
+    for claim, name in renamed.items():
+        found.setdefault(name, set()).update(_texts(claims.get(claim)))
+    return found
+
+
+def _texts(value: object) -> list[str]:
+    values: list[object] = [] if value is None else value if isinstance(value, list) else [value]
+    texts = [text for text in values if isinstance(text, str)]
+    if len(texts) < len(values):
+        raise CredentialsInvalid("attribute claim")
+    return texts
+
+
+def _fits(text: str) -> bool:
+    """Whether PostgreSQL can hold it and the limits allow it; JSON may hold lone surrogates, which are no text."""
+    try:
+        return 0 < len(text.encode()) <= MAX_BYTES and "\0" not in text
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,275 @@
+"""The issuer's public keys: from a file, or from a URL that is fetched beside the calls."""
+
+import asyncio
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias
+
+import aiohttp
+import structlog
+from joserfc import jwk
+from joserfc.errors import SecurityWarning
+
+from server.errors import IdentityUnavailable
+from server.identity.source import IdentityUnfit, Idle
+from server.identity.watched import MAX_BYTES, Watched
+
+FETCH_SECONDS = 5.0  # limit on one fetch
+FRESH_SECONDS = 600.0  # from a fetch to the next
+RETRY_SECONDS = 10.0  # from a failed fetch to the next
+UNKNOWN_SECONDS = 30.0  # between fetches because of an unknown key id, which anybody can make up
+KEPT_SECONDS = 24 * 3600.0  # how long an issuer may be away before its keys are dropped
+_KEY_TYPES = ("RSA", "EC", "OKP")  # a symmetric key in a published set is known to all
+_MAX_KEYS = 256
+
+PublicKey: TypeAlias = jwk.RSAKey | jwk.ECKey | jwk.OKPKey
+KeysById: TypeAlias = dict[tuple[str, str], PublicKey]  # by id and type: RFC 7517 §4.5 lets types share an id
+
+log = structlog.get_logger(__name__)
+
+
+class JwksInvalid(Exception):  # noqa: N818 - says what is wrong
+    """The document is not a JWK Set."""
+
+
+class Keys(Protocol):
+    """The keys as they are now."""
+
+    def version(self) -> int:
+        """Another number whenever a key came or went. Cheap: asked at every call."""
+
+    async def key(self, identifier: str, key_type: str) -> PublicKey | None:
+        """The key, None when the issuer has none such.
+
+        Raises:
+            IdentityUnavailable: There never was a set of keys, or the last one is too old.
+        """
+
+    async def __aenter__(self) -> Self:
+        """Gets the first keys."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends what runs beside the calls."""
+
+
+def parsed(body: bytes) -> KeysById:
+    """The keys of a JWK Set that can check signatures of others.
+
+    A key without an id, of another type, for encryption or too weak is left out.
+
+    Raises:
+        JwksInvalid: Not a JWK Set, or one with two keys of the same id and type.
+    """
+    try:
+        members = json.loads(body)["keys"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise JwksInvalid("not a JWK Set") from None
+    if not isinstance(members, list) or len(members) > _MAX_KEYS:
+        raise JwksInvalid("not a list of keys")
+    keys: KeysById = {}
+    for member in members:
+        key = _imported(member)
+        if key is None:
+            continue
+        if (name := (str(key.kid), key.key_type)) in keys:
+            raise JwksInvalid("two keys of the same id and type")
+        keys[name] = key
+    return keys
+
+
+def _imported(member: Any) -> PublicKey | None:
+    if not isinstance(member, dict) or member.get("kty") not in _KEY_TYPES or member.get("use", "sig") != "sig":
+        return None
+    if not isinstance(member.get("kid"), str):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SecurityWarning)  # RSA below 2048 bits
+            key = jwk.import_key(member)
+    except Exception:  # noqa: BLE001 - joserfc answers a curve it does not know with KeyError; the other keys are good
+        log.warning("a key of the JWK Set cannot be used")
+        return None
+    return key if isinstance(key, PublicKey) else None
+
+
+class _Held:
+    """The keys of the last good document."""
+
+    def __init__(self) -> None:
+        self.keys: KeysById | None = None
+        self.version = 0
+
+    def take(self, body: bytes) -> None:
+        """Replaces the keys.
+
+        Raises:
+            JwksInvalid: They stay as they were.
+        """
+        keys = parsed(body)
+        if self.keys is None or _thumbprints(self.keys) != _thumbprints(keys):
+            self.keys = keys
+            self.version += 1
+            log.info("identity keys taken", keys=len(keys))
+
+    def drop(self) -> None:
+        """No key is good any more."""
+        if self.keys is not None:
+            self.keys = None
+            self.version += 1
+
+    def key(self, identifier: str, key_type: str) -> PublicKey | None:
+        """As `Keys.key`."""
+        if self.keys is None:
+            raise IdentityUnavailable
+        return self.keys.get((identifier, key_type))
+
+
+def _thumbprints(keys: Mapping[tuple[str, str], PublicKey]) -> dict[tuple[str, str], tuple[Any, ...]]:
+    """What makes a key another one: its material and what it may be used for."""
+    return {name: (key.thumbprint(), key.get("alg"), str(key.get("key_ops"))) for name, key in keys.items()}
+
+
+class FileKeys(Idle):
+    """Keys in a file, read again when it changes; a broken one never replaces a good one.
+
+    Raises:
+        IdentityUnfit: There is no good one to begin with.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = monotonic) -> None:
+        self._file = Watched(path, clock)
+        self._held = _Held()
+        self._broken = ""  # what is wrong with the file, said once
+        self._look()
+        if self._held.keys is None:
+            raise IdentityUnfit(f"jwt_jwks: the file cannot be read as a JWK Set ({self._broken}).")
+
+    def version(self) -> int:
+        """As `Keys.version`."""
+        self._look()
+        return self._held.version
+
+    async def key(self, identifier: str, key_type: str) -> PublicKey | None:
+        """As `Keys.key`."""
+        self._look()
+        return self._held.key(identifier, key_type)
+
+    def _look(self) -> None:
+        try:
+            if (body := self._file.news()) is not None:
+                self._held.take(body)
+                self._broken = ""
+        except (OSError, JwksInvalid) as error:
+            why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            if why != self._broken:
+                self._broken = why
+                log.warning("identity keys cannot be read", why=why)
+
+
+class UrlKeys:
+    """Keys at a URL, fetched every ten minutes and, rarely, when a call names an unknown one."""
+
+    def __init__(self, url: str, clock: Callable[[], float] = monotonic) -> None:
+        self._url = url
+        self._clock = clock
+        self._held = _Held()
+        self._good = False  # how the last fetch ended
+        self._good_at = clock()  # when the last good one did
+        self._asked = float("-inf")  # when an unknown key last made us fetch
+        self._fetch: asyncio.Task[None] | None = None
+        self._session: aiohttp.ClientSession  # like what closes it, from __aenter__ on
+        self._open: AsyncExitStack
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
+        session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
+        async with AsyncExitStack() as stack:
+            self._session = await stack.enter_async_context(session)
+            stack.push_async_callback(self._end_fetch)
+            await self.refresh()
+            stack.push_async_callback(_ended, asyncio.create_task(self._refresh_for_ever(), name="identity keys"))
+            self._open = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._open.aclose()
+
+    def version(self) -> int:
+        """As `Keys.version`."""
+        return self._held.version
+
+    async def key(self, identifier: str, key_type: str) -> PublicKey | None:
+        """As `Keys.key`; waits for a fetch only when the key is unknown and may have come since the last."""
+        known = self._held.keys is not None and (identifier, key_type) in self._held.keys
+        if not known and self._may_ask():
+            await self.refresh()
+        return self._held.key(identifier, key_type)
+
+    async def refresh(self) -> None:
+        """Fetches the keys, or waits for the fetch under way; whether it went well is in the log."""
+        if self._fetch is None:
+            self._fetch = asyncio.create_task(self._fetched(), name="fetch of identity keys")
+            self._fetch.add_done_callback(self._fetch_ended)
+        await asyncio.shield(self._fetch)  # other calls wait for it too: one that is cancelled leaves it running
+
+    def _fetch_ended(self, _task: asyncio.Task[None]) -> None:
+        self._fetch = None
+
+    async def _end_fetch(self) -> None:
+        if self._fetch is not None:
+            await _ended(self._fetch)
+
+    def _may_ask(self) -> bool:
+        if self._fetch is not None:
+            return True
+        if (now := self._clock()) - self._asked < UNKNOWN_SECONDS:
+            return False
+        self._asked = now
+        return True
+
+    async def _fetched(self) -> None:
+        try:
+            self._held.take(await self._body())
+            self._good, self._good_at = True, self._clock()
+        except (aiohttp.ClientError, OSError, ValueError, JwksInvalid) as error:
+            self._failed(str(error) if isinstance(error, JwksInvalid) else type(error).__name__)
+
+    def _failed(self, why: str) -> None:
+        """No word from the issuer: the keys stay, for a while."""
+        self._good = False
+        if self._clock() - self._good_at > KEPT_SECONDS:
+            self._held.drop()
+        log.warning("identity keys cannot be fetched", why=why, kept=self._held.keys is not None)
+
+    async def _body(self) -> bytes:
+        """The document; not more than the limit is ever read, and no other host is asked."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        async with self._session.get(self._url, allow_redirects=False, headers=headers) as response:
+            if response.status != 200:
+                raise JwksInvalid(f"HTTP status {response.status}")
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    raise JwksInvalid("too large")
+            return bytes(body)
+
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(FRESH_SECONDS if self._good else RETRY_SECONDS)
+            await self.refresh()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,95 @@
+"""The file that gives principals their tenant and attributes.
+
+In YAML, by id: `spiffe://prod.example/cart: {tenant: shop, attributes: {roles: [writer]}}`.
+"""
+
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import structlog
+import yaml
+
+from server.errors import CredentialsInvalid
+from server.identity.claims import Principals
+from server.identity.source import IdentityUnfit
+from server.identity.watched import Watched
+from server.policy.principal import Principal
+
+log = structlog.get_logger(__name__)
+
+
+class Listed:
+    """The principals of a file, read again when it changes; a broken one never replaces a good one.
+
+    Raises:
+        IdentityUnfit: It is broken to begin with.
+    """
+
+    def __init__(self, path: Path, principals: Principals, clock: Callable[[], float] = monotonic) -> None:
+        self._file = Watched(path, clock)
+        self._principals = principals
+        self._by_id: dict[str, Principal] = {}
+        try:
+            self._look()
+        except OSError as error:
+            raise IdentityUnfit(f"principals_file: the file cannot be read ({error.strerror or error}).") from None
+
+    def get(self, identifier: str) -> Principal | None:
+        """The principal, if it is listed."""
+        try:
+            self._look()
+        except IdentityUnfit as error:
+            log.warning("the file of principals cannot be used", why=str(error))
+        except OSError as error:
+            log.warning("the file of principals cannot be read", why=error.strerror or str(error))
+        return self._by_id.get(identifier)
+
+    def _look(self) -> None:
+        if (body := self._file.news()) is not None:
+            self._by_id = parsed(body, self._principals)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML libraries take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
+        """The mapping of ``node``."""
+        names = [str(key.value) for key, _ in node.value]
+        if len(names) != len(set(names)):
+            raise yaml.YAMLError("a key stands twice")
+        return super().construct_mapping(node, deep)
+
+
+def parsed(body: bytes, principals: Principals) -> dict[str, Principal]:
+    """The principals by id.
+
+    Raises:
+        IdentityUnfit: Names the entry that is wrong.
+    """
+    try:
+        entries = yaml.load(body, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise IdentityUnfit("principals_file: not YAML, or a key stands twice.") from None
+    if not isinstance(entries, dict):
+        raise IdentityUnfit("principals_file: not a mapping of ids.")
+    return {name: _principal(name, entry or {}, principals) for name, entry in entries.items()}
+
+
+def _principal(name: Any, entry: Any, principals: Principals) -> Principal:
+    if not isinstance(name, str) or not isinstance(entry, dict) or not entry.keys() <= {"tenant", "attributes"}:
+        raise IdentityUnfit(f"principals_file: {name!r} may have a tenant and attributes, nothing else.")
+    tenant, attributes = entry.get("tenant", ""), entry.get("attributes", {})
+    if not isinstance(tenant, str) or not isinstance(attributes, dict) or not all(map(_is_texts, attributes.values())):
+        raise IdentityUnfit(f"principals_file: tenant of {name!r} must be a text, each attribute a list of texts.")
+    if unknown := attributes.keys() - principals.names:
+        raise IdentityUnfit(f"principals_file: {name!r} has {sorted(map(str, unknown))}, not in attribute_names.")
+    try:
+        return principals.of(tenant, name, attributes)
+    except CredentialsInvalid:
+        raise IdentityUnfit(f"principals_file: {name!r} is beyond a limit.") from None
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

@@ -1,0 +1,70 @@
+"""Client certificates: TLS has checked the chain, here is who it is about."""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from server.errors import CredentialsInvalid, CredentialsMissing
+from server.identity.claims import Principals
+from server.identity.listed import Listed
+from server.identity.recent import Recent
+from server.identity.source import Call, Idle, identity_metadata
+from server.identity.spiffe import peer_spiffe_id, trust_domain
+from server.identity_settings import IdentitySettings
+from server.policy.principal import Principal
+
+_REMEMBERED = 10_000
+
+
+class Mtls(Idle):
+    """Takes the principal from the peer's certificate.
+
+    Its id is the SPIFFE id in it or, where so configured, its subject. With a
+    file of principals only those in it are let in.
+
+    Raises:
+        IdentityUnfit: The file cannot be used.
+    """
+
+    name = "mtls"
+
+    def __init__(self, settings: IdentitySettings) -> None:
+        self._subjects = settings.mtls_subjects
+        self._trust_domains = frozenset(settings.mtls_trust_domains)
+        self._principals = Principals(settings.attribute_names)
+        self._listed = Listed(settings.principals_file, self._principals) if settings.principals_file else None
+        self._known: Recent[str, Principal] = Recent(_REMEMBERED)
+
+    async def principal(self, call: Call) -> Principal:
+        """Who the certificate is about."""
+        identity_metadata(call)
+        identifier = self._identifier(call.auth_context())
+        if self._listed:
+            if (listed := self._listed.get(identifier)) is None:
+                raise CredentialsInvalid("not a listed principal")
+            return listed
+        known = self._known.get(identifier)
+        if known is None:
+            known = self._principals.of("", identifier, {})
+            self._known.put(identifier, known)
+        return known
+
+    def _identifier(self, auth: Mapping[str, Iterable[bytes]]) -> str:
+        if "x509_pem_cert" not in auth:
+            raise CredentialsMissing
+        return _subject(auth) if self._subjects else _of_domain(peer_spiffe_id(auth), self._trust_domains)
+
+
+def _of_domain(identifier: str | None, trust_domains: Collection[str]) -> str:
+    if identifier is None or trust_domain(identifier) not in trust_domains:
+        raise CredentialsInvalid("SPIFFE id")
+    return identifier
+
+
+def _subject(auth: Mapping[str, Iterable[bytes]]) -> str:
+    """The whole subject as RFC 2253 text: a common name alone may stand in subjects of several organizations."""
+    names = list(auth.get("x509_subject", ()))
+    if len(names) != 1:
+        raise CredentialsInvalid("subject")
+    try:
+        return names[0].decode()
+    except UnicodeDecodeError:
+        raise CredentialsInvalid("subject") from None

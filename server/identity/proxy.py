@@ -1,0 +1,85 @@
+"""Metadata of a proxy beside us, which has checked who the caller is.
+
+    x-principal:  alice
+    x-tenant:     acme                       (optional)
+    x-attributes: roles=writer,teams=a%2Cb   (optional; name=value, values percent-encoded UTF-8)
+
+The proxy must replace what a client sent under these names, not add to it. An
+id or tenant with a comma is refused: that is what two values joined look like.
+"""
+
+import re
+from typing import TypeAlias
+from urllib.parse import unquote_to_bytes
+
+from server.errors import CredentialsInvalid, CredentialsMissing
+from server.identity.claims import Principals
+from server.identity.recent import Recent
+from server.identity.source import Call, Idle, identity_metadata
+from server.identity.spiffe import peer_spiffe_id
+from server.identity_settings import IdentitySettings
+from server.policy.principal import Principal
+
+_OWN = ("x-principal", "x-tenant", "x-attributes")
+_PLAIN = re.compile(r"[!-+\--~](?:[ -+\--~]*[!-+\--~])?")  # printable ASCII, no comma, no space around it
+_PAIR = re.compile(r"([a-z][a-z0-9_]{0,63})=((?:[!-$&-+\--~]|%[0-9A-Fa-f]{2})+)")
+_REMEMBERED = 10_000
+_Sent: TypeAlias = tuple[str | None, str | None, str | None]  # in the order of _OWN
+
+
+class Proxy(Idle):
+    """Takes the principal from metadata, of a peer that is trusted to send it.
+
+    Trusted is who comes through the Unix socket, whose mode says who may, and
+    who has a certificate with a listed SPIFFE id.
+    """
+
+    name = "proxy"
+
+    def __init__(self, settings: IdentitySettings) -> None:
+        self._trusted = frozenset(settings.proxy_spiffe_ids)
+        self._principals = Principals(settings.attribute_names)
+        self._known: Recent[_Sent, Principal] = Recent(_REMEMBERED)
+
+    async def principal(self, call: Call) -> Principal:
+        """Who the proxy says it is."""
+        metadata = identity_metadata(call, _OWN)
+        if not metadata:
+            raise CredentialsMissing
+        if not self._trusts(call):
+            raise CredentialsInvalid("peer is not a trusted proxy")
+        key = (metadata.get("x-principal"), metadata.get("x-tenant"), metadata.get("x-attributes"))
+        known = self._known.get(key)
+        if known is None:
+            known = self._principal(*key)
+            self._known.put(key, known)
+        return known
+
+    def _trusts(self, call: Call) -> bool:
+        if call.peer().startswith("unix:"):
+            return True
+        return bool(self._trusted) and peer_spiffe_id(call.auth_context()) in self._trusted
+
+    def _principal(self, identifier: str | None, tenant: str | None, attributes: str | None) -> Principal:
+        # No tenant is the tenant '', but an empty one is a proxy that knows none.
+        if identifier is None or not all(_PLAIN.fullmatch(text) for text in (identifier, tenant) if text is not None):
+            raise CredentialsInvalid("id or tenant")
+        return self._principals.of(tenant or "", identifier, parsed(attributes or ""))
+
+
+def parsed(attributes: str) -> dict[str, set[str]]:
+    """The values by name of `x-attributes`.
+
+    Raises:
+        CredentialsInvalid: It is not written as above.
+    """
+    found: dict[str, set[str]] = {}
+    for pair in attributes.split(",") if attributes else ():
+        match = _PAIR.fullmatch(pair.strip(" "))
+        if not match:
+            raise CredentialsInvalid("x-attributes")
+        try:
+            found.setdefault(match[1], set()).add(unquote_to_bytes(match[2]).decode())
+        except UnicodeDecodeError:
+            raise CredentialsInvalid("x-attributes") from None
+    return found

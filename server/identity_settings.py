@@ -1,0 +1,161 @@
+"""Settings of identity and TLS, and which of them go together."""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode
+
+ATTRIBUTE_NAMES = ("roles", "teams", "projects", "namespaces")
+JWT_ALGORITHMS = frozenset(
+    # Asymmetric ones only: who can check a signature must not be able to make one.
+    ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
+)
+_ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # as in the contract, conversation.proto
+_OF = {
+    "jwt": ("jwt_issuer", "jwt_audience", "jwt_jwks", "jwt_algorithms", "jwt_tenant_claim", "jwt_attribute_claims"),
+    "mtls": ("mtls_trust_domains", "mtls_subjects", "principals_file"),
+    "proxy": ("proxy_spiffe_ids",),
+}
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _split_pairs(value: Any) -> Any:
+    """``a=b,c=d`` as a mapping; a claim's name may hold `=`, an attribute's may not."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.rpartition("=") for part in _split(value)]
+    if len({claim for claim, _, _ in pairs}) < len(pairs) or not all(claim for claim, _, _ in pairs):
+        raise ValueError("must be claim=attribute, comma separated, each claim once")
+    return {claim: name for claim, _, name in pairs}
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_split_pairs)]
+
+
+class IdentitySettings(BaseSettings):
+    """Who is asking, and how the connection proves it."""
+
+    identity: Literal["none", "jwt", "mtls", "proxy"] = Field(
+        "none", description="Where the caller's identity comes from; `none`: everybody is `local`."
+    )
+    attribute_names: Names = Field(ATTRIBUTE_NAMES, description="The attributes of a principal; others are left out.")
+    jwt_issuer: str = Field("", description="`iss` of every token.")
+    jwt_audience: str = Field("", description="One of the `aud` of every token.")
+    jwt_jwks: str = Field("", description="The issuer's JWK Set: a file, or an https URL.")
+    jwt_algorithms: Names = Field(("RS256", "ES256", "EdDSA"), description="Signatures that are accepted.")
+    jwt_tenant_claim: str = Field("", description="Claim with the tenant, then required; unset: one tenant.")
+    jwt_attribute_claims: Pairs = Field(
+        {name: name for name in ATTRIBUTE_NAMES},
+        description="Which claim is which attribute, `groups=teams,roles=roles`.",
+    )
+    mtls_trust_domains: Names = Field((), description="SPIFFE trust domains whose ids are principals.")
+    mtls_subjects: bool = Field(default=False, description="The certificate's subject is the id, not a SPIFFE id.")
+    principals_file: Path | None = Field(
+        None, description="YAML with tenant and attributes of each id of `mtls`; who is not in it is refused."
+    )
+    proxy_spiffe_ids: Names = Field((), description="Proxies to trust, beside those that come through a Unix socket.")
+    tls_certificate: Path | None = Field(None, description="The server's certificate chain, PEM; unset: no TLS.")
+    tls_key: Path | None = Field(None, description="Its private key, PEM.")
+    tls_client_ca: Path | None = Field(None, description="CAs of client certificates, PEM; set: each client needs one.")
+
+    @field_validator("attribute_names")
+    @classmethod
+    def _names_of_the_contract(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > 16 or not all(map(_ATTRIBUTE_NAME.fullmatch, value)):
+            raise ValueError("must be at most 16 names of a-z, 0-9 and _, each beginning with a letter")
+        return value
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _asymmetric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not JWT_ALGORITHMS.issuperset(value):
+            raise ValueError(f"must be some of {', '.join(sorted(JWT_ALGORITHMS))}")
+        return value
+
+    @field_validator("jwt_jwks")
+    @classmethod
+    def _a_file_or_a_safe_url(cls, value: str) -> str:
+        if "://" not in value:
+            return value
+        url = urlsplit(value)
+        safe = url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or ""))
+        if not safe or not url.hostname or "@" in url.netloc:
+            raise ValueError("must be a file or an https URL without a user; http only for loopback")
+        return value
+
+    @field_validator("mtls_trust_domains", "proxy_spiffe_ids")
+    @classmethod
+    def _spiffe(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"(spiffe://)?[a-z0-9._-]+(/[A-Za-z0-9._/-]+)?", name):
+                raise ValueError("must be SPIFFE trust domains, or SPIFFE ids")
+        return value
+
+
+def identity_problems(settings: IdentitySettings, listen: str) -> list[str]:
+    """Each combination of settings that cannot be meant."""
+    by_source = {"jwt": _jwt_problems, "mtls": _mtls_problems, "proxy": _proxy_problems}
+    check = by_source.get(settings.identity)
+    return [*_strangers(settings), *(check(settings, listen) if check else ()), *_tls_problems(settings)]
+
+
+def _strangers(settings: IdentitySettings) -> Iterable[str]:
+    """A setting of a source that is not the configured one: somebody believes it is."""
+    for source, names in _OF.items():
+        if source != settings.identity:
+            given = [name for name in names if name in settings.model_fields_set and getattr(settings, name)]
+            yield from (f"{name}: belongs to identity={source}, but identity={settings.identity}" for name in given)
+
+
+def _jwt_problems(settings: IdentitySettings, _listen: str) -> Iterable[str]:
+    for name in ("jwt_issuer", "jwt_audience", "jwt_jwks"):
+        if not getattr(settings, name):
+            yield f"{name}: identity=jwt needs it"
+    for name in sorted(set(settings.jwt_attribute_claims.values()) - set(settings.attribute_names)):
+        # The default map speaks of names that the operator may have taken off the list.
+        if "jwt_attribute_claims" in settings.model_fields_set:
+            yield f"jwt_attribute_claims: {name} is not in attribute_names"
+
+
+def _mtls_problems(settings: IdentitySettings, _listen: str) -> Iterable[str]:
+    if not settings.tls_client_ca:
+        yield "tls_client_ca: identity=mtls needs it"
+    if bool(settings.mtls_trust_domains) == settings.mtls_subjects:
+        yield "mtls_trust_domains: identity=mtls needs either this or mtls_subjects"
+    if any("/" in name for name in settings.mtls_trust_domains):
+        yield "mtls_trust_domains: must be names such as prod.example, without spiffe:// and path"
+
+
+def _proxy_problems(settings: IdentitySettings, listen: str) -> Iterable[str]:
+    if not (listen.startswith("unix:") or settings.proxy_spiffe_ids):
+        yield "listen: identity=proxy trusts a Unix socket; set one, or proxy_spiffe_ids"
+    if settings.proxy_spiffe_ids and not settings.tls_client_ca:
+        yield "tls_client_ca: proxy_spiffe_ids needs it"
+    if not all(name.startswith("spiffe://") for name in settings.proxy_spiffe_ids):
+        yield "proxy_spiffe_ids: must begin with spiffe://"
+
+
+def _tls_problems(settings: IdentitySettings) -> Iterable[str]:
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        yield "tls_certificate: goes together with tls_key"
+    if settings.tls_client_ca and not settings.tls_certificate:
+        yield "tls_client_ca: needs tls_certificate and tls_key"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
