@@ -2,6 +2,9 @@
 
     Failure                      INTERNAL
     ├── Unauthenticated          UNAUTHENTICATED
+    │   ├── CredentialsMissing
+    │   └── CredentialsInvalid
+    ├── IdentityUnavailable      UNAVAILABLE
     ├── ActionDenied             PERMISSION_DENIED
     ├── ConversationNotFound     NOT_FOUND
     ├── ItemNotFound             NOT_FOUND
@@ -92,10 +95,45 @@ class Internal(Failure):
 
 
 class Unauthenticated(Failure):
-    """No credentials, or bad ones; which part was wrong is not said."""
+    """No credentials, or bad ones: two answers, both without a word of the call.
+
+    Attributes:
+        why: For the log, in words of ours; never sent.
+    """
 
     code = StatusCode.UNAUTHENTICATED
+    why: str = ""
+
+
+class CredentialsMissing(Unauthenticated):
+    """No credentials came with the call."""
+
+    reason = "CREDENTIALS_MISSING"
+    why = "none came"
+
+    def __init__(self) -> None:
+        super().__init__("Credentials are missing.")
+
+
+class CredentialsInvalid(Unauthenticated):
+    """Which part was wrong is not said."""
+
     reason = "CREDENTIALS_INVALID"
+
+    def __init__(self, why: str) -> None:
+        super().__init__("Credentials are not valid.")
+        self.why = why
+
+
+class IdentityUnavailable(Failure):
+    """Credentials came, but what they are checked with is not there yet, or too old."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "IDENTITY_UNAVAILABLE"
+    retry_after_ms = 1000
+
+    def __init__(self) -> None:
+        super().__init__("Credentials cannot be checked now; try again.")
 
 
 class ActionDenied(Failure):

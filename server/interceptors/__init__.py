@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from server.identity.source import Source
 from server.interceptors.access import Access, Need
 from server.interceptors.around import Interceptor
 from server.interceptors.deadline import Deadline
@@ -10,15 +11,19 @@ from server.interceptors.failures import Failures
 from server.interceptors.identity import Identify
 from server.interceptors.running import Running
 from server.settings import Settings
+from server.store.access import Accesses
 
 
-def interceptors(settings: Settings, needs: Mapping[str, Need], running: Running) -> list[Interceptor]:
+def interceptors(
+    settings: Settings, needs: Mapping[str, Need], running: Running, source: Source, accesses: Accesses
+) -> list[Interceptor]:
     """The chain, outermost first."""
     return [
         Failures(),  # outermost: everything below leaves as a google.rpc.Status
         running,  # a drain refuses here, before any work, and waits for all that follows
         Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds all that waits
-        Identify(),  # who is asking
-        Access(needs),  # needs the principal; refuses before the body is decoded
+        Identify(source),  # who is asking
+        # Needs the principal; refuses before the body is decoded.
+        Access(needs, accesses, audit_permits=settings.audit_permits),
         Decode(),  # innermost: the method gets a request that keeps the contract's rules
     ]

@@ -1,16 +1,27 @@
-"""Access: what a method needs is written in the contract; a method that says nothing is refused."""
+"""Access: what a method needs is written in the contract; who may never do it goes no further.
+
+Behind Identify, whose principal it plans for, and before Decode: nobody makes
+the server read a request that they may not send. What a plan leaves to the row
+is decided inside the statement; nothing is looked up here.
+"""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import grpc
 from conversations.v1 import options_pb2
 from google.protobuf.descriptor import FileDescriptor
 
+from server import audit
 from server.complaint import Complaint
 from server.errors import ActionDenied, Failure
-from server.interceptors.around import Context, Handler, Interceptor
+from server.interceptors.around import Context, Guard, Handler, Interceptor, around
+from server.policy.plan import Never
+from server.policy.principal import current_principal
+from server.store.access import Access as Allowed
+from server.store.access import Accesses, current_access
 
 # Services of gRPC itself: they show no data of the service.
 OPEN = (
@@ -26,10 +37,10 @@ class AccessUndeclared(Complaint):
 
 @dataclass(frozen=True)
 class Need:
-    """What a caller must be allowed to do for a method to run."""
+    """What a caller must be allowed to do for a method to run; ``actions`` are alternatives."""
 
     resource: str
-    action: str
+    actions: tuple[str, ...]  # none: the method is open to every principal
 
 
 def needs(*files: FileDescriptor) -> dict[str, Need]:
@@ -43,24 +54,69 @@ def needs(*files: FileDescriptor) -> dict[str, Need]:
         for service in file.services_by_name.values():
             for method in service.methods:
                 option = method.GetOptions().Extensions[options_pb2.access]
-                if not (option.resource and option.action):
+                if not (option.open or (option.resource and option.action)):
                     raise AccessUndeclared(f"{method.full_name} has no conversations.v1.access option")
-                found[f"/{service.full_name}/{method.name}"] = Need(option.resource, option.action)
+                actions = tuple(filter(None, (option.action, option.other_action)))
+                found[f"/{service.full_name}/{method.name}"] = Need(option.resource, actions)
     return found
 
 
 class Access(Interceptor):
-    """Lets through what the contract says something about."""
+    """Lets a call go on to the method, with what its caller may do."""
 
-    def __init__(self, needs_of: Mapping[str, Need]) -> None:
+    def __init__(self, needs_of: Mapping[str, Need], accesses: Accesses, *, audit_permits: bool) -> None:
         super().__init__()
         self._needs = needs_of
+        self._accesses = accesses
+        self._audit_permits = audit_permits
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """``handler`` itself for a method with a need; one that refuses for any other."""
-        if method in self._needs or method.startswith(OPEN):
+        """``handler`` behind its need; one that refuses where the contract says nothing."""
+        if method.startswith(OPEN):
             return handler
-        return refuse(ActionDenied("method", "call"))
+        need = self._needs.get(method)
+        if need is None:
+            return refuse(ActionDenied("method", "call"))
+        return around(handler, self._guard(need))
+
+    def _guard(self, need: Need) -> Guard:
+        return lambda _context: _Planned(self._accesses.of(current_principal.get()), need, self._audit_permits)
+
+
+class _Planned:
+    __slots__ = ("_access", "_audit_permits", "_need")
+
+    def __init__(self, access: Allowed, need: Need, audit_permits: bool) -> None:  # noqa: FBT001
+        self._access = access
+        self._need = need
+        self._audit_permits = audit_permits
+
+    async def __aenter__(self) -> None:
+        current_access.set(self._access)
+        if self._need.actions:
+            try:
+                self._demand(self._need)
+            except ActionDenied as denied:
+                self._log(denied)
+                raise
+
+    def _demand(self, need: Need) -> None:
+        """Raises ActionDenied when no request of this method could be allowed."""
+        if need.resource == "item":
+            self._access.demand("conversation", "read")
+        plans = [self._access.may(need.resource, action).plan for action in need.actions]
+        if all(isinstance(plan, Never) for plan in plans):
+            raise ActionDenied(need.resource, need.actions[0])
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._need.actions and (error is None or isinstance(error, Failure)):
+            self._log(error)
+
+    def _log(self, failure: Failure | None) -> None:
+        resource, action = self._need.resource, self._need.actions[0]
+        audit.decided(self._access, resource, action, failure, permits=self._audit_permits)
 
 
 def refuse(failure: Failure) -> Handler:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from server.audit import current_request
 from server.errors import FieldInvalid, Violation
 from server.interceptors.around import Context, Handler, Interceptor
 from server.validation import validate
@@ -31,6 +32,7 @@ class Decode(Interceptor):
             except DecodeError:
                 raise FieldInvalid(Violation("", "the request is not a message of its type", "decode")) from None
             validate(request)
+            current_request.set(request)
             return await call(request, context)
 
         return grpc.unary_unary_rpc_method_handler(decoded, None, handler.response_serializer)

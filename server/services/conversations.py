@@ -11,9 +11,10 @@ from server import filters, paging
 from server.interceptors.around import Context
 from server.masks import attribute_pairs, change_of
 from server.paging import PageTokens
-from server.policy.principal import Principal, current_principal
+from server.policy.principal import Principal
 from server.services.admission import Admission
 from server.services.wire import conversation_of, item_of, items_of
+from server.store.access import current_access
 from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.items import ItemStore
 from server.store.requests import Method, reservation
@@ -37,21 +38,21 @@ class Conversations(ConversationsServiceServicer):
         self, request: pb.CreateConversationRequest, context: Context
     ) -> conversation_pb2.Conversation:
         """Creates a conversation, with its first items in the same statement."""
-        principal, now = current_principal.get(), datetime.now(UTC)
+        access, now = current_access.get(), datetime.now(UTC)
         reserved = reservation(Method.CREATE_CONVERSATION, request)
-        conversation_id = new_id(principal, reserved)
+        conversation_id = new_id(access.principal, reserved)
         batch = None
         if request.items:
-            batch, _ = self._admission.batch(request.items, conversation_id, principal.id, now)
-        metadata, attributes = dict(request.conversation.metadata), _attributes(request.conversation, principal)
-        row = await self._conversations.create(principal, metadata, attributes, batch, reserved, conversation_id, now)
+            batch, _ = self._admission.batch(request.items, conversation_id, access.principal.id, now)
+        metadata, attributes = dict(request.conversation.metadata), _attributes(request.conversation, access.principal)
+        row = await self._conversations.create(access, metadata, attributes, batch, reserved, conversation_id, now)
         return conversation_of(row)
 
     async def GetConversation(
         self, request: pb.GetConversationRequest, context: Context
     ) -> conversation_pb2.Conversation:
         """Gets one conversation."""
-        return conversation_of(await self._conversations.get(current_principal.get(), request.conversation_id))
+        return conversation_of(await self._conversations.get(current_access.get(), request.conversation_id))
 
     async def UpdateConversation(
         self, request: pb.UpdateConversationRequest, context: Context
@@ -59,7 +60,7 @@ class Conversations(ConversationsServiceServicer):
         """Changes what the mask names."""
         sent = request.conversation
         row = await self._conversations.update(
-            current_principal.get(),
+            current_access.get(),
             sent.id,
             change_of(sent, request.update_mask),
             _revision(sent.etag),
@@ -70,7 +71,7 @@ class Conversations(ConversationsServiceServicer):
     async def DeleteConversation(self, request: pb.DeleteConversationRequest, context: Context) -> Empty:
         """Makes a conversation a tombstone."""
         await self._conversations.delete(
-            current_principal.get(),
+            current_access.get(),
             request.conversation_id,
             _revision(request.etag),
             reservation(Method.DELETE_CONVERSATION, request),
@@ -81,14 +82,14 @@ class Conversations(ConversationsServiceServicer):
         self, request: pb.ListConversationsRequest, context: Context
     ) -> pb.ListConversationsResponse:
         """Lists what the caller may read, a page at a time."""
-        principal, size = current_principal.get(), paging.page_size(request.page_size)
+        access, size = current_access.get(), paging.page_size(request.page_size)
         descending = request.order_by in _DESCENDING
-        query = (_CONVERSATIONS, principal.tenant, principal.id, request.filter, str(descending))
+        query = (_CONVERSATIONS, access.principal.tenant, access.principal.id, request.filter, str(descending))
         position = None
         if request.page_token:
             position = paging.unpack_time(self._tokens.read(request.page_token, *query))
         comparisons = filters.parse(request.filter, filters.CONVERSATION_FIELDS)
-        rows = await self._conversations.page(principal, comparisons, position, size + 1, descending=descending)
+        rows = await self._conversations.page(access, comparisons, position, size + 1, descending=descending)
         response = pb.ListConversationsResponse(conversations=map(conversation_of, rows[:size]))
         if len(rows) > size:
             last = rows[size - 1]
@@ -97,11 +98,11 @@ class Conversations(ConversationsServiceServicer):
 
     async def CreateItems(self, request: pb.CreateItemsRequest, context: Context) -> pb.CreateItemsResponse:
         """Appends items, all or none."""
-        principal, now = current_principal.get(), datetime.now(UTC)
+        access, now = current_access.get(), datetime.now(UTC)
         reserved = reservation(Method.CREATE_ITEMS, request)
-        batch, items = self._admission.batch(request.items, request.conversation_id, principal.id, now)
+        batch, items = self._admission.batch(request.items, request.conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
-        done = await self._items.append(principal, request.conversation_id, batch, expected, reserved, now)
+        done = await self._items.append(access, request.conversation_id, batch, expected, reserved, now)
         if done.stored is not None:
             return pb.CreateItemsResponse(items=items_of(done.stored))
         for sequence, item in enumerate(items, done.first_sequence):
@@ -110,24 +111,31 @@ class Conversations(ConversationsServiceServicer):
 
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> item_pb2.Item:
         """Gets one item."""
-        return item_of(await self._items.get(current_principal.get(), request.conversation_id, request.item_id))
+        return item_of(await self._items.get(current_access.get(), request.conversation_id, request.item_id))
 
     async def BatchGetItems(self, request: pb.BatchGetItemsRequest, context: Context) -> pb.BatchGetItemsResponse:
         """Gets items by id, in request order."""
-        stored = await self._items.get_batch(current_principal.get(), request.conversation_id, list(request.item_ids))
+        stored = await self._items.get_batch(current_access.get(), request.conversation_id, list(request.item_ids))
         return pb.BatchGetItemsResponse(items=items_of(stored))
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
         """Lists items by sequence, a page at a time."""
-        principal, size = current_principal.get(), paging.page_size(request.page_size)
+        access, size = current_access.get(), paging.page_size(request.page_size)
         descending = request.order != pb.ORDER_ASCENDING
-        query = (_ITEMS, principal.tenant, principal.id, request.conversation_id, request.filter, str(descending))
+        query = (
+            _ITEMS,
+            access.principal.tenant,
+            access.principal.id,
+            request.conversation_id,
+            request.filter,
+            str(descending),
+        )
         cursor: int | str | None = request.after or None
         if request.page_token:
             cursor = paging.unpack_sequence(self._tokens.read(request.page_token, *query))
         comparisons = filters.parse(request.filter, filters.ITEM_FIELDS)
         stored, more = await self._items.page(
-            principal, request.conversation_id, comparisons, cursor, size, descending=descending
+            access, request.conversation_id, comparisons, cursor, size, descending=descending
         )
         response = pb.ListItemsResponse(items=items_of(stored), has_more=more)
         if stored:
@@ -139,7 +147,7 @@ class Conversations(ConversationsServiceServicer):
     async def DeleteItem(self, request: pb.DeleteItemRequest, context: Context) -> conversation_pb2.Conversation:
         """Empties one item and returns its conversation."""
         row = await self._items.delete(
-            current_principal.get(),
+            current_access.get(),
             request.conversation_id,
             request.item_id,
             reservation(Method.DELETE_ITEM, request),

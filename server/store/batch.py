@@ -18,14 +18,16 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    not_,
     or_,
     select,
     true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from server.store.predicate import Permission
 from server.store.schema import Time, conversations, items
-from server.store.visibility import visible
+from server.store.visibility import item_allowed, visible
 
 _COLUMNS = ("conversation_id", "sequence", "version", "item_id", "type", "role", "status", "create_time", "body")
 
@@ -95,7 +97,7 @@ def sent() -> CTE:
     return select(*rows.c, _now.label("create_time")).cte("rows")
 
 
-def resolved() -> CTE:
+def resolved(read: Permission, item_read: Permission) -> CTE:
     """The rows with references looked up; ``found`` is false where one is not readable."""
     arrays = [
         _array("item_ids"),
@@ -109,7 +111,12 @@ def resolved() -> CTE:
     columns = ("item_id", "type", "role", "status", "body", "reference_conversation", "reference_item")
     rows = func.unnest(*arrays).table_valued(*columns, with_ordinality="ordinal", name="sent").render_derived()
     source, home = items.alias("source"), conversations.alias("home")
-    readable = source.join(home, and_(home.c.id == source.c.conversation_id, visible(home)))
+    readable = source.join(
+        home,
+        and_(
+            home.c.id == source.c.conversation_id, visible(read, home), item_allowed(item_read, source.c.item_id, home)
+        ),
+    )
     same = and_(
         source.c.conversation_id == rows.c.reference_conversation,
         source.c.item_id == rows.c.reference_item,
@@ -133,6 +140,14 @@ def all_found(rows: CTE) -> ColumnElement[bool]:
     """Whether every reference among `resolved` rows was."""
     found: ColumnElement[bool] = select(func.bool_and(rows.c.found)).scalar_subquery()
     return found
+
+
+def all_allowed(create: Permission, rows: CTE) -> ColumnElement[bool]:
+    """Whether ``create`` reaches every one of ``rows`` in the conversation of the statement."""
+    if not create.asks_for_id:
+        return item_allowed(create, literal_column("''"))
+    barred = select(rows.c.ordinal).where(not_(item_allowed(create, rows.c.item_id))).correlate(conversations)
+    return not_(barred.exists())
 
 
 def placed(rows: CTE, target: CTE) -> CTE:

@@ -6,13 +6,15 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     Boolean,
     ColumnElement,
-    Executable,
+    FromClause,
     Integer,
     Select,
     Text,
+    all_,
     any_,
     bindparam,
     case,
@@ -22,16 +24,21 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    true,
     tuple_,
+    union,
     update,
 )
+from sqlalchemy import delete as delete_from
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, array
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.store.batch import all_found, placed, resolved, sent
+from server.store.predicate import Permission
 from server.store.requests import reserve
-from server.store.schema import Time, conversations
+from server.store.schema import Time, conversation_attributes, conversations
 from server.store.statement import Statement, compiled
-from server.store.visibility import visible
+from server.store.visibility import allowed, visible
 
 MAX_PAIRS = 16  # of metadata, and names of attributes
 
@@ -39,6 +46,8 @@ _c = conversations.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
 _now: ColumnElement[datetime] = bindparam("now", type_=Time)
 _one: ColumnElement[int] = literal_column("1", BigInteger)
+_most: ColumnElement[int] = literal_column(str(MAX_PAIRS), Integer)
+_count: ColumnElement[int] = bindparam("count", type_=Integer)
 COLUMNS = (
     _c.id,
     _c.owner,
@@ -51,13 +60,24 @@ COLUMNS = (
 )
 
 
-GET = compiled(select(*COLUMNS).where(_c.id == _id, visible()))
+@lru_cache(maxsize=512)
+def get(read: Permission, *asked: Permission) -> Statement:
+    """One conversation, and whether each permission ``asked`` about reaches it, under its name."""
+    answers = [allowed(permission).label(permission.name) for permission in asked]
+    return compiled(select(*COLUMNS, *answers).where(_c.id == _id, visible(read)))
 
 
-@lru_cache
-def create(*, items: bool, refers: bool, reserves: bool) -> Statement:
+@lru_cache(maxsize=512)
+def get_deleted(read: Permission, act: Permission) -> Statement:
+    """Whether ``act`` reaches a conversation, living or a tombstone: a repeated delete is authorized again."""
+    own = _c.tenant == bindparam("tenant", type_=Text)
+    return compiled(select(allowed(act).label(act.name)).where(_c.id == _id, own, allowed(read)))
+
+
+@lru_cache(maxsize=512)
+def create(references: tuple[Permission, Permission] | None, *, items: bool, reserves: bool) -> Statement:
     """Inserts a conversation with its first items; none of it when a reference is not found."""
-    rows = resolved() if refers else sent() if items else None
+    rows = resolved(*references) if references else sent() if items else None
     given: dict[str, ColumnElement[Any]] = {
         "id": _id,
         "tenant": bindparam("tenant", type_=Text),
@@ -71,11 +91,11 @@ def create(*, items: bool, refers: bool, reserves: bool) -> Statement:
         "update_time": _now,
     }
     source: Select[Any] = select(*list(given.values()))
-    if refers and rows is not None:
+    if references and rows is not None:
         source = source.where(all_found(rows))
     base = literal_column("0", BigInteger).label("base")
     created = insert(conversations).from_select(list(given), source).returning(_c.id, _c.version, base).cte("created")
-    statement: Select[Any] = select(created.c.id)
+    statement: Select[Any] = select(created.c.id).add_cte(_indexed(created))
     if rows is not None:
         statement = statement.add_cte(placed(rows, created))
     if reserves:
@@ -83,27 +103,56 @@ def create(*, items: bool, refers: bool, reserves: bool) -> Statement:
     return compiled(statement)
 
 
-@lru_cache
-def change(*, reserves: bool) -> Statement:
-    """Changes both maps; a change that would give too many pairs changes no row."""
-    metadata, attributes = _merged_metadata(), _merged_attributes()
+def _each(array: ColumnElement[Any]) -> Any:
+    """A table of the elements of ``array``, as the column ``value``."""
+    return func.unnest(array).table_valued("value").render_derived()
+
+
+def _indexed(written: CTE) -> CTE:
+    """Inserts the attributes of a new conversation as the rows that lists read."""
+    tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
+    held = _each(bindparam("attributes", type_=ARRAY(Text)))
+    query = select(written.c.id, held.c.value, tenant, _now).select_from(written.join(held, true()))
+    names = ["conversation_id", "attribute", "tenant", "create_time"]
+    return insert(conversation_attributes).from_select(names, query).cte("indexed")
+
+
+@lru_cache(maxsize=512)
+def change(read: Permission, acts: tuple[Permission, ...], *, attributes: bool, reserves: bool) -> Statement:
+    """Changes the maps; a change that would give too many pairs changes no row."""
+    metadata = _merged_metadata()
     pairs = select(func.count()).select_from(func.jsonb_object_keys(metadata).alias("key")).scalar_subquery()
-    few_names = _names_of(attributes) <= literal_column(str(MAX_PAIRS), Integer)
-    changed = (
-        update(conversations)
-        .where(_c.id == _id, visible(), _revision_is(), pairs <= literal_column(str(MAX_PAIRS), Integer), few_names)
-        .values(
-            metadata=metadata,
-            attributes=attributes,
-            revision=_c.revision + _one,
-            version=_c.version + _one,
-            update_time=_now,
-        )
-        .returning(*COLUMNS)
-        .cte("changed")
-    )
+    conditions = [_c.id == _id, visible(read), *map(allowed, acts), _revision_is(), pairs <= _most]
+    values: dict[str, Any] = {
+        "metadata": metadata,
+        "revision": _c.revision + _one,
+        "version": _c.version + _one,
+        "update_time": _now,
+    }
+    if attributes:
+        values["attributes"] = _merged_attributes()
+        conditions.append(_names_of(values["attributes"]) <= _most)
+    changed = update(conversations).where(*conditions).values(values).returning(*COLUMNS).cte("changed")
     statement: Select[Any] = select(*changed.c)
+    if attributes:
+        statement = statement.add_cte(_unindexed(changed), _reindexed(changed))
     return compiled(statement.add_cte(reserve(changed).cte("reserved")) if reserves else statement)
+
+
+def _unindexed(changed: CTE) -> CTE:
+    """Removes the rows of the values that the conversation has no more."""
+    gone = conversation_attributes.c.attribute != all_(changed.c.attributes)
+    same = conversation_attributes.c.conversation_id == changed.c.id
+    return delete_from(conversation_attributes).where(same, gone).cte("unindexed")
+
+
+def _reindexed(changed: CTE) -> CTE:
+    """Inserts the rows of new values; those that stay are there."""
+    tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
+    held = _each(changed.c.attributes)
+    query = select(changed.c.id, held.c.value, tenant, changed.c.create_time).select_from(changed.join(held, true()))
+    names = ["conversation_id", "attribute", "tenant", "create_time"]
+    return pg_insert(conversation_attributes).from_select(names, query).on_conflict_do_nothing().cte("reindexed")
 
 
 def _names_of(attributes: ColumnElement[Any]) -> ColumnElement[int]:
@@ -135,12 +184,12 @@ def _merged_attributes() -> ColumnElement[Any]:
     return merged
 
 
-@lru_cache
-def delete(*, reserves: bool) -> Statement:
+@lru_cache(maxsize=512)
+def delete(read: Permission, act: Permission, *, reserves: bool) -> Statement:
     """Makes a tombstone."""
     deleted = (
         update(conversations)
-        .where(_c.id == _id, visible(), _revision_is())
+        .where(_c.id == _id, visible(read), allowed(act), _revision_is())
         .values(delete_time=_now, version=_c.version + _one)
         .returning(_c.id)
         .cte("deleted")
@@ -155,18 +204,53 @@ def _revision_is() -> ColumnElement[bool]:
 
 
 @lru_cache(maxsize=512)
-def page(shape: tuple[tuple[str, str], ...], *, descending: bool) -> Statement:
-    """Keyset on (create_time, id); ``shape`` is the filter's (name, operator) pairs."""
-    keys = tuple_(_c.create_time, _c.id)
+def page(read: Permission, shape: tuple[tuple[str, str], ...], *, covered: bool, descending: bool) -> Statement:
+    """Keyset on (create_time, id); ``shape`` is the filter's (name, operator) pairs.
+
+    ``covered``: what the caller may read lies in a few ranges of indexes (`Cover`).
+    The front of each is read in order, and the fronts are merged.
+    """
+    conditions = (visible(read), *_conditions(shape))
+    if not covered:
+        return compiled(_front(select(*COLUMNS), _c, conditions, descending=descending))
+    found = union(*[select(part.c.id) for part in _ranges(conditions, descending=descending)]).cte("found")
+    query = select(*COLUMNS).join_from(conversations, found, _c.id == found.c.id)
+    return compiled(query.order_by(*_order(_c, descending=descending)).limit(_count))
+
+
+def _front(
+    query: Select[Any], keys: Any, conditions: Iterable[ColumnElement[bool]], *, descending: bool
+) -> Select[Any]:
+    """The first rows of ``query`` behind the position, by the columns create_time and id of ``keys``."""
+    place = tuple_(keys.create_time, _id_of(keys))
     after = tuple_(bindparam("after_time", type_=Time), bindparam("after_id", type_=Text))
-    order = (_c.create_time.desc(), _c.id.desc()) if descending else (_c.create_time, _c.id)
-    statement: Executable = (
-        select(*COLUMNS)
-        .where(visible(), keys < after if descending else keys > after, *_conditions(shape))
-        .order_by(*order)
-        .limit(bindparam("count", type_=Integer))
-    )
-    return compiled(statement)
+    there = place < after if descending else place > after
+    return query.where(there, *conditions).order_by(*_order(keys, descending=descending)).limit(_count)
+
+
+def _order(keys: Any, *, descending: bool) -> tuple[ColumnElement[Any], ...]:
+    columns = (keys.create_time, _id_of(keys))
+    return tuple(column.desc() if descending else column.asc() for column in columns)
+
+
+def _id_of(keys: Any) -> ColumnElement[str]:
+    return keys.conversation_id if "conversation_id" in keys else keys.id  # type: ignore[no-any-return]
+
+
+def _ranges(conditions: tuple[ColumnElement[bool], ...], *, descending: bool) -> Iterable[FromClause]:
+    """The front of the range of each owner, of each attribute and of each id of the cover."""
+    a = conversation_attributes.c
+    owners = _each(bindparam("cover_owners", type_=ARRAY(Text)))
+    by_owner = _front(select(_c.id), _c, (_c.owner == owners.c.value, *conditions), descending=descending)
+    values = _each(bindparam("cover_attributes", type_=ARRAY(Text)))
+    joined = select(_c.id).join_from(conversation_attributes, conversations, _c.id == a.conversation_id)
+    same = (a.tenant == bindparam("tenant", type_=Text), a.attribute == values.c.value)
+    by_value = _front(joined, a, (*same, *conditions), descending=descending)
+    for covering, front in ((owners, by_owner), (values, by_value)):
+        rows = front.lateral()
+        yield select(rows.c.id).select_from(covering).join(rows, true()).subquery()
+    named = _c.id == any_(bindparam("cover_ids", type_=ARRAY(Text)))
+    yield _front(select(_c.id), _c, (named, *conditions), descending=descending).subquery()
 
 
 def _conditions(shape: Iterable[tuple[str, str]]) -> Iterable[ColumnElement[bool]]:

@@ -8,18 +8,28 @@ from typing import Any
 
 import asyncpg
 
-from server.errors import Conflict, ConversationNotFound, EtagMismatch, LimitExceeded, RequestIdReused, Violation
+from server.errors import (
+    ActionDenied,
+    Conflict,
+    ConversationNotFound,
+    EtagMismatch,
+    LimitExceeded,
+    RequestIdReused,
+    Violation,
+)
 from server.filters import Comparison
 from server.ids import conversation_id_for, new_conversation_id
 from server.policy.principal import Principal
+from server.policy.residual import Row
 from server.store import conversation_sql as sql
+from server.store.access import Access
 from server.store.batch import Batch
 from server.store.conversation_sql import MAX_PAIRS
 from server.store.database import Database
 from server.store.item_failures import explain_batch
+from server.store.predicate import Permission
 from server.store.requests import CONSTRAINT, Made, Reservation, made_before
 from server.store.statement import Statement
-from server.store.visibility import values_of
 
 _PRIMARY_KEY = "conversations_pkey"
 LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
@@ -45,7 +55,7 @@ class ConversationStore:
 
     async def create(
         self,
-        principal: Principal,
+        access: Access,
         metadata: dict[str, str],
         attributes: Sequence[str],
         batch: Batch | None,
@@ -56,33 +66,33 @@ class ConversationStore:
         """The row of the new conversation, or of the one an earlier call under the id made.
 
         Raises:
-            RequestIdReused, ItemNotFound, ItemExists: Nothing was written.
+            ActionDenied, RequestIdReused, ItemNotFound, ItemExists: Nothing was written.
         """
+        _decide(access, attributes, conversation_id, batch)
+        references = (_read(access), access.demand("item", "read")) if batch and batch.refers else None
+        statement = sql.create(references, items=batch is not None, reserves=reserved is not None)
         values = {
-            **values_of(principal),
+            **access.values,
             "conversation_id": conversation_id,
-            "owner": principal.id,
+            "owner": access.principal.id,
             "attributes": sorted(set(attributes)),
             "metadata": json.dumps(metadata, ensure_ascii=False),
             "last_sequence": len(batch) if batch else 0,
             "now": now,
             **_batch_values(batch, now),
-            **_reserved_values(principal, reserved),
+            **_reserved_values(access, reserved),
         }
-        statement = sql.create(
-            items=batch is not None, refers=bool(batch and batch.refers), reserves=reserved is not None
-        )
         try:
             row = await self._database.fetchrow(statement, values, repeatable=reserved is not None)
         except asyncpg.UniqueViolationError as error:
             if reserved and error.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
-                return await self._created_before(principal, conversation_id, reserved)
-            raise await explain_batch(self._database, principal, conversation_id, batch) from error
+                return await self._created_before(access, conversation_id, reserved)
+            raise await explain_batch(self._database, access, conversation_id, batch) from error
         if row is None:
-            raise await explain_batch(self._database, principal, conversation_id, batch)
+            raise await explain_batch(self._database, access, conversation_id, batch)
         return {
             "id": conversation_id,
-            "owner": principal.id,
+            "owner": access.principal.id,
             "attributes": values["attributes"],
             "metadata": metadata,
             "last_sequence": values["last_sequence"],
@@ -91,35 +101,34 @@ class ConversationStore:
             "update_time": now,
         }
 
-    async def _created_before(
-        self, principal: Principal, conversation_id: str, reserved: Reservation
-    ) -> asyncpg.Record:
+    async def _created_before(self, access: Access, conversation_id: str, reserved: Reservation) -> asyncpg.Record:
         """The conversation that an earlier call under the id created.
 
         Raises:
             ConversationNotFound: It was deleted.
             RequestIdReused: By another request, or so long ago that nobody knows.
         """
-        row = await self.get(principal, conversation_id)
-        if await self.made(principal, conversation_id, reserved):
-            return row
-        raise RequestIdReused(reserved.request_id)
+        create = access.demand("conversation", "create")  # an answer to a write takes what the write takes
+        values = {**access.values, "conversation_id": conversation_id}
+        row = await self._database.fetchrow(sql.get(create), values)
+        if row is None:
+            raise ConversationNotFound(conversation_id)
+        made = await made_before(self._database, conversation_id, access.principal, reserved)
+        if made is None or not made.same:
+            raise RequestIdReused(reserved.request_id)
+        return row
 
-    async def get(self, principal: Principal, conversation_id: str) -> asyncpg.Record:
+    async def get(self, access: Access, conversation_id: str) -> asyncpg.Record:
         """The row of one conversation.
 
         Raises:
             ConversationNotFound: Missing, deleted or not readable.
         """
-        values = {**values_of(principal), "conversation_id": conversation_id}
-        row = await self._database.fetchrow(sql.GET, values)
-        if row is None:
-            raise ConversationNotFound(conversation_id)
-        return row
+        return await self.require(access, conversation_id)
 
     async def update(
         self,
-        principal: Principal,
+        access: Access,
         conversation_id: str,
         change: Change,
         revision: int | None,
@@ -130,9 +139,12 @@ class ConversationStore:
         Raises:
             ConversationNotFound, EtagMismatch, LimitExceeded, RequestIdReused: Nothing was written.
         """
+        acts = _acts(access, change)
+        shares = bool(change.attributes or change.drop_attributes or change.replace_attributes)
+        statement = sql.change(_read(access), acts, attributes=shares, reserves=reserved is not None)
         values = {
-            **values_of(principal),
-            **_reserved_values(principal, reserved),
+            **access.values,
+            **_reserved_values(access, reserved),
             "conversation_id": conversation_id,
             "revision": revision,
             "now": datetime.now(UTC),
@@ -143,41 +155,44 @@ class ConversationStore:
             "drop_attributes": change.drop_attributes,
             "replace_attributes": change.replace_attributes,
         }
-        row = await self._write(sql.change(reserves=reserved is not None), values, reserved)
+        row = await self._write(statement, values, reserved)
         if row is not None:
             return row
-        if await self.made(principal, conversation_id, reserved):
-            return await self.get(principal, conversation_id)
-        raise _too_many(await self.require(principal, conversation_id, revision), change)
+        if await self.made(access, conversation_id, reserved):
+            return await self.require(access, conversation_id, *acts)
+        raise _too_many(await self.require(access, conversation_id, *acts, revision=revision), change)
 
     async def delete(
-        self, principal: Principal, conversation_id: str, revision: int | None, reserved: Reservation | None
+        self, access: Access, conversation_id: str, revision: int | None, reserved: Reservation | None
     ) -> None:
         """Makes the conversation a tombstone: everything on it answers not found from now on.
 
         Raises:
             ConversationNotFound, EtagMismatch, RequestIdReused: Nothing was written.
         """
+        act = access.demand("conversation", "delete")
+        statement = sql.delete(_read(access), act, reserves=reserved is not None)
         values = {
-            **values_of(principal),
-            **_reserved_values(principal, reserved),
+            **access.values,
+            **_reserved_values(access, reserved),
             "conversation_id": conversation_id,
             "revision": revision,
             "now": datetime.now(UTC),
         }
-        row = await self._write(sql.delete(reserves=reserved is not None), values, reserved)
+        row = await self._write(statement, values, reserved)
         if row is not None:
             return
-        made = await made_before(self._database, conversation_id, principal.id, reserved)
+        made = await made_before(self._database, conversation_id, access.principal, reserved)
         if made is None:
-            await self.require(principal, conversation_id, revision)
+            await self.require(access, conversation_id, act, revision=revision)
             raise Conflict
-        if reserved and not made.same:  # no secret: whoever has the id has deleted it
+        await self._require_deleted(access, conversation_id, act)
+        if reserved and not made.same:
             raise RequestIdReused(reserved.request_id)
 
     async def page(
         self,
-        principal: Principal,
+        access: Access,
         comparisons: tuple[Comparison, ...],
         position: tuple[datetime, str] | None,
         count: int,
@@ -187,39 +202,61 @@ class ConversationStore:
         """At most ``count`` rows behind ``position``, by creation."""
         start = (LATEST, "") if descending else (EARLIEST, "")
         after_time, after_id = position or start
+        read, cover = access.demand("conversation", "read"), access.cover
         values = {
-            **values_of(principal),
+            **access.values,
             "after_time": after_time,
             "after_id": after_id,
             "count": count,
+            **(cover.values() if cover else {}),
             **_filter_values(comparisons),
         }
         shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
-        return await self._database.fetch(sql.page(shape, descending=descending), values)
+        statement = sql.page(read, shape, covered=cover is not None, descending=descending)
+        return await self._database.fetch(statement, values)
 
-    async def made(self, principal: Principal, conversation_id: str, reserved: Reservation | None) -> Made | None:
+    async def made(self, access: Access, conversation_id: str, reserved: Reservation | None) -> Made | None:
         """What an earlier call of the same request made, or None.
 
         Raises:
             ConversationNotFound: Another request had the id, on a conversation that is not there any more.
             RequestIdReused: Another request had the id.
         """
-        made = await made_before(self._database, conversation_id, principal.id, reserved)
+        made = await made_before(self._database, conversation_id, access.principal, reserved)
         if made is None or made.same or reserved is None:
             return made
-        await self.get(principal, conversation_id)
+        await self.get(access, conversation_id)
         raise RequestIdReused(reserved.request_id)
 
-    async def require(self, principal: Principal, conversation_id: str, revision: int | None = None) -> asyncpg.Record:
+    async def require(
+        self, access: Access, conversation_id: str, *acts: Permission, revision: int | None = None
+    ) -> asyncpg.Record:
         """The row, when nothing of it explains why a write was refused.
 
+        Asked after the fact: the write itself carried every condition.
+
         Raises:
-            ConversationNotFound, EtagMismatch: That is why.
+            ConversationNotFound, ActionDenied, EtagMismatch: That is why.
         """
-        row = await self.get(principal, conversation_id)
+        statement = sql.get(_read(access), *acts)
+        row = await self._database.fetchrow(statement, {**access.values, "conversation_id": conversation_id})
+        if row is None:
+            raise ConversationNotFound(conversation_id)
+        for act in acts:
+            if not row[act.name]:
+                raise ActionDenied(*act.name.split("_"))
         if revision is not None and revision != row["revision"]:
             raise EtagMismatch(etag_of(row["revision"]))
         return row
+
+    async def _require_deleted(self, access: Access, conversation_id: str, act: Permission) -> None:
+        """Raises ConversationNotFound or ActionDenied when a delete may not be repeated."""
+        values = {**access.values, "conversation_id": conversation_id}
+        row = await self._database.fetchrow(sql.get_deleted(_read(access), act), values)
+        if row is None:
+            raise ConversationNotFound(conversation_id)
+        if not row[act.name]:
+            raise ActionDenied("conversation", "delete")
 
     async def _write(
         self, statement: Statement, values: dict[str, Any], reserved: Reservation | None
@@ -258,8 +295,8 @@ def _batch_values(batch: Batch | None, now: datetime) -> dict[str, Any]:
     return batch.values(now) if batch else {}
 
 
-def _reserved_values(principal: Principal, reserved: Reservation | None) -> dict[str, Any]:
-    return {"principal": principal.id, **reserved.values()} if reserved else {}
+def _reserved_values(access: Access, reserved: Reservation | None) -> dict[str, Any]:
+    return {"principal": access.principal.id, **reserved.values()} if reserved else {}
 
 
 def _filter_values(comparisons: Iterable[Comparison]) -> dict[str, Any]:
@@ -274,3 +311,37 @@ def _filter_value(comparison: Comparison) -> Any:
             return f"{comparison.key}={comparison.value}"
         case _:
             return comparison.value
+
+
+def _read(access: Access) -> Permission:
+    """What every statement on a conversation carries."""
+    return access.demand("conversation", "read")
+
+
+def _acts(access: Access, change: Change) -> tuple[Permission, ...]:
+    """What a change needs: update for metadata, share for attributes.
+
+    New attribute values must be the caller's own: who may share a conversation may
+    show it to their own teams. Only whoever may share every conversation may put
+    it in front of others.
+    """
+    acts = []
+    if change.replace_metadata or change.metadata or change.drop_metadata:
+        acts.append(access.demand("conversation", "update"))
+    if change.replace_attributes or change.attributes or change.drop_attributes:
+        acts.append(access.demand("conversation", "share"))
+        access.decide_values(change.attributes)
+    return tuple(acts)
+
+
+def _decide(access: Access, attributes: Sequence[str], conversation_id: str, batch: Batch | None) -> None:
+    """Decides on a conversation as it is about to be, and on its first items.
+
+    Raises:
+        ActionDenied: The policy does not let the caller create it.
+    """
+    access.decide_values(attributes)
+    owner, pairs = access.principal.id, frozenset(attributes)
+    access.decide("conversation", "create", Row(owner, pairs, conversation_id))
+    for item_id in batch.all_ids if batch else ():
+        access.decide("item", "create", Row(owner, pairs, item_id))

@@ -1,20 +1,26 @@
 """Why a batch of items was not placed."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from sqlalchemy import Text, any_, bindparam, not_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.errors import Conflict, Failure, ItemExists, ItemNotFound
-from server.policy.principal import Principal
+from server.store.access import Access
 from server.store.batch import Batch, resolved
 from server.store.database import Database
+from server.store.predicate import Permission
 from server.store.schema import items
-from server.store.statement import compiled
-from server.store.visibility import values_of
+from server.store.statement import Statement, compiled
 
-_rows = resolved()
-_UNRESOLVED = compiled(select(_rows.c.ordinal).where(not_(_rows.c.found)).order_by(_rows.c.ordinal))
+
+@lru_cache(maxsize=512)
+def _unresolved(read: Permission, item_read: Permission) -> Statement:
+    rows = resolved(read, item_read)
+    return compiled(select(rows.c.ordinal).where(not_(rows.c.found)).order_by(rows.c.ordinal))
+
+
 _TAKEN = compiled(
     select(items.c.item_id).where(
         items.c.conversation_id == bindparam("conversation_id", type_=Text),
@@ -24,13 +30,13 @@ _TAKEN = compiled(
 )
 
 
-async def explain_batch(database: Database, principal: Principal, conversation_id: str, batch: Batch | None) -> Failure:
+async def explain_batch(database: Database, access: Access, conversation_id: str, batch: Batch | None) -> Failure:
     """The failure to raise: the first unreadable reference, else the first id that is taken."""
     if batch is None:
         return Conflict()
     if batch.refers:
-        values = {**values_of(principal), **batch.values(datetime.now(UTC))}
-        row = await database.fetchrow(_UNRESOLVED, values)
+        statement = _unresolved(access.may("conversation", "read"), access.may("item", "read"))
+        row = await database.fetchrow(statement, {**access.values, **batch.values(datetime.now(UTC))})
         if row is not None:
             reference = batch.references[row["ordinal"] - 1]
             assert reference is not None

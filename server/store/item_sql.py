@@ -16,6 +16,7 @@ from sqlalchemy import (
     case,
     func,
     literal_column,
+    not_,
     or_,
     select,
     true,
@@ -23,28 +24,32 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from server.store.batch import all_found, placed, resolved, sent
+from server.store.batch import all_allowed, all_found, placed, resolved, sent
 from server.store.conversation_sql import COLUMNS
+from server.store.predicate import Permission
 from server.store.requests import reserve
 from server.store.schema import Time, conversations, items
 from server.store.statement import Statement, compiled
-from server.store.visibility import visible
+from server.store.visibility import item_allowed, visible
 
 _c, _i = conversations.c, items.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
 _now: ColumnElement[datetime] = bindparam("now", type_=Time)
 _one: ColumnElement[int] = literal_column("1", BigInteger)
+_named: ColumnElement[str] = bindparam("item_id", type_=Text)
 
 
-@lru_cache
-def append(*, expects: bool, refers: bool, reserves: bool) -> Statement:
+@lru_cache(maxsize=512)
+def append(
+    read: Permission, create: Permission, references: Permission | None, *, expects: bool, reserves: bool
+) -> Statement:
     """The row lock that the counter takes makes the order of commits the order of items."""
-    rows = resolved() if refers else sent()
+    rows = resolved(read, references) if references else sent()
     size: ColumnElement[int] = bindparam("size", type_=BigInteger)
-    conditions = [_c.id == _id, visible()]
+    conditions = [_c.id == _id, visible(read), all_allowed(create, rows)]
     if expects:
         conditions.append(_c.last_sequence == bindparam("expected", type_=BigInteger))
-    if refers:
+    if references:
         conditions.append(all_found(rows))
     bumped = (
         update(conversations)
@@ -59,20 +64,34 @@ def append(*, expects: bool, refers: bool, reserves: bool) -> Statement:
     return compiled(statement)
 
 
-_item_is = and_(_i.conversation_id == _c.id, _i.item_id == bindparam("item_id", type_=Text), _i.delete_time.is_(None))
-GET = compiled(
-    select(_i.sequence, _i.body).select_from(conversations.outerjoin(items, _item_is)).where(_c.id == _id, visible())
-)
-RANGE = compiled(
-    select(_i.sequence, _i.item_id, _i.delete_time, _i.body)
-    .join_from(conversations, items, _i.conversation_id == _c.id)
-    .where(
-        _c.id == _id,
-        visible(),
-        _i.sequence.between(bindparam("first", type_=BigInteger), bindparam("last", type_=BigInteger)),
+@lru_cache(maxsize=512)
+def get(read: Permission, item_read: Permission, *asked: Permission) -> Statement:
+    """One item, in a row of its conversation that is there without it too; and whether ``asked`` reach the item."""
+    named = _i.item_id == _named
+    here = and_(_i.conversation_id == _c.id, named, _i.delete_time.is_(None), item_allowed(item_read, _i.item_id))
+    found = conversations.outerjoin(items, here)
+    answers = [item_allowed(permission, _i.item_id).label(permission.name) for permission in asked]
+    return compiled(select(_i.sequence, _i.body, *answers).select_from(found).where(_c.id == _id, visible(read)))
+
+
+@lru_cache(maxsize=512)
+def between(read: Permission, item_read: Permission) -> Statement:
+    """The items, and tombstones, of a range of sequences."""
+    first, last = bindparam("first", type_=BigInteger), bindparam("last", type_=BigInteger)
+    return compiled(
+        select(_i.sequence, _i.item_id, _i.delete_time, _i.body)
+        .join_from(conversations, items, _i.conversation_id == _c.id)
+        .where(_c.id == _id, visible(read), item_allowed(item_read, _i.item_id), _i.sequence.between(first, last))
+        .order_by(_i.sequence)
     )
-    .order_by(_i.sequence)
-)
+
+
+@lru_cache(maxsize=512)
+def refusal(read: Permission, act: Permission) -> Statement:
+    """A conversation's last_sequence, and whether ``act`` reaches items of these ids in it, there or not."""
+    named = func.unnest(bindparam("item_ids", type_=ARRAY(Text))).column_valued("named")
+    barred = select(named).where(not_(item_allowed(act, named))).correlate(conversations).exists()
+    return compiled(select(_c.last_sequence, not_(barred).label("allowed")).where(_c.id == _id, visible(read)))
 
 
 def _fitting(body: ColumnElement[bytes], order: ColumnElement[Any]) -> ColumnElement[bytes]:
@@ -83,33 +102,34 @@ def _fitting(body: ColumnElement[bytes], order: ColumnElement[Any]) -> ColumnEle
     return case((fits, body)).label("body")
 
 
-def _get_batch() -> Statement:
-    asked = func.unnest(bindparam("item_ids", type_=ARRAY(Text))).table_valued(
-        "item_id", with_ordinality="ordinal", name="asked"
-    )
-    asked = asked.render_derived()
-    here = and_(_i.conversation_id == _c.id, _i.item_id == asked.c.item_id, _i.delete_time.is_(None))
+@lru_cache(maxsize=512)
+def get_batch(read: Permission, item_read: Permission) -> Statement:
+    """The items of some ids in that order, with a row for each that is not there."""
+    ids = func.unnest(bindparam("item_ids", type_=ARRAY(Text)))
+    asked = ids.table_valued("item_id", with_ordinality="ordinal", name="asked").render_derived()
+    there = and_(_i.conversation_id == _c.id, _i.item_id == asked.c.item_id, _i.delete_time.is_(None))
+    here = and_(there, item_allowed(item_read, _i.item_id))
     return compiled(
         select(_i.sequence, _fitting(_i.body, asked.c.ordinal))
         .select_from(conversations.join(asked, true()).outerjoin(items, here))
-        .where(_c.id == _id, visible())
+        .where(_c.id == _id, visible(read))
         .order_by(asked.c.ordinal)
     )
 
 
-GET_BATCH = _get_batch()
-
-
 @lru_cache(maxsize=512)
-def page(shape: tuple[tuple[str, str], ...], *, by_id: bool, descending: bool) -> Statement:
+def page(
+    read: Permission, item_read: Permission, shape: tuple[tuple[str, str], ...], *, by_id: bool, descending: bool
+) -> Statement:
     """A row for the conversation in any case, so that an empty page and a missing one differ."""
-    position = _place_of_id() if by_id else bindparam("position", type_=BigInteger)
+    position = _place_of_id(item_read) if by_id else bindparam("position", type_=BigInteger)
     order = _i.sequence.desc() if descending else _i.sequence.asc()
     page = (
         select(_i.sequence, _fitting(_i.body, order))
         .where(
             _i.conversation_id == _c.id,
             _i.delete_time.is_(None),
+            item_allowed(item_read, _i.item_id),
             _i.sequence < position if descending else _i.sequence > position,
             *_conditions(shape),
         )
@@ -120,19 +140,21 @@ def page(shape: tuple[tuple[str, str], ...], *, by_id: bool, descending: bool) -
     return compiled(
         select(page.c.sequence, page.c.body, position.label("position"))
         .select_from(conversations.outerjoin(page, true()))
-        .where(_c.id == _id, visible())
+        .where(_c.id == _id, visible(read))
         .order_by(page.c.sequence.desc() if descending else page.c.sequence)
     )
 
 
-def _place_of_id() -> ColumnElement[int]:
-    """The sequence of the item named as cursor; a deleted one counts when no living one has the id."""
+def _place_of_id(item_read: Permission) -> ColumnElement[int]:
+    """The sequence of the readable item named as cursor; a deleted one counts when no living one has the id."""
     cursor = items.alias("cursor")
     return (
         select(cursor.c.sequence)
         .where(cursor.c.conversation_id == _id, cursor.c.item_id == bindparam("after", type_=Text))
+        .where(item_allowed(item_read, cursor.c.item_id))
         .order_by(cursor.c.delete_time.desc().nulls_first())
         .limit(literal_column("1"))
+        .correlate(conversations)
         .scalar_subquery()
     )
 
@@ -143,22 +165,22 @@ def _conditions(shape: Iterable[tuple[str, str]]) -> Iterable[ColumnElement[bool
         yield _i[name].op(operator, is_comparison=True)(value)
 
 
-@lru_cache
-def delete(*, reserves: bool) -> Statement:
+@lru_cache(maxsize=512)
+def delete(read: Permission, item_read: Permission, act: Permission, *, reserves: bool) -> Statement:
     """Empties one item; the conversation's row is locked first, as by every write."""
     target = items.alias("target")
     there = (
         select(target.c.sequence)
         .where(
             target.c.conversation_id == _id,
-            target.c.item_id == bindparam("item_id", type_=Text),
+            target.c.item_id == _named,
             target.c.delete_time.is_(None),
         )
         .exists()
     )
     bumped = (
         update(conversations)
-        .where(_c.id == _id, visible(), there)
+        .where(_c.id == _id, visible(read), item_allowed(item_read, _named), item_allowed(act, _named), there)
         .values(version=_c.version + _one)
         .returning(*COLUMNS, _c.version)
         .cte("bumped")
@@ -167,7 +189,7 @@ def delete(*, reserves: bool) -> Statement:
         update(items)
         .where(
             _i.conversation_id == bumped.c.id,
-            _i.item_id == bindparam("item_id", type_=Text),
+            _i.item_id == _named,
             _i.delete_time.is_(None),
         )
         .values(body=literal_column("''"), delete_time=_now, version=bumped.c.version)

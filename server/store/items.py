@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import asyncpg
 
 from server.errors import (
+    ActionDenied,
     Conflict,
     ConversationNotFound,
     FieldInvalid,
@@ -16,14 +17,14 @@ from server.errors import (
     Violation,
 )
 from server.filters import Comparison
-from server.policy.principal import Principal
 from server.store import item_sql as sql
+from server.store.access import Access
 from server.store.batch import Batch
 from server.store.conversations import ConversationStore
 from server.store.database import Database
 from server.store.item_failures import explain_batch
+from server.store.predicate import Permission
 from server.store.requests import CONSTRAINT, Made, Reservation
-from server.store.visibility import values_of
 
 _FIRST, _LAST = 0, 2**63 - 1  # positions before and behind every item
 
@@ -55,7 +56,7 @@ class ItemStore:
 
     async def append(
         self,
-        principal: Principal,
+        access: Access,
         conversation_id: str,
         batch: Batch,
         expected: int | None,
@@ -65,11 +66,14 @@ class ItemStore:
         """Places ``batch`` behind the newest item, all or nothing.
 
         Raises:
-            ConversationNotFound, ItemNotFound, ItemExists, SequenceMismatch,
-            RequestIdReused: Nothing was written.
+            ConversationNotFound, ActionDenied, ItemNotFound, ItemExists,
+            SequenceMismatch, RequestIdReused: Nothing was written.
         """
+        read, create = access.demand("conversation", "read"), access.demand("item", "create")
+        references = access.demand("item", "read") if batch.refers else None
+        statement = sql.append(read, create, references, expects=expected is not None, reserves=reserved is not None)
         values = {
-            **values_of(principal),
+            **access.values,
             "conversation_id": conversation_id,
             "size": len(batch),
             **batch.values(now),
@@ -77,8 +81,7 @@ class ItemStore:
         if expected is not None:
             values["expected"] = expected
         if reserved is not None:
-            values |= {"principal": principal.id, **reserved.values()}
-        statement = sql.append(expects=expected is not None, refers=batch.refers, reserves=reserved is not None)
+            values |= {"principal": access.principal.id, **reserved.values()}
         error: asyncpg.UniqueViolationError | None = None
         row = None
         try:
@@ -86,39 +89,35 @@ class ItemStore:
         except asyncpg.UniqueViolationError as clash:
             error = clash
         if row is not None:
-            return await self._appended(principal, conversation_id, row["base"] + 1, batch)
-        if made := await self._parents.made(principal, conversation_id, reserved):
-            return Appended(made.first_sequence, await self._again(principal, conversation_id, made, batch))
-        raise await self._refusal(principal, conversation_id, batch, expected) from error
+            return await self._appended(access, conversation_id, row["base"] + 1, batch)
+        if made := await self._parents.made(access, conversation_id, reserved):
+            return Appended(made.first_sequence, await self._again(access, conversation_id, made, batch))
+        raise await self._refusal(access, conversation_id, batch, expected) from error
 
-    async def get(self, principal: Principal, conversation_id: str, item_id: str) -> StoredItem:
+    async def get(self, access: Access, conversation_id: str, item_id: str) -> StoredItem:
         """One item.
 
         Raises:
             ConversationNotFound, ItemNotFound
         """
-        values = {**values_of(principal), "conversation_id": conversation_id, "item_id": item_id}
-        row = await self._database.fetchrow(sql.GET, values)
-        if row is None:
-            raise ConversationNotFound(conversation_id)
-        if row["sequence"] is None:
-            raise ItemNotFound(conversation_id, item_id)
+        row = await self._row(access, conversation_id, item_id)
         return StoredItem(row["sequence"], row["body"])
 
-    async def get_batch(self, principal: Principal, conversation_id: str, item_ids: Sequence[str]) -> list[StoredItem]:
+    async def get_batch(self, access: Access, conversation_id: str, item_ids: Sequence[str]) -> list[StoredItem]:
         """The items in the order of ``item_ids``.
 
         Raises:
             ConversationNotFound, ItemNotFound: The first one that is missing.
             ResponseTooLarge: Together they are too big for one message.
         """
+        statement = sql.get_batch(*_reads(access))
         values = {
-            **values_of(principal),
+            **access.values,
             "conversation_id": conversation_id,
             "item_ids": item_ids,
             "page_bytes": self._page_bytes,
         }
-        rows = await self._database.fetch(sql.GET_BATCH, values)
+        rows = await self._database.fetch(statement, values)
         if not rows:
             raise ConversationNotFound(conversation_id)
         missing = [item_id for item_id, row in zip(item_ids, rows, strict=True) if row["sequence"] is None]
@@ -130,7 +129,7 @@ class ItemStore:
 
     async def page(
         self,
-        principal: Principal,
+        access: Access,
         conversation_id: str,
         comparisons: tuple[Comparison, ...],
         cursor: int | str | None,
@@ -144,8 +143,11 @@ class ItemStore:
             ConversationNotFound: Also when not readable.
             FieldInvalid: The cursor is an id that never was in this conversation.
         """
+        shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
+        by_id = isinstance(cursor, str)
+        statement = sql.page(*_reads(access), shape, by_id=by_id, descending=descending)
         values = {
-            **values_of(principal),
+            **access.values,
             "conversation_id": conversation_id,
             "count": count + 1,
             "page_bytes": self._page_bytes,
@@ -155,8 +157,6 @@ class ItemStore:
             values["after"] = cursor
         else:
             values["position"] = cursor if cursor is not None else _LAST if descending else _FIRST
-        shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
-        statement = sql.page(shape, by_id=isinstance(cursor, str), descending=descending)
         rows = await self._database.fetch(statement, values)
         if not rows:
             raise ConversationNotFound(conversation_id)
@@ -166,55 +166,75 @@ class ItemStore:
         return page, rows[0]["sequence"] is not None and len(page) < len(rows)
 
     async def delete(
-        self, principal: Principal, conversation_id: str, item_id: str, reserved: Reservation | None
+        self, access: Access, conversation_id: str, item_id: str, reserved: Reservation | None
     ) -> asyncpg.Record:
         """The conversation's row after the item was emptied; its place stays.
 
         Raises:
-            ConversationNotFound, ItemNotFound, RequestIdReused: Nothing was written.
+            ConversationNotFound, ItemNotFound, ActionDenied, RequestIdReused: Nothing was written.
         """
+        act = access.demand("item", "delete")
+        statement = sql.delete(*_reads(access), act, reserves=reserved is not None)
         values = {
-            **values_of(principal),
+            **access.values,
             "conversation_id": conversation_id,
             "item_id": item_id,
             "now": datetime.now(UTC),
         }
         if reserved is not None:
-            values |= {"principal": principal.id, **reserved.values()}
+            values |= {"principal": access.principal.id, **reserved.values()}
         row = None
         try:
-            row = await self._database.fetchrow(
-                sql.delete(reserves=reserved is not None), values, repeatable=bool(reserved)
-            )
+            row = await self._database.fetchrow(statement, values, repeatable=reserved is not None)
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name != CONSTRAINT:
                 raise
         if row is not None:
             return row
-        again = await self._parents.made(principal, conversation_id, reserved)
-        found = await self._parents.require(principal, conversation_id)
-        if again:
-            return found
-        raise ItemNotFound(conversation_id, item_id)
+        if await self._parents.made(access, conversation_id, reserved):
+            await self._require(access, conversation_id, act, [item_id])
+            return await self._parents.get(access, conversation_id)
+        row = await self._row(access, conversation_id, item_id, act)
+        # An item that may be deleted has come after the statement looked for it.
+        raise ItemNotFound(conversation_id, item_id) if row[act.name] else ActionDenied("item", "delete")
 
-    async def _appended(self, principal: Principal, conversation_id: str, first: int, batch: Batch) -> Appended:
+    async def _row(self, access: Access, conversation_id: str, item_id: str, *asked: Permission) -> asyncpg.Record:
+        """An item's row, with an answer for each permission under its name.
+
+        Raises:
+            ConversationNotFound, ItemNotFound
+        """
+        statement = sql.get(*_reads(access), *asked)
+        values = {**access.values, "conversation_id": conversation_id, "item_id": item_id}
+        row = await self._database.fetchrow(statement, values)
+        if row is None:
+            raise ConversationNotFound(conversation_id)
+        if row["sequence"] is None:
+            raise ItemNotFound(conversation_id, item_id)
+        return row
+
+    async def _appended(self, access: Access, conversation_id: str, first: int, batch: Batch) -> Appended:
         """References were copied inside the database: only then are the items read back."""
         if not batch.refers:
             return Appended(first)
         made = Made(same=True, first_sequence=first, item_count=len(batch))
-        return Appended(first, await self._again(principal, conversation_id, made, batch))
+        return Appended(first, await self._again(access, conversation_id, made, batch))
 
-    async def _again(self, principal: Principal, conversation_id: str, made: Made, batch: Batch) -> list[StoredItem]:
-        """What an earlier write of ``batch`` made, as it is now: all of it or an ItemNotFound."""
+    async def _again(self, access: Access, conversation_id: str, made: Made, batch: Batch) -> list[StoredItem]:
+        """What an earlier write of ``batch`` made, as it is now: all of it or an ItemNotFound.
+
+        It is the answer to a write, so it takes what the write takes.
+        """
+        statement = sql.between(access.demand("conversation", "read"), access.demand("item", "create"))
         values = {
-            **values_of(principal),
+            **access.values,
             "conversation_id": conversation_id,
             "first": made.first_sequence,
             "last": made.first_sequence + made.item_count - 1,
         }
-        rows = await self._database.fetch(sql.RANGE, values)
+        rows = await self._database.fetch(statement, values)
         if not rows:
-            await self._parents.require(principal, conversation_id)
+            await self._require(access, conversation_id, access.demand("item", "create"), batch.all_ids)
         found = {row["sequence"]: row for row in rows}
         for sequence, sent_id in enumerate(batch.all_ids, made.first_sequence):
             row = found.get(sequence)
@@ -222,14 +242,35 @@ class ItemStore:
                 raise ItemNotFound(conversation_id, row["item_id"] if row else sent_id)
         return [StoredItem(row["sequence"], row["body"]) for row in rows]
 
-    async def _refusal(
-        self, principal: Principal, conversation_id: str, batch: Batch, expected: int | None
-    ) -> Exception:
+    async def _require(
+        self, access: Access, conversation_id: str, act: Permission, item_ids: Sequence[str]
+    ) -> asyncpg.Record:
+        """The conversation's last_sequence, when ``act`` reaches items of these ids in it.
+
+        Raises:
+            ConversationNotFound, ActionDenied
+        """
+        statement = sql.refusal(access.demand("conversation", "read"), act)
+        values = {**access.values, "conversation_id": conversation_id, "item_ids": item_ids}
+        row = await self._database.fetchrow(statement, values)
+        if row is None:
+            raise ConversationNotFound(conversation_id)
+        if not row["allowed"]:
+            raise ActionDenied(*act.name.split("_"))
+        return row
+
+    async def _refusal(self, access: Access, conversation_id: str, batch: Batch, expected: int | None) -> Exception:
         """Why an append placed nothing, asked after the fact: the write itself carried every condition."""
-        row = await self._parents.require(principal, conversation_id)
+        create = access.demand("item", "create")
+        row = await self._require(access, conversation_id, create, batch.all_ids)
         if expected is not None and row["last_sequence"] != expected:
             return SequenceMismatch(row["last_sequence"])
-        failure = await explain_batch(self._database, principal, conversation_id, batch)
+        failure = await explain_batch(self._database, access, conversation_id, batch)
         if isinstance(failure, Conflict) and expected is not None:
             return SequenceMismatch(row["last_sequence"])
         return failure
+
+
+def _reads(access: Access) -> tuple[Permission, Permission]:
+    """What every read of items carries: who may not read the conversation finds nothing in it."""
+    return access.demand("conversation", "read"), access.demand("item", "read")

@@ -19,6 +19,11 @@ _STATEMENTS = {
         DELETE FROM items WHERE ctid = ANY(ARRAY(
             SELECT items.ctid FROM items JOIN conversations ON conversations.id = items.conversation_id
             WHERE conversations.delete_time <= $1 LIMIT $2))""",
+    "attributes of deleted conversations": """
+        DELETE FROM conversation_attributes WHERE ctid = ANY(ARRAY(
+            SELECT conversation_attributes.ctid FROM conversation_attributes
+            JOIN conversations ON conversations.id = conversation_attributes.conversation_id
+            WHERE conversations.delete_time <= $1 LIMIT $2))""",
     "conversations": """
         DELETE FROM conversations WHERE ctid = ANY(ARRAY(
             SELECT ctid FROM conversations WHERE delete_time <= $1
@@ -52,6 +57,7 @@ async def purge(url: str, keep: timedelta) -> Purged | None:
         # One instant for all, and a conversation goes after its items: a delete may commit in between.
         now = await connection.fetchval("SELECT now()")
         before = now - keep
+        await _all(connection, "attributes of deleted conversations", before)
         return Purged(
             items=await _all(connection, "items of deleted conversations", before)
             + await _all(connection, "items", before),

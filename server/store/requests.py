@@ -24,8 +24,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import UUID
 
+from server.policy.principal import Principal
 from server.store.database import Database
-from server.store.schema import requests
+from server.store.schema import conversations, requests
 from server.store.statement import compiled
 
 CONSTRAINT = "requests_pkey"
@@ -86,6 +87,9 @@ def reserve(written: CTE, first_sequence: ColumnElement[int] = _NONE, item_count
 _FIND = compiled(
     select(requests.c.fingerprint, requests.c.first_sequence, requests.c.item_count).where(
         requests.c.conversation_id == bindparam("conversation_id", type_=Text),
+        # The key has no tenant, the conversation has; its tombstone counts.
+        conversations.c.id == requests.c.conversation_id,
+        conversations.c.tenant == bindparam("tenant", type_=Text),
         requests.c.principal == bindparam("principal", type_=Text),
         requests.c.method == bindparam("method", type_=SmallInteger),
         requests.c.request_id == bindparam("request_id", type_=UUID(as_uuid=False)),
@@ -103,12 +107,17 @@ class Made:
 
 
 async def made_before(
-    database: Database, conversation_id: str, principal: str, reserved: Reservation | None
+    database: Database, conversation_id: str, principal: Principal, reserved: Reservation | None
 ) -> Made | None:
     """What an earlier call made under the same id, or None."""
     if reserved is None:
         return None
-    key = {"conversation_id": conversation_id, "principal": principal, **reserved.values()}
+    key = {
+        **reserved.values(),
+        "conversation_id": conversation_id,
+        "principal": principal.id,
+        "tenant": principal.tenant,
+    }
     row = await database.fetchrow(_FIND, key)
     if row is None:
         return None

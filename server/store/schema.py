@@ -51,6 +51,24 @@ Index(
 )
 Index("conversations_deleted", conversations.c.delete_time, postgresql_where=conversations.c.delete_time.is_not(None))
 
+# A copy of conversations.attributes, a row for each value, in the order of lists:
+# a caller's page is read from the front of a few of these, however many there are.
+conversation_attributes = Table(
+    "conversation_attributes",
+    metadata,
+    Column("conversation_id", Name, primary_key=True),
+    Column("attribute", Name, primary_key=True),  # name=value
+    Column("tenant", Name, nullable=False),
+    Column("create_time", Time, nullable=False),  # of the conversation
+)
+Index(
+    "conversation_attributes_by_value",
+    conversation_attributes.c.tenant,
+    conversation_attributes.c.attribute,
+    conversation_attributes.c.create_time,
+    conversation_attributes.c.conversation_id,
+)
+
 items = Table(
     "items",
     metadata,

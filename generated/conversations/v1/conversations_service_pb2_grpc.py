@@ -120,8 +120,10 @@ class ConversationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateConversation(self, request, context):
-        """Changes metadata or attributes. POST, not PATCH: the path and verb of the
-        source API.
+        """Changes metadata, which needs the action update, or attributes, which needs
+        share: who may edit may not thereby give away. New attribute values must be
+        the caller's own, unless a rule permits share to somebody who then reads.
+        POST, not PATCH: the path and verb of the source API.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

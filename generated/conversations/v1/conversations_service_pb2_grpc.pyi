@@ -49,8 +49,10 @@ class ConversationsServiceStub:
     GetConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.GetConversationRequest, _conversation_pb2.Conversation]
     """Gets one conversation, without its items."""
     UpdateConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.UpdateConversationRequest, _conversation_pb2.Conversation]
-    """Changes metadata or attributes. POST, not PATCH: the path and verb of the
-    source API.
+    """Changes metadata, which needs the action update, or attributes, which needs
+    share: who may edit may not thereby give away. New attribute values must be
+    the caller's own, unless a rule permits share to somebody who then reads.
+    POST, not PATCH: the path and verb of the source API.
     """
     DeleteConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteConversationRequest, _empty_pb2.Empty]
     """Deletes a conversation. From then on every call on it and on its items
@@ -93,8 +95,10 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     GetConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.GetConversationRequest, _conversation_pb2.Conversation]  # type: ignore[assignment]
     """Gets one conversation, without its items."""
     UpdateConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.UpdateConversationRequest, _conversation_pb2.Conversation]  # type: ignore[assignment]
-    """Changes metadata or attributes. POST, not PATCH: the path and verb of the
-    source API.
+    """Changes metadata, which needs the action update, or attributes, which needs
+    share: who may edit may not thereby give away. New attribute values must be
+    the caller's own, unless a rule permits share to somebody who then reads.
+    POST, not PATCH: the path and verb of the source API.
     """
     DeleteConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteConversationRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a conversation. From then on every call on it and on its items
@@ -152,8 +156,10 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversations_service_pb2.UpdateConversationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_conversation_pb2.Conversation, _abc.Awaitable[_conversation_pb2.Conversation]]:
-        """Changes metadata or attributes. POST, not PATCH: the path and verb of the
-        source API.
+        """Changes metadata, which needs the action update, or attributes, which needs
+        share: who may edit may not thereby give away. New attribute values must be
+        the caller's own, unless a rule permits share to somebody who then reads.
+        POST, not PATCH: the path and verb of the source API.
         """
 
     @_abc_1.abstractmethod

@@ -63,6 +63,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DEADLINE_EXCEEDED. The server's own limit; the caller's may be longer."""
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 20
     """UNAVAILABLE, with RetryInfo. Another process serves, or soon will."""
+    ERROR_REASON_IDENTITY_UNAVAILABLE: _ErrorReason.ValueType  # 21
+    """UNAVAILABLE, with RetryInfo. Credentials came, but cannot be checked now."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """`google.rpc.ErrorInfo.reason`, without the prefix, in the domain
@@ -111,4 +113,6 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
 """DEADLINE_EXCEEDED. The server's own limit; the caller's may be longer."""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 20
 """UNAVAILABLE, with RetryInfo. Another process serves, or soon will."""
+ERROR_REASON_IDENTITY_UNAVAILABLE: ErrorReason.ValueType  # 21
+"""UNAVAILABLE, with RetryInfo. Credentials came, but cannot be checked now."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -31,21 +31,31 @@ class Access(_message.Message):
 
     RESOURCE_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
+    OTHER_ACTION_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
     """What the method touches: `conversation`, `item` or `policy`."""
     action: _builtins.str
     """What it does there: `create`, `read`, `update`, `delete`, `share` or
     `explain`.
     """
+    other_action: _builtins.str
+    """Another action that a request may need instead or as well, as the method
+    says. A caller who may do neither is refused before the request is read.
+    """
+    open: _builtins.bool
+    """Open to every principal: the method tells of nobody but the caller."""
     def __init__(
         self,
         *,
         resource: _builtins.str = ...,
         action: _builtins.str = ...,
+        other_action: _builtins.str = ...,
+        open: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "open", b"open", "other_action", b"other_action", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
