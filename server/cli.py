@@ -14,6 +14,7 @@ import typer
 from server.complaint import Complaint
 from server.errors import Failure
 from server.items import ItemJsonError
+from server.policy_cli import policy_app
 from server.settings import Settings, SettingsInvalid, load
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 item_app = typer.Typer(no_args_is_help=True, help="Look at stored items.")
 app.add_typer(item_app, name="item")
+app.add_typer(policy_app, name="policy")
 
 Listen = Annotated[str | None, typer.Option(help="Address to serve, host:port or unix:/path. [127.0.0.1:50051]")]
 DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://… of PostgreSQL 15 or newer.")]
@@ -79,7 +81,9 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is a policy to reload
     async with serving(settings) as running:
+        loop.add_signal_handler(signal.SIGHUP, running.policy.reload)
         print(f"Conversation Service on {running.address}, {running.store.name}", flush=True)
         await stop.wait()
         print("Stopping …", flush=True)

@@ -1,14 +1,14 @@
 """Everything the process can be told, read once from ``CONVERSATIONS_*`` and flags."""
 
-import ipaddress
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from server.complaint import Complaint
+from server.identity_settings import IdentitySettings, identity_problems, is_loopback
 
 PREFIX = "CONVERSATIONS_"
 _SCHEMES = ("postgresql://", "postgres://")
@@ -19,7 +19,7 @@ class SettingsInvalid(Complaint):
     """Every wrong setting, one a line, without the values."""
 
 
-class Settings(BaseSettings):
+class Settings(IdentitySettings):
     """The service's settings; the description of each is its line in the README."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     unsafe_durability: bool = Field(
         default=False, description="Accept a database with fsync or synchronous_commit off."
     )
+    policy_file: Path | None = Field(
+        None, description="Access policy, YAML; unset: owners and those who share an attribute, or the one user."
+    )
+    audit_permits: bool = Field(default=False, description="Log what was allowed, not only what was refused.")
     allow_anonymous: bool = Field(
         default=False,
         validate_default=True,
@@ -91,7 +95,8 @@ class Settings(BaseSettings):
     @field_validator("allow_anonymous")
     @classmethod
     def _strangers_are_let_in_on_purpose(cls, value: bool, others: ValidationInfo) -> bool:  # noqa: FBT001
-        if not (value or is_local(others.data.get("listen", "unix:"))):
+        anonymous = others.data.get("identity") == "none" and not is_local(others.data.get("listen", "unix:"))
+        if anonymous and not value:
             raise ValueError(f"must be true to serve an address that others reach ({PREFIX}LISTEN) without identity")
         return value
 
@@ -99,6 +104,12 @@ class Settings(BaseSettings):
     def max_items_bytes(self) -> int:
         """What the items of one message may hold together."""
         return items_bytes(self.max_message_bytes)
+
+    @model_validator(mode="after")
+    def _identity_goes_together(self) -> "Settings":
+        if problems := identity_problems(self, self.listen):
+            raise ValueError("\n".join(problems))
+        return self
 
     @property
     def purge_after(self) -> timedelta:
@@ -134,10 +145,4 @@ def items_bytes(message_bytes: int) -> int:
 
 def is_local(listen: str) -> bool:
     """Whether only this machine can reach the address."""
-    host = listen.rpartition(":")[0].strip("[]")
-    if listen.startswith("unix:") or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return listen.startswith("unix:") or is_loopback(listen.rpartition(":")[0])

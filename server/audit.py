@@ -1,0 +1,82 @@
+"""The audit log: one line for each decision, of who asked for what and what came of it.
+
+Refusals always, permits when switched on. Ids and words of the policy only:
+nothing of the content, no token, no attribute of a conversation.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import Any
+
+import structlog
+
+from server.errors import ActionDenied, ConversationNotFound, Failure, ItemNotFound
+from server.policy.evaluate import explain
+from server.policy.plan import Conditional
+from server.store.access import Access
+
+# The field tells these lines from all others; no log level hides them.
+_Unhidden = structlog.make_filtering_bound_logger(logging.INFO)
+log = structlog.wrap_logger(None, wrapper_class=_Unhidden, cache_logger_on_first_use=False, log="audit")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+_REFUSALS = (ActionDenied, ConversationNotFound, ItemNotFound)
+_NAMED = {"conversation_id": "conversationId", "item_id": "itemId"}  # and as a failure calls them
+
+# The request of this call, once it is decoded: the audit names what it is about.
+current_request: ContextVar[Any] = ContextVar("current_request", default=None)
+# The trace it belongs to (W3C Trace Context); '' for none.
+current_trace: ContextVar[str] = ContextVar("current_trace", default="")
+
+
+def trace_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The trace id of a call's metadata; '' without one, or with several."""
+    found = [_TRACEPARENT.fullmatch(str(value)) for key, value in metadata if key == "traceparent"]
+    return found[0][1] if len(found) == 1 and found[0] else ""
+
+
+def decided(access: Access, resource: str, action: str, failure: Failure | None, *, permits: bool) -> None:
+    """Logs a decision; failures that are no refusals are none. ``permits``: log what was allowed, too."""
+    if isinstance(failure, _REFUSALS):
+        log.warning("refused", **_who(access), **_what(access, resource, action, failure))
+    elif failure is None and permits:
+        log.info("permitted", **_who(access), **_what(access, resource, action, None))
+
+
+def _who(access: Access) -> dict[str, str]:
+    who = {"principal": _line(access.principal.id), "tenant": _line(access.principal.tenant)}
+    trace = current_trace.get()
+    return who | {"trace": trace} if trace else who
+
+
+def _what(access: Access, resource: str, action: str, failure: Failure | None) -> dict[str, Any]:
+    if isinstance(failure, ActionDenied):
+        resource, action = failure.metadata["resource"], failure.metadata["action"]
+    permission = access.may(resource, action)
+    found: dict[str, Any] = {
+        "resource": resource,
+        "action": action,
+        "outcome": failure.reason if failure else "PERMITTED",
+        "plan": permission.shape,
+        "policy": access.policy.digest,
+        **_ids(current_request.get(), failure),
+    }
+    if not isinstance(permission.plan, Conditional):  # else the row decides, inside the statement
+        found["rule"] = explain(access.policy, access.principal, resource, action, None).decided_by
+    return found
+
+
+def _ids(request: Any, failure: Failure | None) -> dict[str, str]:
+    """The ids that were asked for; of what was not found, when that is known."""
+    ids = {name: getattr(request, name, "") for name in _NAMED}
+    if conversation := getattr(request, "conversation", None):
+        ids["conversation_id"] = conversation.id
+    if failure:
+        ids |= {name: failure.metadata[key] for name, key in _NAMED.items() if key in failure.metadata}
+    return {name: _line(value) for name, value in ids.items() if value}
+
+
+def _line(text: str) -> str:
+    """``text`` with signs that would end a line, or that a terminal obeys, written out."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

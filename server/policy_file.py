@@ -1,0 +1,95 @@
+"""The policy in force: read at the start, and again whenever its file changes."""
+
+import asyncio
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from server.complaint import Complaint
+from server.policy.load import PolicyInvalid, load
+from server.policy.rules import ACTIONS, DEFAULT, Effect, Policy, Rule, Scope
+from server.store.access import Accesses
+
+log = structlog.get_logger(__name__)
+
+# With no identity there is one user, who may do everything; any policy file replaces this.
+ONE_USER = Policy(
+    (Rule(1, Effect.PERMIT, Scope(frozenset(ACTIONS)), description="the one user may do everything"),),
+    digest="one-user",
+    source="built in, for identity=none",
+)
+_PERIOD = 1.0  # seconds between two looks at the file
+_Signature = tuple[str, int, int, int]
+
+
+class PolicyUnfit(Complaint):
+    """The policy cannot be read or has errors; the text has all of them with their places."""
+
+
+class PolicyFile:
+    """Watches a policy file: a good change is in force at the next call, a broken one changes nothing.
+
+    The file is looked at by its real path as well: a Kubernetes ConfigMap
+    changes by swapping a symbolic link above it.
+    """
+
+    def __init__(self, path: Path | None, attributes: Collection[str], *, anonymous: bool) -> None:
+        """``path`` may be None: the policy is then built in. ``anonymous``: without identity, so for one user."""
+        self._path = path
+        self._attributes = attributes
+        self._anonymous = anonymous
+        self._asked = asyncio.Event()
+        self._seen = self._signature()
+        self.accesses = Accesses(self._read())
+        self.reloads = 0
+        self.refused = 0  # changes that were broken
+
+    def reload(self) -> None:
+        """Has the file read soon, changed or not; safe in a signal handler."""
+        self._asked.set()
+
+    async def watch(self) -> None:
+        """Reads the file after every change, for ever; a broken one leaves the last good policy in force."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PERIOD):
+                    await self._asked.wait()
+            signature = self._signature()
+            if self._asked.is_set() or signature != self._seen:
+                self._asked.clear()
+                self._seen = signature
+                await self._renew()
+
+    async def _renew(self) -> None:
+        try:
+            policy = await asyncio.to_thread(self._read)  # a long policy takes a while to check
+        except PolicyUnfit as error:
+            self.refused += 1
+            log.warning("policy refused", problems=str(error), in_force=self.accesses.policy.digest)
+            return
+        if policy.digest != self.accesses.policy.digest:
+            self.reloads += 1
+            self.accesses.replace(policy)
+            log.info("policy loaded", file=policy.source, rules=len(policy.rules), digest=policy.digest)
+
+    def _read(self) -> Policy:
+        if self._path is None:
+            return ONE_USER if self._anonymous else DEFAULT
+        try:
+            text = self._path.read_bytes().decode()  # line ends as they are: the digest is that of the file
+            return load(text, str(self._path), attributes=self._attributes)
+        except PolicyInvalid as error:
+            raise PolicyUnfit(str(error)) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise PolicyUnfit(f"{self._path}: cannot be read ({type(error).__name__})") from None
+
+    def _signature(self) -> _Signature | None:
+        """What changes when the file does; None while there is none."""
+        try:
+            real = (self._path or Path("/nowhere")).resolve(strict=True)
+            found = real.stat()
+        except (OSError, RuntimeError):  # RuntimeError: links in a circle
+            return None
+        return str(real), found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,114 @@
+"""The gRPC server itself: its limits, reflection, its address, and how it ends."""
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
+from grpc_reflection.v1alpha.reflection import aio as reflection
+
+from server.complaint import Complaint
+from server.interceptors.around import Interceptor
+from server.interceptors.running import Running
+from server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"  # grpcurl asks it first; the package serves v1alpha only
+_REFUSAL_SECONDS = 0.25  # shorter than the pushback of ShuttingDown
+
+
+class StartFailed(Complaint):
+    """The service cannot start; the text is for the operator."""
+
+
+def built(settings: Settings, chain: list[Interceptor]) -> grpc.aio.Server:
+    """A server with its limits, without services and addresses."""
+    options = [
+        ("grpc.so_reuseport", 0),  # else a second server on the port takes half of its connections (traps §2.7)
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # A token may have 8 KiB; between this and the absolute limit calls are refused by chance.
+        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.absolute_max_metadata_size", 20 * 1024),
+        ("grpc.max_concurrent_streams", 100),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+    return grpc.aio.server(interceptors=chain, options=options)
+
+
+def reflect(server: grpc.aio.Server, names: Iterable[str]) -> None:
+    """Serves reflection of the services ``names``, under its present and its older name."""
+    servicer = reflection.ReflectionServicer((*names, HEALTH, REFLECTION, _REFLECTION_V1))
+    for name in (REFLECTION, _REFLECTION_V1):
+        server.add_generic_rpc_handlers((_reflection_handler(name, servicer),))
+
+
+def _reflection_handler(name: str, servicer: reflection.ReflectionServicer) -> grpc.GenericRpcHandler:
+    """Reflection under ``name``: the messages of v1 and v1alpha are the same on the wire."""
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler})
+
+
+def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+    """The address in use.
+
+    Raises:
+        StartFailed: It is taken, or not ours to use.
+    """
+    if listen.startswith("unix:"):
+        _clear_socket(Path(listen.removeprefix("unix:")))
+    try:
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise StartFailed(f"Cannot listen on {listen}: the address is taken or not allowed.") from error
+    if listen.startswith("unix:"):
+        Path(listen.removeprefix("unix:")).chmod(0o660)  # a sidecar of the same group connects (traps §2.20)
+        return listen
+    return f"{listen.rpartition(':')[0]}:{port}"
+
+
+def _clear_socket(path: Path) -> None:
+    """Removes the socket of a process that is gone.
+
+    Raises:
+        StartFailed: Its process lives: gRPC would take the address from it.
+    """
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise StartFailed(f"Cannot listen on unix:{path}: another process serves it.")
+
+
+async def drain(server: grpc.aio.Server, check: health.HealthServicer, running: Running, grace: float) -> None:
+    """No new calls, then the end of the running ones, before the pool closes.
+
+    `stop` fails calls it has received but not started with CANCELLED, which no
+    client retries; so new ones are refused as UNAVAILABLE for a while first
+    (traps §2.3).
+    """
+    await check.enter_graceful_shutdown()
+    running.refuse()
+    await asyncio.sleep(_REFUSAL_SECONDS)
+    await server.stop(grace)
+    if not await running.ended(seconds=2):
+        log.warning("calls were still running at the end")
