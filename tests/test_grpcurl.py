@@ -11,8 +11,10 @@ from conversations.v1 import conversations_service_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
-from server.app import SERVICE
+from server.app import SERVICES
 from tests.conftest import Service
+
+SERVICE = SERVICES[0]
 
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
@@ -38,7 +40,7 @@ async def call(service: Service, method: str, request: Any, code: int = 0) -> An
 @needs_grpcurl
 async def test_list_shows_the_services(service: Service) -> None:
     """Each service is listed, those of gRPC itself too."""
-    assert sorted([SERVICE, HEALTH, *REFLECTION]) == (await grpcurl("-plaintext", service.address, "list")).split()
+    assert sorted([*SERVICES, HEALTH, *REFLECTION]) == (await grpcurl("-plaintext", service.address, "list")).split()
     methods = [
         f"{SERVICE}.{method.name}"
         for method in conversations_service_pb2.DESCRIPTOR.services_by_name["ConversationsService"].methods
@@ -145,7 +147,7 @@ async def test_both_reflections_answer(service: Service, name: str) -> None:
         ServerReflectionRequest(file_containing_symbol=SERVICE),
         ServerReflectionRequest(file_containing_symbol="conversations.v1.Nothing"),
     )
-    assert {SERVICE, HEALTH, *REFLECTION} == {each.name for each in services.list_services_response.service}
+    assert {*SERVICES, HEALTH, *REFLECTION} == {each.name for each in services.list_services_response.service}
     protos = [FileDescriptorProto.FromString(each) for each in files.file_descriptor_response.file_descriptor_proto]
     assert "conversations/v1/conversations_service.proto" in {proto.name for proto in protos}
     assert 5 == unknown.error_response.error_code

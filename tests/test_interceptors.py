@@ -1,0 +1,71 @@
+"""The chain: its order, and what it does with methods that the contract says nothing about."""
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
+
+from server.app import CONTRACT
+from server.identity.nobody import Nobody
+from server.interceptors import interceptors
+from server.interceptors.access import AccessUndeclared, Need, needs
+from server.interceptors.running import Running
+from server.policy_file import ONE_USER
+from server.settings import load
+from server.store.access import Accesses
+from tests.conftest import problem
+
+ORDER = ["Failures", "Running", "Deadline", "Identify", "Access", "Decode"]
+
+
+def undeclared() -> Any:
+    """A file with a service whose method has no access option."""
+    file = descriptor_pb2.FileDescriptorProto(name="undeclared.proto", package="undeclared", syntax="proto3")
+    file.message_type.add(name="Empty")
+    service = file.service.add(name="Open")
+    service.method.add(name="Door", input_type=".undeclared.Empty", output_type=".undeclared.Empty")
+    pool: Any = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return pool.FindFileByName(file.name)
+
+
+def test_every_method_says_what_it_needs() -> None:
+    """The need of each method is in the contract; only CheckAccess is open."""
+    found = needs(*CONTRACT)
+    assert {"/conversations.v1.AccessService/CheckAccess"} == {name for name, need in found.items() if not need.actions}
+    assert (
+        Need("conversation", ("update", "share")) == found["/conversations.v1.ConversationsService/UpdateConversation"]
+    )
+    assert sum(len(service.methods) for file in CONTRACT for service in file.services_by_name.values()) == len(found)
+
+
+def test_a_method_without_a_need_stops_the_start() -> None:
+    """A contract with a method nobody thought about does not serve."""
+    with pytest.raises(AccessUndeclared, match=r"undeclared\.Open\.Door"):
+        needs(undeclared())
+
+
+async def test_a_method_outside_of_the_contract_is_refused() -> None:
+    """A service that somebody registers beside the contract is not reached."""
+    chain = interceptors(load(), needs(*CONTRACT), Running(), Nobody(), Accesses(ONE_USER))
+    assert ORDER == [type(each).__name__ for each in chain]
+    reached: list[bytes] = []
+
+    async def door(request: bytes, _context: Any) -> bytes:
+        reached.append(request)
+        return b""
+
+    async with AsyncExitStack() as stack:
+        server = grpc.aio.server(interceptors=chain, options=[("grpc.so_reuseport", 0)])
+        handlers: dict[str, Any] = {"Door": grpc.unary_unary_rpc_method_handler(door)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("undeclared.Open", handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+        call: Any = channel.unary_unary("/undeclared.Open/Door")
+        refused = await problem(call(b""))
+    assert ("PERMISSION_DENIED", "ACTION_DENIED", []) == (refused.code, refused.reason, reached)

@@ -1,0 +1,77 @@
+"""Lists of a caller who sees few of many conversations read what the caller sees, not the table."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from bench.list_cost import CALLERS, fill
+from server.policy.load import load
+from server.policy.principal import Principal
+from server.policy.rules import DEFAULT, Policy
+from server.store.access import Accesses
+from server.store.conversations import ConversationStore
+from server.store.database import Bounds, Database, connected
+from tests.conftest import fresh_database, statements
+
+ROWS = 20_000
+PAGE = 20
+MOST = (PAGE + 1) * 101  # a page from the range of each value that the caller has
+BY_TEAM_ONLY = load("- permit: {actions: [read]}\n  when: user in owners teams\n")
+EVERYBODY = load("- forbid: {actions: [delete], resource: '*'}\n- permit: {actions: [read]}\n")
+SHARED = Principal(tenant="", id="x", attributes={"teams": frozenset(f"team-{n}" for n in range(100))})
+
+
+@pytest.fixture(scope="module")
+async def large(postgres: str, template: str) -> AsyncIterator[Database]:
+    """A database with many conversations."""
+    async with fresh_database(postgres, template) as url:
+        await fill(url, ROWS)
+        async with connected(url, 2, Bounds(), unsafe_durability=False) as database:
+            yield database
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All nodes of a plan."""
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+@pytest.mark.parametrize(
+    ("policy", "principal", "expected"),
+    [
+        pytest.param(DEFAULT, CALLERS["by owner"], PAGE, id="owner"),
+        pytest.param(DEFAULT, CALLERS["by team"], PAGE, id="team"),
+        pytest.param(DEFAULT, CALLERS["by owner or team"], PAGE + 1, id="owner or team"),
+        pytest.param(BY_TEAM_ONLY, SHARED, PAGE + 1, id="a hundred teams"),
+        pytest.param(EVERYBODY, SHARED, PAGE + 1, id="everything"),
+    ],
+)
+@pytest.mark.parametrize("descending", [True, False], ids=["newest", "oldest"])
+async def test_a_list_reads_what_the_caller_sees(
+    large: Database, policy: Policy, principal: Principal, expected: int, *, descending: bool
+) -> None:
+    """One statement, from indexes only, with a number of rows that does not depend on the table's."""
+    store, access = ConversationStore(large), Accesses(policy).of(principal)
+    sent: list[tuple[Any, ...]] = []
+    run = large._run
+
+    async def kept(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
+        sent.append(arguments)
+        return await run(text, arguments)
+
+    large._run = kept  # type: ignore[method-assign]
+    try:
+        with statements(large) as texts:
+            rows = await store.page(access, (), None, PAGE + 1, descending=descending)
+    finally:
+        large._run = run  # type: ignore[method-assign]
+    assert (expected, 1) == (len(rows), len(texts))
+    async with large._pool.acquire() as connection:
+        explained = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {texts[0]}", *sent[0])
+    plan = list(nodes(json.loads(explained)[0]["Plan"]))
+    assert [] == [node["Node Type"] for node in plan if node["Node Type"] == "Seq Scan"]
+    assert max(node["Actual Rows"] * node["Actual Loops"] for node in plan) <= MOST < ROWS
