@@ -9,7 +9,7 @@ AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run test check generate generated lint types breaking clean
+.PHONY: help run test check generate generated lint types breaking proof mutants clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,11 +44,18 @@ breaking: $(READY) ## Check that the contract did not break since $(AGAINST)
 	@python proto/generate.py --image-at $(AGAINST) build/against.binpb
 	buf breaking build/image.binpb --against build/against.binpb --config buf.yaml
 
+proof: $(READY) ## Hold 100,000 random policy decisions in SQL against the reference
+	python -m tests.proof $(ARGS)
+
+mutants: $(READY) ## Break the policy engine in every small way, and see a test fail each time
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mutmut==3.8.1
+	mutmut run && mutmut results
+
 types: $(READY) ## Check the types
 	mypy
 
 clean: ## Remove what the other targets made; data stays
-	rm -rf $(VENV) build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build mutants *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
