@@ -6,7 +6,9 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from conversations.v1 import conversations_service_pb2 as pb
 from google.protobuf import descriptor_pb2, descriptor_pool
+from structlog.testing import capture_logs
 
 from server.app import CONTRACT
 from server.identity.nobody import Nobody
@@ -16,9 +18,9 @@ from server.interceptors.running import Running
 from server.policy_file import ONE_USER
 from server.settings import load
 from server.store.access import Accesses
-from tests.conftest import problem
+from tests.conftest import Service, problem
 
-ORDER = ["Failures", "Running", "Deadline", "Identify", "Access", "Decode"]
+ORDER = ["Observe", "Failures", "Running", "Deadline", "Identify", "Access", "Decode"]
 
 
 def undeclared() -> Any:
@@ -69,3 +71,14 @@ async def test_a_method_outside_of_the_contract_is_refused() -> None:
         call: Any = channel.unary_unary("/undeclared.Open/Door")
         refused = await problem(call(b""))
     assert ("PERMISSION_DENIED", "ACTION_DENIED", []) == (refused.code, refused.reason, reached)
+
+
+async def test_each_call_is_seen_with_its_code(service: Service) -> None:
+    """A line for a call that succeeds and for one that is refused, as the caller sees them."""
+    made = await service.stub.CreateConversation(pb.CreateConversationRequest())
+    with capture_logs() as lines:
+        await service.stub.GetConversation(pb.GetConversationRequest(conversation_id=made.id))
+        await problem(service.stub.GetConversation(pb.GetConversationRequest(conversation_id="conv_none")))
+        await problem(service.stub.GetConversation(pb.GetConversationRequest(conversation_id="x")))
+    seen = [(line["method"].rpartition("/")[2], line["code"]) for line in lines if line["event"] == "call"]
+    assert [("GetConversation", code) for code in ("OK", "NOT_FOUND", "INVALID_ARGUMENT")] == seen

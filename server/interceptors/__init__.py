@@ -9,6 +9,7 @@ from server.interceptors.deadline import Deadline
 from server.interceptors.decode import Decode
 from server.interceptors.failures import Failures
 from server.interceptors.identity import Identify
+from server.interceptors.observe import Observe
 from server.interceptors.running import Running
 from server.settings import Settings
 from server.store.access import Accesses
@@ -19,7 +20,8 @@ def interceptors(
 ) -> list[Interceptor]:
     """The chain, outermost first."""
     return [
-        Failures(),  # outermost: everything below leaves as a google.rpc.Status
+        Observe(),  # outermost: sees refusals too, with the code the caller gets
+        Failures(),  # everything below leaves as a google.rpc.Status
         running,  # a drain refuses here, before any work, and waits for all that follows
         Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds all that waits
         Identify(source),  # who is asking
