@@ -400,3 +400,15 @@ def test_principals_are_values() -> None:
 def test_pairs() -> None:
     """A name and a value make one text; a name that begins another is not taken for it."""
     assert {"team=s=a", "teams=a"} == pairs({"team": ["s=a"], "teams": ["a", "a"], "roles": []})
+
+
+def test_principals_are_told_apart() -> None:
+    """Two are equal in all of tenant, id and attributes or not at all: what is kept for one must not serve another."""
+
+    def made(tenant: str = "t", name: str = "n", **attributes: str) -> Principal:
+        return Principal(tenant, name, {each: frozenset({value}) for each, value in attributes.items()})
+
+    assert made(teams="a") == made(teams="a")
+    assert hash(made(teams="a")) == hash(made(teams="a"))
+    others = [made("u", teams="a"), made(name="m", teams="a"), made(teams="b"), made(roles="a"), made(), "n"]
+    assert [] == [other for other in others if made(teams="a") == other]

@@ -627,3 +627,11 @@ def test_rules_about_others_are_inert() -> None:
     assert [1, 2] == [rule.number for rule in policy.rules]
     assert plan(policy, OWNER, "model", "read") == Never()
     assert evaluate(plan(policy, OWNER, "item", "read"), ROW)
+
+
+def test_problems_stand_line_by_line() -> None:
+    """What an operator reads is a line for each problem, and nothing else."""
+    with pytest.raises(PolicyInvalid) as caught:
+        load("- permit: {actions: [fly]}\n- forbid: {actions: [swim]}\n", "p.yaml")
+    assert [str(problem) for problem in caught.value.problems] == str(caught.value).split("\n")
+    assert 2 == len(caught.value.problems)
