@@ -111,7 +111,8 @@ class Conversation(_message.Message):
     def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValues]:
         """Optional. What access policies read, for example `teams`. A name has 1 to
         64 characters of `a-z`, `0-9` and `_`; at most 16 names. On create, a name
-        that is not sent takes the caller's own values.
+        that is not sent takes the caller's own values; values that are sent must be
+        the caller's own too, unless the policy lets the caller share everything.
         """
 
     def __init__(
