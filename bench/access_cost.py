@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import asyncpg
 import grpc.aio
 from conversations.v1 import content_pb2, item_body_pb2, item_pb2
 from conversations.v1 import conversations_service_pb2 as pb
@@ -121,45 +120,52 @@ async def cost(call: Call, count: int, server: int, postmaster: int) -> float:
     return spent / (count // CALLERS * CALLERS) * 1e6
 
 
-async def measure(rounds: int, count: int) -> None:
-    """Prints the median cost of each call with either service, and their ratio."""
+@asynccontextmanager
+async def both(folder: Path, url: str) -> AsyncIterator[dict[str, tuple[dict[str, Call], int]]]:
+    """Either service with its workloads and its pid."""
+    bearer = [("authorization", f"Bearer {token(folder)}")]
+    (folder / "policy.yaml").write_text(fifty_rules())
+    (folder / "default.yaml").write_text("[]\n")
+    plain = {"policy_file": str(folder / "default.yaml")}
+    guarded = {
+        "identity": "jwt",
+        "jwt_issuer": ISSUER,
+        "jwt_audience": AUDIENCE,
+        "jwt_jwks": str(folder / "jwks.json"),
+        "policy_file": str(folder / "policy.yaml"),
+    }
+    calls = {}
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        folder.chmod(0o711)
-        private = await stack.enter_async_context(embedded(folder / "data"))
-        connection = await asyncpg.connect(private.url)
-        postmaster = int((private.data_dir / "postgres-18" / "postmaster.pid").read_text().split()[0])
-        print(f"PostgreSQL {private.version}, {rounds} rounds of {count} calls by {CALLERS} callers")
-        bearer = [("authorization", f"Bearer {token(folder)}")]
-        (folder / "policy.yaml").write_text(fifty_rules())
-        (folder / "default.yaml").write_text("[]\n")
-        plain = await stack.enter_async_context(service(private.url, 50071, policy_file=str(folder / "default.yaml")))
-        guarded = await stack.enter_async_context(
-            service(
-                private.url,
-                50072,
-                identity="jwt",
-                jwt_issuer=ISSUER,
-                jwt_audience=AUDIENCE,
-                jwt_jwks=str(folder / "jwks.json"),
-                policy_file=str(folder / "policy.yaml"),
-            )
-        )
-        calls = {}
-        for name, port, pid, metadata in (("plain", 50071, plain, []), ("guarded", 50072, guarded, bearer)):
+        for name, port, settings, metadata in (("plain", 50071, plain, []), ("guarded", 50072, guarded, bearer)):
+            pid = await stack.enter_async_context(service(url, port, **settings))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
             calls[name] = (await workloads(ConversationsServiceStub(channel), metadata), pid)
-        found: dict[tuple[str, str], list[float]] = {}
-        for _ in range(rounds + 1):  # the first is a warm-up
-            for workload in calls["plain"][0]:
-                for name, (work, pid) in calls.items():
-                    spent = await cost(work[workload], count, pid, postmaster)
-                    found.setdefault((workload, name), []).append(spent)
-        await connection.close()
+        yield calls
+
+
+async def measure(rounds: int, count: int) -> None:
+    """Prints the median cost of each call with either service, and their ratio."""
+    found: dict[tuple[str, str], list[float]] = {}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        async with embedded(folder / "data") as private, both(folder, private.url) as calls:
+            postmaster = int((private.data_dir / "postgres-18" / "postmaster.pid").read_text().split()[0])
+            print(f"PostgreSQL {private.version}, {rounds} rounds of {count} calls by {CALLERS} callers")
+            for _ in range(rounds + 1):  # the first is a warm-up
+                for workload in calls["plain"][0]:
+                    for kind, (work, pid) in calls.items():
+                        spent = await cost(work[workload], count, pid, postmaster)
+                        found.setdefault((workload, kind), []).append(spent)
+    report(found)
+
+
+def report(found: dict[tuple[str, str], list[float]]) -> None:
+    """Prints the medians, without the warm-up."""
     print(f"{'µs of CPU per call (median)':32} {'none':>9} {'jwt + 50 rules':>15} {'ratio':>6}")
-    for workload in calls["plain"][0]:
-        plain_us, guarded_us = (statistics.median(found[workload, name][1:]) for name in ("plain", "guarded"))
-        print(f"{workload:32} {plain_us:9.0f} {guarded_us:15.0f} {guarded_us / plain_us:6.3f}")
+    for workload in dict.fromkeys(workload for workload, _ in found):
+        plain, guarded = (statistics.median(found[workload, kind][1:]) for kind in ("plain", "guarded"))
+        print(f"{workload:32} {plain:9.0f} {guarded:15.0f} {guarded / plain:6.3f}")
 
 
 def main() -> None:

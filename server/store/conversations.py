@@ -90,16 +90,7 @@ class ConversationStore:
             raise await explain_batch(self._database, access, conversation_id, batch) from error
         if row is None:
             raise await explain_batch(self._database, access, conversation_id, batch)
-        return {
-            "id": conversation_id,
-            "owner": access.principal.id,
-            "attributes": values["attributes"],
-            "metadata": metadata,
-            "last_sequence": values["last_sequence"],
-            "revision": 1,
-            "create_time": now,
-            "update_time": now,
-        }
+        return _new_row(values, metadata)
 
     async def _created_before(self, access: Access, conversation_id: str, reserved: Reservation) -> asyncpg.Record:
         """The conversation that an earlier call under the id created.
@@ -277,6 +268,20 @@ def _too_many(row: asyncpg.Record, change: Change) -> LimitExceeded:
     name = "metadata" if len(pairs) > MAX_PAIRS else "attributes"
     rule = f"would have more than {MAX_PAIRS} pairs"
     return LimitExceeded(Violation(f"conversation.{name}", rule, "map.max_pairs"), MAX_PAIRS)
+
+
+def _new_row(values: dict[str, Any], metadata: dict[str, str]) -> dict[str, Any]:
+    """The row that a create with ``values`` has made."""
+    return {
+        "id": values["conversation_id"],
+        "owner": values["owner"],
+        "attributes": values["attributes"],
+        "metadata": metadata,
+        "last_sequence": values["last_sequence"],
+        "revision": 1,
+        "create_time": values["now"],
+        "update_time": values["now"],
+    }
 
 
 def new_id(principal: Principal, reserved: Reservation | None) -> str:
