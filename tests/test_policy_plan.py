@@ -23,7 +23,6 @@ from server.policy.residual import (
     Unowned,
     all_of,
     any_of,
-    created_by,
     negation,
 )
 from server.policy.rules import DEFAULT
@@ -353,7 +352,7 @@ def test_the_policy_has_no_rows() -> None:
 
 def test_evaluate_takes_plans_and_residuals() -> None:
     """A plan, and the residual in it, say the same of a row."""
-    row = created_by(ANN, "1")
+    row = Row(ANN.id, pairs(ANN.attributes), "1")
     assert row == Row("ann", frozenset({"teams=a", "teams=b", "roles=user"}), "1")
     verdicts = [evaluate(each, row) for each in (Always(), Never(), Conditional(OWNED), OWNED, Owned("bob"))]
     assert [True, False, True, True, False] == verdicts

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from server.policy.patterns import matches
-from server.policy.principal import Principal, pairs
 
 
 @dataclass(frozen=True)
@@ -18,11 +17,6 @@ class Row:
     owner: str  # '' for nobody
     attributes: frozenset[str]  # as `pairs` writes them
     id: str
-
-
-def created_by(principal: Principal, row_id: str) -> Row:
-    """The row that a create of ``principal`` is about to make, when it sends no attributes."""
-    return Row(principal.id, pairs(principal.attributes), row_id)
 
 
 @dataclass(frozen=True)
