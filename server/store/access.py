@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
 from server.errors import ActionDenied
@@ -66,7 +67,7 @@ class Access:
         if strange and not isinstance(self.may("conversation", "share").plan, Always):
             raise ActionDenied("conversation", "share")
 
-    @property
+    @cached_property
     def cover(self) -> Cover | None:
         """Where the conversations are that the principal may read."""
         return cover(self.may("conversation", "read").plan)

@@ -28,8 +28,7 @@ from server.store.conversation_sql import MAX_PAIRS
 from server.store.database import Database
 from server.store.item_failures import explain_batch
 from server.store.predicate import Permission
-from server.store.requests import CONSTRAINT, Made, Reservation, made_before
-from server.store.statement import Statement
+from server.store.requests import CONSTRAINT, Made, Reservation, made_before, reserved_values, written
 
 _PRIMARY_KEY = "conversations_pkey"
 LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
@@ -80,7 +79,7 @@ class ConversationStore:
             "last_sequence": len(batch) if batch else 0,
             "now": now,
             **_batch_values(batch, now),
-            **_reserved_values(access, reserved),
+            **reserved_values(access.principal, reserved),
         }
         try:
             row = await self._database.fetchrow(statement, values, repeatable=reserved is not None)
@@ -135,7 +134,7 @@ class ConversationStore:
         statement = sql.change(_read(access), acts, attributes=shares, reserves=reserved is not None)
         values = {
             **access.values,
-            **_reserved_values(access, reserved),
+            **reserved_values(access.principal, reserved),
             "conversation_id": conversation_id,
             "revision": revision,
             "now": datetime.now(UTC),
@@ -146,7 +145,7 @@ class ConversationStore:
             "drop_attributes": change.drop_attributes,
             "replace_attributes": change.replace_attributes,
         }
-        row = await self._write(statement, values, reserved)
+        row = await written(self._database, statement, values, reserved)
         if row is not None:
             return row
         if await self.made(access, conversation_id, reserved):
@@ -165,12 +164,12 @@ class ConversationStore:
         statement = sql.delete(_read(access), act, reserves=reserved is not None)
         values = {
             **access.values,
-            **_reserved_values(access, reserved),
+            **reserved_values(access.principal, reserved),
             "conversation_id": conversation_id,
             "revision": revision,
             "now": datetime.now(UTC),
         }
-        row = await self._write(statement, values, reserved)
+        row = await written(self._database, statement, values, reserved)
         if row is not None:
             return
         made = await made_before(self._database, conversation_id, access.principal, reserved)
@@ -249,17 +248,6 @@ class ConversationStore:
         if not row[act.name]:
             raise ActionDenied("conversation", "delete")
 
-    async def _write(
-        self, statement: Statement, values: dict[str, Any], reserved: Reservation | None
-    ) -> asyncpg.Record | None:
-        """The row written; None also when another call has reserved the id meanwhile."""
-        try:
-            return await self._database.fetchrow(statement, values, repeatable=reserved is not None)
-        except asyncpg.UniqueViolationError as error:
-            if error.constraint_name != CONSTRAINT:
-                raise
-            return None
-
 
 def _too_many(row: asyncpg.Record, change: Change) -> LimitExceeded:
     """Which map would have become too big."""
@@ -298,10 +286,6 @@ def etag_of(revision: int) -> str:
 
 def _batch_values(batch: Batch | None, now: datetime) -> dict[str, Any]:
     return batch.values(now) if batch else {}
-
-
-def _reserved_values(access: Access, reserved: Reservation | None) -> dict[str, Any]:
-    return {"principal": access.principal.id, **reserved.values()} if reserved else {}
 
 
 def _filter_values(comparisons: Iterable[Comparison]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from server.store.conversations import ConversationStore
 from server.store.database import Database
 from server.store.item_failures import explain_batch
 from server.store.predicate import Permission
-from server.store.requests import CONSTRAINT, Made, Reservation
+from server.store.requests import Made, Reservation, reserved_values, written
 
 _FIRST, _LAST = 0, 2**63 - 1  # positions before and behind every item
 
@@ -77,11 +77,10 @@ class ItemStore:
             "conversation_id": conversation_id,
             "size": len(batch),
             **batch.values(now),
+            **reserved_values(access.principal, reserved),
         }
         if expected is not None:
             values["expected"] = expected
-        if reserved is not None:
-            values |= {"principal": access.principal.id, **reserved.values()}
         error: asyncpg.UniqueViolationError | None = None
         row = None
         try:
@@ -180,15 +179,9 @@ class ItemStore:
             "conversation_id": conversation_id,
             "item_id": item_id,
             "now": datetime.now(UTC),
+            **reserved_values(access.principal, reserved),
         }
-        if reserved is not None:
-            values |= {"principal": access.principal.id, **reserved.values()}
-        row = None
-        try:
-            row = await self._database.fetchrow(statement, values, repeatable=reserved is not None)
-        except asyncpg.UniqueViolationError as error:
-            if error.constraint_name != CONSTRAINT:
-                raise
+        row = await written(self._database, statement, values, reserved)
         if row is not None:
             return row
         if await self._parents.made(access, conversation_id, reserved):

@@ -5,11 +5,13 @@ from what the first call made. The key begins with the conversation: an id is
 scoped to (tenant, principal, method, conversation).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
 from typing import Any
 
+import asyncpg
 from sqlalchemy import (
     CTE,
     ColumnElement,
@@ -27,7 +29,7 @@ from sqlalchemy.dialects.postgresql import UUID
 from server.policy.principal import Principal
 from server.store.database import Database
 from server.store.schema import conversations, requests
-from server.store.statement import compiled
+from server.store.statement import Statement, compiled
 
 CONSTRAINT = "requests_pkey"
 
@@ -62,6 +64,23 @@ def reservation(method: Method, request: Any) -> Reservation | None:
     request.request_id = request.request_id.lower()  # a UUID is the same in either case
     digest = blake2b(request.SerializeToString(deterministic=True), digest_size=16).digest()
     return Reservation(method, request.request_id, digest)
+
+
+def reserved_values(principal: Principal, reserved: Reservation | None) -> dict[str, Any]:
+    """The parameters of `reserve` but the conversation's; none when nothing is reserved."""
+    return {"principal": principal.id, **reserved.values()} if reserved else {}
+
+
+async def written(
+    database: Database, statement: Statement, values: Mapping[str, Any], reserved: Reservation | None
+) -> asyncpg.Record | None:
+    """The row that a write gives; None also when another call has reserved the id meanwhile."""
+    try:
+        return await database.fetchrow(statement, values, repeatable=reserved is not None)
+    except asyncpg.UniqueViolationError as error:
+        if error.constraint_name != CONSTRAINT:
+            raise
+        return None
 
 
 _NONE: ColumnElement[int] = literal_column("0", SmallInteger)
@@ -113,9 +132,8 @@ async def made_before(
     if reserved is None:
         return None
     key = {
-        **reserved.values(),
+        **reserved_values(principal, reserved),
         "conversation_id": conversation_id,
-        "principal": principal.id,
         "tenant": principal.tenant,
     }
     row = await database.fetchrow(_FIND, key)
