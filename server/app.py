@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import asyncpg
@@ -62,6 +62,15 @@ class Serving:
     store: Store
     policy: PolicyFile
 
+    @property
+    def name(self) -> str:
+        """Of the database, for people."""
+        return self.store.name
+
+    def reload(self) -> None:
+        """Has the policy read again; safe in a signal handler."""
+        self.policy.reload()
+
 
 @asynccontextmanager
 async def database_url(settings: Settings) -> AsyncIterator[tuple[str, str]]:
@@ -76,20 +85,35 @@ async def database_url(settings: Settings) -> AsyncIterator[tuple[str, str]]:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Store]:
-    """The store, its schema up to date."""
-    bounds = Bounds(statement=settings.statement_timeout_seconds)
-    async with (
-        database_url(settings) as (url, name),
-        connected(url, settings.pool_size, bounds, unsafe_durability=settings.unsafe_durability) as database,
-    ):
-        await _up_to_date(url, migrating=settings.migrate)
-        yield Store(url, name, database)
+async def prepared(settings: Settings) -> AsyncIterator[tuple[str, str]]:
+    """As `database_url`, of a database that is fit for use and its schema up to date."""
+    async with database_url(settings) as (url, name):
+        async with _pool(settings, url, 1):
+            await _up_to_date(url, migrating=settings.migrate)
+        yield url, name
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Serving]:
+async def opened(settings: Settings, *, is_prepared: bool = False) -> AsyncIterator[Store]:
+    """The store, its schema up to date."""
+    async with database_url(settings) as (url, name), _pool(settings, url, settings.pool_size) as database:
+        if not is_prepared:
+            await _up_to_date(url, migrating=settings.migrate)
+        yield Store(url, name, database)
+
+
+def _pool(settings: Settings, url: str, size: int) -> AbstractAsyncContextManager[Database]:
+    bounds = Bounds(statement=settings.statement_timeout_seconds)
+    return connected(url, size, bounds, unsafe_durability=settings.unsafe_durability)
+
+
+@asynccontextmanager
+async def serving(settings: Settings, worker: int | None = None) -> AsyncIterator[Serving]:
     """The whole service; leaving drains it.
+
+    ``worker``: which of several processes this is; their parent has prepared the
+    database. A later start must not look at the schema again: it may be newer by
+    then, and works (traps §4.7).
 
     Raises:
         StartFailed: With what to do about it.
@@ -101,7 +125,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
         policy = PolicyFile(settings.policy_file, settings.attribute_names, anonymous=anonymous)
         credentials = tls.credentials_of(settings)
         source = await stack.enter_async_context(source_of(settings))
-        store = await stack.enter_async_context(opened(settings))
+        store = await stack.enter_async_context(opened(settings, is_prepared=worker is not None))
         running, check = Running(), health.HealthServicer()
         chain = interceptors(settings, needs(*CONTRACT), running, source, policy.accesses)
         server = server_of(settings, chain)
@@ -113,7 +137,7 @@ async def serving(settings: Settings) -> AsyncIterator[Serving]:
         for name in ("", *SERVICES):
             await check.set(name, _SERVING)
         await stack.enter_async_context(_meanwhile(policy.watch()))
-        if settings.purge_every_minutes:
+        if settings.purge_every_minutes and not worker:
             await stack.enter_async_context(_meanwhile(_purge_for_ever(settings, store.url)))
         yield Serving(address, store, policy)
 

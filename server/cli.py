@@ -32,6 +32,7 @@ app.add_typer(policy_app, name="policy")
 Listen = Annotated[str | None, typer.Option(help="Address to serve, host:port or unix:/path. [127.0.0.1:50051]")]
 DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://… of PostgreSQL 15 or newer.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the private PostgreSQL.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that serve the address. [1]")]
 Target = Annotated[str, typer.Option(help="Address of a running service.")]
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -65,26 +66,29 @@ def _default(context: typer.Context) -> None:
 
 
 @app.command()
-def serve(listen: Listen = None, database_url: DatabaseUrl = None, data_dir: DataDir = None) -> None:
+def serve(
+    listen: Listen = None, database_url: DatabaseUrl = None, data_dir: DataDir = None, workers: Workers = None
+) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     from server import logs
 
-    settings = load(listen=listen, database_url=database_url, data_dir=data_dir)
+    settings = load(listen=listen, database_url=database_url, data_dir=data_dir, workers=workers)
     logs.configure(settings.log_level, settings.log_format)
     _run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
     from server.app import serving
+    from server.workers import serving_by_workers
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is a policy to reload
-    async with serving(settings) as running:
-        loop.add_signal_handler(signal.SIGHUP, running.policy.reload)
-        print(f"Conversation Service on {running.address}, {running.store.name}", flush=True)
+    async with serving(settings) if settings.workers == 1 else serving_by_workers(settings) as running:
+        loop.add_signal_handler(signal.SIGHUP, running.reload)
+        print(f"Conversation Service on {running.address}, {running.name}", flush=True)
         await stop.wait()
         print("Stopping …", flush=True)
 

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
 from grpc_reflection.v1alpha.reflection import aio as reflection
 
 from server.complaint import Complaint
-from server.interceptors.around import Interceptor
+from server.interceptors.around import Chain
 from server.interceptors.running import Running
 from server.settings import Settings
 
@@ -29,10 +29,11 @@ class StartFailed(Complaint):
     """The service cannot start; the text is for the operator."""
 
 
-def built(settings: Settings, chain: list[Interceptor]) -> grpc.aio.Server:
+def built(settings: Settings, chain: Chain) -> grpc.aio.Server:
     """A server with its limits, without services and addresses."""
     options = [
-        ("grpc.so_reuseport", 0),  # else a second server on the port takes half of its connections (traps §2.7)
+        # Without workers, a second server on the port would take half of its connections (traps §2.7).
+        ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # A token may have 8 KiB; between this and the absolute limit calls are refused by chance.
@@ -44,7 +45,7 @@ def built(settings: Settings, chain: list[Interceptor]) -> grpc.aio.Server:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
-    return grpc.aio.server(interceptors=chain, options=options)
+    return grpc.aio.server(interceptors=[chain], options=options)
 
 
 def reflect(server: grpc.aio.Server, names: Iterable[str]) -> None:
@@ -75,11 +76,16 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
-        raise StartFailed(f"Cannot listen on {listen}: the address is taken or not allowed.") from error
+        raise cannot_listen(listen) from error
     if listen.startswith("unix:"):
         Path(listen.removeprefix("unix:")).chmod(0o660)  # a sidecar of the same group connects (traps §2.20)
         return listen
     return f"{listen.rpartition(':')[0]}:{port}"
+
+
+def cannot_listen(listen: str) -> StartFailed:
+    """What to say of an address that cannot be bound."""
+    return StartFailed(f"Cannot listen on {listen}: the address is taken or not allowed.")
 
 
 def _clear_socket(path: Path) -> None:

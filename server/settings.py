@@ -30,7 +30,10 @@ class Settings(IdentitySettings):
     )
     data_dir: Path | None = Field(None, description="Folder of the private PostgreSQL; unset: the platform's.")
     migrate: bool = Field(True, description="Bring the schema up to date at start.")
-    pool_size: Annotated[int, Field(ge=1, le=500)] = Field(10, description="Database connections.")
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="Processes that serve the address; more than one need `host:port`."
+    )
+    pool_size: Annotated[int, Field(ge=1, le=500)] = Field(10, description="Database connections of each worker.")
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = Field(
         32 * 1024 * 1024, description="Largest request and response."
     )
@@ -84,6 +87,13 @@ class Settings(IdentitySettings):
         return value
 
     # Rules about two settings belong to the later one: they are told beside all others.
+
+    @field_validator("workers")
+    @classmethod
+    def _an_address_to_share(cls, value: int, others: ValidationInfo) -> int:
+        if value > 1 and others.data.get("listen", "").startswith("unix:"):
+            raise ValueError(f"must be 1 to serve a Unix socket ({PREFIX}LISTEN), which processes cannot share")
+        return value
 
     @field_validator("max_item_bytes")
     @classmethod

@@ -40,6 +40,7 @@ from server.identity.jwks import FileKeys, JwksInvalid, UrlKeys, parsed
 from server.identity.jwt import Jwt
 from server.identity.listed import Listed
 from server.identity.source import Idle, Source
+from server.interceptors.around import Chain
 from server.interceptors.failures import Failures
 from server.interceptors.identity import Identify
 from server.policy.principal import Principal, current_principal
@@ -124,7 +125,7 @@ async def asked(source: Source, address: str = "127.0.0.1:0") -> AsyncIterator[g
         "Watch": grpc.unary_stream_rpc_method_handler(stream),
     }
     options = [("grpc.so_reuseport", 0), ("grpc.max_metadata_size", 16 * 1024)]
-    server = grpc.aio.server(interceptors=[Failures(), Identify(source)], options=options)
+    server = grpc.aio.server(interceptors=[Chain([Failures(), Identify(source)])], options=options)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Who", handlers),))
     port = server.add_insecure_port(address)
     target = address if address.startswith("unix:") else f"127.0.0.1:{port}"

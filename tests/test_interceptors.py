@@ -53,7 +53,7 @@ def test_a_method_without_a_need_stops_the_start() -> None:
 async def test_a_method_outside_of_the_contract_is_refused() -> None:
     """A service that somebody registers beside the contract is not reached."""
     chain = interceptors(load(), needs(*CONTRACT), Running(), Nobody(), Accesses(ONE_USER))
-    assert ORDER == [type(each).__name__ for each in chain]
+    assert ORDER == [type(each).__name__ for each in chain.links]
     reached: list[bytes] = []
 
     async def door(request: bytes, _context: Any) -> bytes:
@@ -61,7 +61,7 @@ async def test_a_method_outside_of_the_contract_is_refused() -> None:
         return b""
 
     async with AsyncExitStack() as stack:
-        server = grpc.aio.server(interceptors=chain, options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(interceptors=[chain], options=[("grpc.so_reuseport", 0)])
         handlers: dict[str, Any] = {"Door": grpc.unary_unary_rpc_method_handler(door)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("undeclared.Open", handlers),))
         port = server.add_insecure_port("127.0.0.1:0")

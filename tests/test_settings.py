@@ -22,6 +22,7 @@ WRONG = {
     "listen": f"nowhere-{SECRET}",
     "database_url": f"mysql://user:{SECRET}@host/db",
     "migrate": f"maybe-{SECRET}",
+    "workers": "-77123",
     "pool_size": "-77123",
     "max_message_bytes": "-77123",
     "max_item_bytes": f"much-{SECRET}",

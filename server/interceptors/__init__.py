@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from server.identity.source import Source
 from server.interceptors.access import Access, Need
-from server.interceptors.around import Interceptor
+from server.interceptors.around import Chain
 from server.interceptors.deadline import Deadline
 from server.interceptors.decode import Decode
 from server.interceptors.failures import Failures
@@ -17,9 +17,9 @@ from server.store.access import Accesses
 
 def interceptors(
     settings: Settings, needs: Mapping[str, Need], running: Running, source: Source, accesses: Accesses
-) -> list[Interceptor]:
+) -> Chain:
     """The chain, outermost first."""
-    return [
+    links = (
         Observe(),  # outermost: sees refusals too, with the code the caller gets
         Failures(),  # everything below leaves as a google.rpc.Status
         running,  # a drain refuses here, before any work, and waits for all that follows
@@ -28,4 +28,5 @@ def interceptors(
         # Needs the principal; refuses before the body is decoded.
         Access(needs, accesses, audit_permits=settings.audit_permits),
         Decode(),  # innermost: the method gets a request that keeps the contract's rules
-    ]
+    )
+    return Chain(links)

@@ -17,7 +17,7 @@ from google.protobuf.descriptor import FileDescriptor
 from server import audit
 from server.complaint import Complaint
 from server.errors import ActionDenied, Failure
-from server.interceptors.around import Context, Guard, Handler, Interceptor, around
+from server.interceptors.around import Context, Guard, Handler, Link, around
 from server.policy.plan import Never
 from server.policy.principal import current_principal
 from server.store.access import Access as Allowed
@@ -61,11 +61,10 @@ def needs(*files: FileDescriptor) -> dict[str, Need]:
     return found
 
 
-class Access(Interceptor):
+class Access(Link):
     """Lets a call go on to the method, with what its caller may do."""
 
     def __init__(self, needs_of: Mapping[str, Need], accesses: Accesses, *, audit_permits: bool) -> None:
-        super().__init__()
         self._needs = needs_of
         self._accesses = accesses
         self._audit_permits = audit_permits

@@ -1,12 +1,12 @@
-"""How every interceptor here wraps a call: one guard around all four kinds.
+"""How the links of the chain wrap a call: one guard around all four kinds.
 
-grpc.aio asks interceptors for a handler at every call. Ours depend on the
-method only, so each wrapped handler is made once and kept.
+grpc.aio asks its interceptors for a handler at every call. Ours depends on the
+method only, so it is made once, out of all links, and kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias
 
@@ -18,25 +18,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Guard: TypeAlias = Callable[[Context], AbstractAsyncContextManager[None]]
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    """Does something before, after or instead of the call it guards."""
-
-    def __init__(self) -> None:
-        self._wrapped: dict[str, Handler] = {}
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """The method's handler inside `guard`; None for an unknown method, which becomes UNIMPLEMENTED."""
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        wrapped = self._wrapped.get(details.method)
-        if wrapped is None:
-            wrapped = self._wrapped[details.method] = self.wrap(details.method, handler)
-        return wrapped
+class Link:
+    """Does something before, after or instead of the calls it guards."""
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """``handler`` inside the guard of ``method``; the handler itself when there is none."""
@@ -46,6 +29,32 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def guard(self, method: str) -> Guard | None:
         """What to put around the calls of ``method``, as ``/package.Service/Method``; by default nothing."""
         return None
+
+
+class Chain(grpc.aio.ServerInterceptor):
+    """The one interceptor that grpc.aio sees: for each of its own it makes coroutines anew at every call."""
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        """``links``, the outermost first."""
+        self.links = tuple(links)
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The method's handler inside all links; None for an unknown method, which becomes UNIMPLEMENTED."""
+        wrapped = self._wrapped.get(details.method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        for link in reversed(self.links):
+            handler = link.wrap(details.method, handler)
+        self._wrapped[details.method] = handler
+        return handler
 
 
 def around(handler: Handler, guard: Guard) -> Handler:

@@ -9,10 +9,10 @@ import asyncio
 from types import TracebackType
 
 from server.errors import DeadlineExceeded
-from server.interceptors.around import Context, Guard, Interceptor
+from server.interceptors.around import Context, Guard, Link
 
 
-class Deadline(Interceptor):
+class Deadline(Link):
     """Limits how long a call runs.
 
     Args:
@@ -21,7 +21,6 @@ class Deadline(Interceptor):
     """
 
     def __init__(self, default: float, ceiling: float) -> None:
-        super().__init__()
         self._default = default
         self._ceiling = ceiling
 

@@ -12,11 +12,11 @@ from google.protobuf.message import DecodeError
 
 from server.audit import current_request
 from server.errors import FieldInvalid, Violation
-from server.interceptors.around import Context, Handler, Interceptor
+from server.interceptors.around import Context, Handler, Link
 from server.validation import validate
 
 
-class Decode(Interceptor):
+class Decode(Link):
     """Replaces grpc's decoding of unary requests."""
 
     def wrap(self, method: str, handler: Handler) -> Handler:

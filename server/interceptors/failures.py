@@ -14,12 +14,12 @@ import grpc.aio
 import structlog
 
 from server.errors import Failure, Internal
-from server.interceptors.around import Context, Guard, Interceptor
+from server.interceptors.around import Context, Guard, Link
 
 log = structlog.get_logger(__name__)
 
 
-class Failures(Interceptor):
+class Failures(Link):
     """Tells callers what went wrong, and nothing else."""
 
     def guard(self, method: str) -> Guard:

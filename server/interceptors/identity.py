@@ -8,17 +8,16 @@ from server.audit import current_trace, trace_of
 from server.errors import Unauthenticated
 from server.identity.source import Source
 from server.interceptors.access import OPEN
-from server.interceptors.around import Context, Guard, Interceptor
+from server.interceptors.around import Context, Guard, Link
 from server.policy.principal import current_principal
 
 log = structlog.get_logger(__name__)
 
 
-class Identify(Interceptor):
+class Identify(Link):
     """Sets the principal of each call, except of those that are open to anybody."""
 
     def __init__(self, source: Source) -> None:
-        super().__init__()
         self._source = source
 
     def guard(self, method: str) -> Guard | None:

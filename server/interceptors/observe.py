@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import structlog
 
-from server.interceptors.around import Context, Guard, Interceptor
+from server.interceptors.around import Context, Guard, Link
 
 log = structlog.get_logger(__name__)
 
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 _NAMES = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0])}
 
 
-class Observe(Interceptor):
+class Observe(Link):
     """Writes a line for each call, at level debug: method, code and milliseconds."""
 
     def guard(self, method: str) -> Guard:

@@ -8,14 +8,13 @@ import asyncio
 from types import TracebackType
 
 from server.errors import ShuttingDown
-from server.interceptors.around import Guard, Interceptor
+from server.interceptors.around import Guard, Link
 
 
-class Running(Interceptor):
+class Running(Link):
     """Counts the calls under way, and refuses new ones once told to."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._count = 0
         self._refusing = False
         self._idle = asyncio.Event()
