@@ -480,7 +480,7 @@ async def test_a_deleted_body_is_not_kept(service: Service) -> None:
     """The content of a deleted item is no longer in the database."""
     made = await service.stub.CreateConversation(create(user_message("secret", id="msg_1")))
     await service.stub.DeleteItem(delete_item(made.id, "msg_1"))
-    pool = service.database._pool
+    pool = service.database.pool
     assert await pool.fetchval("SELECT body FROM items WHERE conversation_id = $1", made.id) == b""
 
 

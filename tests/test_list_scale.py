@@ -70,7 +70,7 @@ async def test_a_list_reads_what_the_caller_sees(
     finally:
         large._run = run  # type: ignore[method-assign]
     assert (expected, 1) == (len(rows), len(texts))
-    async with large._pool.acquire() as connection:
+    async with large.pool.acquire() as connection:
         explained = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {texts[0]}", *sent[0])
     plan = list(nodes(json.loads(explained)[0]["Plan"]))
     assert [] == [node["Node Type"] for node in plan if node["Node Type"] == "Seq Scan"]

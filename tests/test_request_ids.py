@@ -60,7 +60,7 @@ async def conversation(stub: Any) -> Conversation:
 
 async def rows(service: Service) -> list[Any]:
     """Everything the database holds, for comparison."""
-    pool = service.database._pool
+    pool = service.database.pool
     tables = ("conversations", "items", "requests")
     return [
         await pool.fetchval(f"SELECT md5(string_agg(t::text, '|' ORDER BY t::text)) FROM {table} AS t")
@@ -275,7 +275,7 @@ async def test_many_at_once_are_one_write(
     answers = await asyncio.gather(*(call(request) for _ in range(8)))
     assert answers == answers[:1] * 8
     made = answers[0].id if method == "CreateConversation" else conversation.id
-    pool = service.database._pool
+    pool = service.database.pool
     count = "SELECT count(*) FROM requests WHERE conversation_id = $1"
     assert await pool.fetchval(count, made) == 1
 

@@ -126,7 +126,7 @@ async def large(postgres: str, template: str) -> AsyncIterator[Service]:
     """A service with 20,000 conversations, and 20,000 items in one of them, that the planner knows of."""
     async with shared_service(postgres, template) as served:
         seed = (await served.stub.CreateConversation(create(user_message(id="msg_1")))).id
-        pool = served.database._pool
+        pool = served.database.pool
         columns = "tenant, owner, attributes, metadata, last_sequence, version, revision, update_time"
         await pool.execute(
             f"""INSERT INTO conversations (id, create_time, {columns})
@@ -214,7 +214,7 @@ async def ran(served: Service, method: str, request: Any) -> tuple[str, tuple[An
 async def test_reads_use_an_index(large: Service, method: str, request_: Any) -> None:
     """A page is read from an index, and no more of it than the page needs."""
     text, arguments = await ran(large, method, request_)
-    async with large.database._pool.acquire() as connection, connection.transaction():
+    async with large.database.pool.acquire() as connection, connection.transaction():
         found = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *arguments)
     plan = json.loads(found)[0]["Plan"]
     assert faults(plan) == []

@@ -439,7 +439,8 @@ async def test_connections_keep_no_state(postgres: str, template: str) -> None:
 
         await asyncio.gather(*map(calls, range(12)))
         async with AsyncExitStack() as stack:
-            pool = served.database._pool
+            pool = served.database.pool
+            await served.database._leases._return(size)
             connections = [await stack.enter_async_context(pool.acquire(timeout=2)) for _ in range(size)]
             found = [tuple(await connection.fetchrow(SESSION)) for connection in connections]
             assert not any(connection.is_in_transaction() for connection in connections)

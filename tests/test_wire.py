@@ -490,7 +490,7 @@ async def test_a_caller_that_leaves_stops_its_statement(service: Service) -> Non
         call = service.stub.UpdateConversation(update(made.id, metadata={"a": "1"}), timeout=0.2)
         assert await code_of(call) == "DEADLINE_EXCEEDED"
         for _ in range(100):
-            if not (left := await service.database._pool.fetchval(waiting)):
+            if not (left := await service.database.pool.fetchval(waiting)):
                 break
             await asyncio.sleep(0.02)
         assert left == 0

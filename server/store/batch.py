@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.store.predicate import Permission
 from server.store.schema import Time, conversations, items
-from server.store.visibility import item_allowed, visible
+from server.store.visibility import item_allowed, visible_one
 
 _COLUMNS = ("conversation_id", "sequence", "version", "item_id", "type", "role", "status", "create_time", "body")
 
@@ -113,9 +113,7 @@ def resolved(read: Permission, item_read: Permission) -> CTE:
     source, home = items.alias("source"), conversations.alias("home")
     readable = source.join(
         home,
-        and_(
-            home.c.id == source.c.conversation_id, visible(read, home), item_allowed(item_read, source.c.item_id, home)
-        ),
+        and_(visible_one(read, source.c.conversation_id, home), item_allowed(item_read, source.c.item_id, home)),
     )
     same = and_(
         source.c.conversation_id == rows.c.reference_conversation,

@@ -38,7 +38,7 @@ from server.store.predicate import Permission
 from server.store.requests import reserve
 from server.store.schema import Time, conversation_attributes, conversations
 from server.store.statement import Statement, compiled
-from server.store.visibility import allowed, visible
+from server.store.visibility import allowed, visible, visible_one
 
 MAX_PAIRS = 16  # of metadata, and names of attributes
 
@@ -64,7 +64,7 @@ COLUMNS = (
 def get(read: Permission, *asked: Permission) -> Statement:
     """One conversation, and whether each permission ``asked`` about reaches it, under its name."""
     answers = [allowed(permission).label(permission.name) for permission in asked]
-    return compiled(select(*COLUMNS, *answers).where(_c.id == _id, visible(read)))
+    return compiled(select(*COLUMNS, *answers).where(visible_one(read)))
 
 
 @lru_cache(maxsize=512)
@@ -122,7 +122,7 @@ def change(read: Permission, acts: tuple[Permission, ...], *, attributes: bool, 
     """Changes the maps; a change that would give too many pairs changes no row."""
     metadata = _merged_metadata()
     pairs = select(func.count()).select_from(func.jsonb_object_keys(metadata).alias("key")).scalar_subquery()
-    conditions = [_c.id == _id, visible(read), *map(allowed, acts), _revision_is(), pairs <= _most]
+    conditions = [visible_one(read), *map(allowed, acts), _revision_is(), pairs <= _most]
     values: dict[str, Any] = {
         "metadata": metadata,
         "revision": _c.revision + _one,
@@ -189,7 +189,7 @@ def delete(read: Permission, act: Permission, *, reserves: bool) -> Statement:
     """Makes a tombstone."""
     deleted = (
         update(conversations)
-        .where(_c.id == _id, visible(read), allowed(act), _revision_is())
+        .where(visible_one(read), allowed(act), _revision_is())
         .values(delete_time=_now, version=_c.version + _one)
         .returning(_c.id)
         .cte("deleted")

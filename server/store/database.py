@@ -17,6 +17,7 @@ import structlog
 
 from server.complaint import Complaint
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
+from server.store.leases import Leases
 from server.store.statement import Statement
 
 log = structlog.get_logger(__name__)
@@ -57,7 +58,7 @@ class Database:
     """Runs compiled statements on a pool of connections."""
 
     def __init__(self, pool: asyncpg.Pool, size: int, bounds: Bounds) -> None:
-        self._pool = pool
+        self._leases = Leases(pool)
         self._free = asyncio.Semaphore(size)
         self._bounds = bounds
 
@@ -88,18 +89,19 @@ class Database:
         rows = await self.fetch(statement, values, repeatable=repeatable)
         return rows[0] if rows else None
 
+    @property
+    def pool(self) -> asyncpg.Pool:
+        """The pool, for what is no statement of a call."""
+        return self._leases.pool
+
     async def close(self) -> None:
         """Closes the pool; calls still running get a few seconds."""
-        try:
-            await asyncio.wait_for(self._pool.close(), timeout=5)
-        except TimeoutError:
-            self._pool.terminate()
+        await self._leases.close()
 
     async def _run(self, text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
         await self._enter()
         try:
-            async with self._pool.acquire() as connection:
-                return await connection.fetch(text, *arguments)  # type: ignore[no-any-return]
+            return await self._leases.fetch(text, arguments)
         finally:
             self._free.release()
 
@@ -125,6 +127,7 @@ class Database:
                     raise Conflict from error
             except _LOST as error:
                 log.warning("database connection lost", error=type(error).__name__, attempt=attempt)
+                await self._leases.renew()
                 if attempt == _TRIES or not repeatable:
                     raise StoreUnavailable from error
             except _SLOW as error:
@@ -189,6 +192,10 @@ async def _pool(url: str, size: int, bounds: Bounds) -> asyncpg.Pool:
         server_settings={
             "application_name": "conversations",
             "jit": "off",  # no statement here runs long enough to earn its compilation
+            # Every statement walks indexes. A plan from when a table was small would scan
+            # it, and be kept while the table grows, until statistics catch up (ADR 10).
+            "enable_seqscan": "off",
+            "plan_cache_mode": "force_generic_plan",
             "statement_timeout": f"{bounds.statement:g}s",
             "lock_timeout": f"{bounds.lock:g}s",
             "idle_in_transaction_session_timeout": "10s",

@@ -1,0 +1,76 @@
+"""Connections of the pool, kept between statements.
+
+Taking a connection from asyncpg's pool and giving it back costs more than a
+short statement does (ADR 10). So one that has run a statement stays taken and
+runs the next; the pool still makes, replaces and closes them.
+"""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+
+_IDLE_SECONDS = 30.0  # unused for so long, a connection goes back to the pool
+
+
+class Leases:
+    """Runs statements on connections that no other call uses at the time.
+
+    The caller bounds how many run at once; the pool has as many connections.
+    """
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self.pool = pool
+        self._idle: list[asyncpg.pool.PoolConnectionProxy] = []  # the last one was used last
+        self._spare = 0  # how many of `_idle` nobody needed since the last look
+        self._loop = asyncio.get_running_loop()
+        self._look = self._loop.call_later(_IDLE_SECONDS, self._looked)
+        self._returning: set[asyncio.Task[None]] = set()
+
+    async def fetch(self, text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
+        """The rows of one statement; after an error the pool decides what becomes of the connection."""
+        connection = await self._taken()
+        try:
+            rows: list[asyncpg.Record] = await connection.fetch(text, *arguments)
+        except BaseException:
+            await self.pool.release(connection)
+            raise
+        self._idle.append(connection)
+        return rows
+
+    async def renew(self) -> None:
+        """Makes the pool replace all connections: where one was lost, others are whose end has not shown yet."""
+        await self._return(len(self._idle))
+        await self.pool.expire_connections()
+
+    async def close(self) -> None:
+        """Closes the pool; statements still running get a few seconds."""
+        self._look.cancel()
+        try:
+            async with asyncio.timeout(5):
+                await self._return(len(self._idle))
+                await self.pool.close()
+        except TimeoutError:
+            self.pool.terminate()
+
+    async def _taken(self) -> asyncpg.pool.PoolConnectionProxy:
+        while self._idle:
+            connection = self._idle.pop()
+            self._spare = min(self._spare, len(self._idle))
+            if not connection.is_closed():
+                return connection
+            await self.pool.release(connection)
+        return await self.pool.acquire()
+
+    def _looked(self) -> None:
+        """Returns what nobody needed, now and then."""
+        task = self._loop.create_task(self._return(self._spare))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+        self._look = self._loop.call_later(_IDLE_SECONDS, self._looked)
+
+    async def _return(self, count: int) -> None:
+        unused, self._idle = self._idle[:count], self._idle[count:]
+        self._spare = len(self._idle)
+        for connection in unused:
+            await self.pool.release(connection)
