@@ -58,8 +58,8 @@ def _off_by_one(page: Callable[..., Any]) -> Callable[..., Any]:
 def _careless(lowered: Callable[..., Any]) -> Callable[..., Any]:
     """Attributes that are all contained where one in common is enough."""
 
-    def contained(residual: Any, names: Any, owner: Any, attributes: Any, row_id: Any) -> Any:
-        made = lowered(residual, names, owner, attributes, row_id)
+    def contained(residual: Any, names: Any, parameter: Any, owner: Any, attributes: Any, row_id: Any) -> Any:
+        made = lowered(residual, names, parameter, owner, attributes, row_id)
         if isinstance(residual, Shares):
             return attributes.op("@>", is_comparison=True)(made.right)
         return made

@@ -6,6 +6,8 @@ from conversations.v1.item_status_pb2 import ItemStatus
 
 from .shape import enum_names
 
+_ROLES, _STATUSES = enum_names(Role.DESCRIPTOR), enum_names(ItemStatus.DESCRIPTOR)
+
 
 def item_type(item: Item) -> str:
     """The OpenAI `type`, also of an unknown item; '' when it has none."""
@@ -17,12 +19,12 @@ def role(item: Item) -> str:
     """The role, such as 'user'; '' for a type without one or a role without a name here."""
     name = item.WhichOneof("body")
     if name == "message":
-        return enum_names(Role.DESCRIPTOR).get(item.message.role, "")
+        return _ROLES.get(item.message.role, "")
     if name == "additional_tools":
-        return enum_names(Role.DESCRIPTOR).get(item.additional_tools.role, "")
+        return _ROLES.get(item.additional_tools.role, "")
     return ""
 
 
 def status_name(status: ItemStatus.ValueType) -> str:
     """The OpenAI `status`, such as 'in_progress'; '' when unspecified."""
-    return enum_names(ItemStatus.DESCRIPTOR).get(status, "")
+    return _STATUSES.get(status, "")

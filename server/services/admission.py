@@ -16,18 +16,18 @@ from server.store.batch import Batch, Reference
 UNKNOWN = "unknown"
 _UNKNOWN_PREFIX = "item"  # of the ids given to items of a type this build does not know
 
-
 Status: TypeAlias = "item_status_pb2.ItemStatus.ValueType"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TypeRules:
-    """The `item_type` option of one arm of `Item.body`."""
+    """The `item_type` option of one arm of `Item.body`, and whether the arm has a role."""
 
     required_prefix: str
     minted_prefix: str
     statuses: frozenset[Status]
     default_status: Status
+    has_role: bool
 
 
 def _type_rules() -> dict[str, TypeRules]:
@@ -39,16 +39,19 @@ def _type_rules() -> dict[str, TypeRules]:
             minted_prefix=option.minted_id_prefix or option.id_prefix or _UNKNOWN_PREFIX,
             statuses=frozenset(option.statuses),
             default_status=option.default_status,
+            has_role=arm.message_type is not None and "role" in arm.message_type.fields_by_name,
         )
     return rules
 
 
 TYPE_RULES = _type_rules()
-_WITH_ROLE = frozenset(
-    arm.name
-    for arm in item_pb2.Item.DESCRIPTOR.oneofs_by_name["body"].fields
-    if arm.message_type is not None and "role" in arm.message_type.fields_by_name
-)
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """``moment`` as a message."""
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
 
 
 @dataclass(frozen=True)
@@ -63,32 +66,31 @@ class Admission:
     max_item_bytes: int
     max_batch_bytes: int
 
-    def batch(
-        self, new: Sequence[item_pb2.NewItem], conversation_id: str, created_by: str, now: datetime
-    ) -> tuple[Batch, list[item_pb2.Item]]:
-        """The rows to store, and the items as they will be read but for their sequence.
-
-        The items are those of ``new``, changed in place; a reference gives an
-        empty one.
+    def batch(self, new: Sequence[item_pb2.NewItem], conversation_id: str, created_by: str, now: datetime) -> Batch:
+        """The rows to store; the items of ``new`` are changed in place.
 
         Raises:
             FieldInvalid: Every violation in every item.
         """
-        violations: list[Violation] = []
-        stamp = Timestamp()
-        stamp.FromDatetime(now)
-        items = [each.item for each in new]
         references = [_reference(each) for each in new]
-        ids = new_item_ids([TYPE_RULES[_arm(item)].minted_prefix for item in items], conversation_id)
-        for index, (item, reference) in enumerate(zip(items, references, strict=True)):
-            if reference is None:
-                violations += _violations(f"items[{index}].item", item)
-                _complete(item, ids[index], created_by, stamp)
-        bodies = [b"" if ref else item.SerializeToString() for item, ref in zip(items, references, strict=True)]
+        items = [each.item for each in new]  # an empty one where there is a reference
+        arms = [item.WhichOneof("body") or UNKNOWN for item in items]
+        violations = [
+            violation
+            for index, (item, arm, reference) in enumerate(zip(items, arms, references, strict=True))
+            if reference is None
+            for violation in _violations(index, item, arm)
+        ]
+        ids = new_item_ids([TYPE_RULES[arm].minted_prefix for arm in arms], conversation_id)
+        for item, arm, new_id in zip(items, arms, ids, strict=True):
+            _complete(item, TYPE_RULES[arm], new_id)
+        # Fields of a message may come in any order: what all items share is made once.
+        decided = item_pb2.Item(create_time=timestamp(now), created_by=created_by).SerializeToString()
+        bodies = [item.SerializeToString() + decided for item in items]
         violations += self._size_violations(bodies)
         if violations:
             raise FieldInvalid(*violations)
-        return _batch(items, references, bodies), items
+        return _batch(items, references, bodies)
 
     def _size_violations(self, bodies: Sequence[bytes]) -> list[Violation]:
         rule = f"must have at most {self.max_item_bytes} bytes"
@@ -104,36 +106,27 @@ class Admission:
         return wrong
 
 
-def _arm(item: item_pb2.Item) -> str:
-    return item.WhichOneof("body") or UNKNOWN
-
-
 def _reference(new: item_pb2.NewItem) -> Reference | None:
-    if new.WhichOneof("source") == "item":
+    if new.WhichOneof("source") != "reference":
         return None
     return Reference(new.reference.conversation_id, new.reference.item_id)
 
 
-def _violations(path: str, item: item_pb2.Item) -> list[Violation]:
+def _violations(index: int, item: item_pb2.Item, arm: str) -> list[Violation]:
     """What the contract's annotations cannot say: rules that depend on the type."""
     wrong = []
-    rules = TYPE_RULES[_arm(item)]
+    rules, path = TYPE_RULES[arm], f"items[{index}].item"
     if item.id and not item.id.startswith(rules.required_prefix):
         wrong.append(Violation(f"{path}.id", f"must begin with '{rules.required_prefix}'", "item.id_prefix"))
-    if item.status and _arm(item) != UNKNOWN and item.status not in rules.statuses:
+    if item.status and arm != UNKNOWN and item.status not in rules.statuses:
         names = ", ".join(sorted(status_name(status) for status in rules.statuses)) or "unset"
         wrong.append(Violation(f"{path}.status", f"must be {names} for this type", "item.status"))
-    if not item.json and _role_is_missing(item):
-        wrong.append(Violation(f"{path}.{_arm(item)}.role", "is required", "item.role"))
-    if (item.json or item.HasField("unknown")) and (rule := _contradiction(item)):
+    # Not a rule in the contract: with `json`, the role may be one this build has no name for.
+    if rules.has_role and not item.json and not getattr(item, arm).role:
+        wrong.append(Violation(f"{path}.{arm}.role", "is required", "item.role"))
+    if (item.json or arm == UNKNOWN) and (rule := _contradiction(item)):
         wrong.append(Violation(path, rule, "item.json"))
     return wrong
-
-
-def _role_is_missing(item: item_pb2.Item) -> bool:
-    """Not a rule in the contract: with ``json``, the role may be one this build has no name for."""
-    arm = _arm(item)
-    return arm in _WITH_ROLE and not getattr(item, arm).role
 
 
 def _contradiction(item: item_pb2.Item) -> str | None:
@@ -145,22 +138,24 @@ def _contradiction(item: item_pb2.Item) -> str | None:
     return None
 
 
-def _complete(item: item_pb2.Item, new_id: str, created_by: str, stamp: Timestamp) -> None:
-    """Sets what the server decides, whatever was sent."""
-    item.id = item.id or new_id
-    item.sequence = 0
-    item.status = item.status or TYPE_RULES[_arm(item)].default_status
-    item.created_by = created_by
-    item.create_time.CopyFrom(stamp)
+def _complete(item: item_pb2.Item, rules: TypeRules, new_id: str) -> None:
+    """Sets what was left to the server; what it decides alone is taken out."""
+    item.ClearField("sequence")
+    item.ClearField("create_time")
+    item.ClearField("created_by")
+    if not item.id:
+        item.id = new_id
+    if not item.status and rules.default_status:
+        item.status = rules.default_status
+
+
+_NOTHING = ("", "", "", "", b"")  # the row of a reference: the database fills it
 
 
 def _batch(items: list[item_pb2.Item], references: list[Reference | None], bodies: list[bytes]) -> Batch:
-    kept = [None if reference else item for item, reference in zip(items, references, strict=True)]
-    return Batch(
-        item_ids=[item.id if item else "" for item in kept],
-        types=[item_type(item) if item else "" for item in kept],
-        roles=[role(item) if item else "" for item in kept],
-        statuses=[status_name(item.status) if item else "" for item in kept],
-        bodies=bodies,
-        references=references,
-    )
+    rows = [
+        _NOTHING if reference else (item.id, item_type(item), role(item), status_name(item.status), body)
+        for item, reference, body in zip(items, references, bodies, strict=True)
+    ]
+    ids, types, roles, statuses, stored = zip(*rows, strict=True)
+    return Batch(ids, types, roles, statuses, stored, references)

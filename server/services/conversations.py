@@ -13,7 +13,7 @@ from server.masks import attribute_pairs, change_of
 from server.paging import PageTokens
 from server.policy.principal import Principal
 from server.services.admission import Admission
-from server.services.wire import conversation_of, item_of, items_of
+from server.services.wire import add_items, conversation_of, item_of
 from server.store.access import current_access
 from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.items import ItemStore
@@ -43,7 +43,7 @@ class Conversations(ConversationsServiceServicer):
         conversation_id = new_id(access.principal, reserved)
         batch = None
         if request.items:
-            batch, _ = self._admission.batch(request.items, conversation_id, access.principal.id, now)
+            batch = self._admission.batch(request.items, conversation_id, access.principal.id, now)
         metadata, attributes = dict(request.conversation.metadata), _attributes(request.conversation, access.principal)
         row = await self._conversations.create(access, metadata, attributes, batch, reserved, conversation_id, now)
         return conversation_of(row)
@@ -100,14 +100,10 @@ class Conversations(ConversationsServiceServicer):
         """Appends items, all or none."""
         access, now = current_access.get(), datetime.now(UTC)
         reserved = reservation(Method.CREATE_ITEMS, request)
-        batch, items = self._admission.batch(request.items, request.conversation_id, access.principal.id, now)
+        batch = self._admission.batch(request.items, request.conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
-        done = await self._items.append(access, request.conversation_id, batch, expected, reserved, now)
-        if done.stored is not None:
-            return pb.CreateItemsResponse(items=items_of(done.stored))
-        for sequence, item in enumerate(items, done.first_sequence):
-            item.sequence = sequence
-        return pb.CreateItemsResponse(items=items)
+        stored = await self._items.append(access, request.conversation_id, batch, expected, reserved, now)
+        return add_items(pb.CreateItemsResponse(), stored)
 
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> item_pb2.Item:
         """Gets one item."""
@@ -116,7 +112,7 @@ class Conversations(ConversationsServiceServicer):
     async def BatchGetItems(self, request: pb.BatchGetItemsRequest, context: Context) -> pb.BatchGetItemsResponse:
         """Gets items by id, in request order."""
         stored = await self._items.get_batch(current_access.get(), request.conversation_id, list(request.item_ids))
-        return pb.BatchGetItemsResponse(items=items_of(stored))
+        return add_items(pb.BatchGetItemsResponse(), stored)
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
         """Lists items by sequence, a page at a time."""
@@ -137,7 +133,7 @@ class Conversations(ConversationsServiceServicer):
         stored, more = await self._items.page(
             access, request.conversation_id, comparisons, cursor, size, descending=descending
         )
-        response = pb.ListItemsResponse(items=items_of(stored), has_more=more)
+        response = add_items(pb.ListItemsResponse(has_more=more), stored)
         if stored:
             response.first_id, response.last_id = response.items[0].id, response.items[-1].id
         if more:

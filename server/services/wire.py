@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from conversations.v1 import conversation_pb2, item_pb2
+from conversations.v1 import conversations_service_pb2 as pb
 
 from server.store.conversations import etag_of
 from server.store.items import StoredItem
+
+Answer = TypeVar("Answer", pb.CreateItemsResponse, pb.BatchGetItemsResponse, pb.ListItemsResponse)
 
 
 def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
@@ -35,6 +38,36 @@ def item_of(stored: StoredItem) -> item_pb2.Item:
     return item
 
 
-def items_of(stored: Iterable[StoredItem]) -> list[item_pb2.Item]:
-    """The items with their places."""
-    return [item_of(each) for each in stored]
+def add_items(response: Answer, stored: Iterable[StoredItem]) -> Answer:
+    """``response`` with the items and their places in its field `items`.
+
+    The bytes of a message are its fields one after the other: a response of
+    stored bytes is put together without reading each item by itself.
+    """
+    tag = _ITEMS[type(response)]
+    parts: list[bytes] = []
+    for sequence, body in stored:
+        place = _SEQUENCE + varint(sequence)
+        parts += (tag, varint(len(body) + len(place)), body, place)
+    response.MergeFromString(b"".join(parts))
+    return response
+
+
+def varint(number: int) -> bytes:
+    """``number``, at least 0, as protobuf writes it."""
+    if number < 0x80:
+        return _SHORT[number]
+    digits = bytearray()
+    while number > 0x7F:
+        digits.append(number & 0x7F | 0x80)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
+
+
+_SHORT = tuple(bytes([number]) for number in range(0x80))
+_SEQUENCE = varint(item_pb2.Item.DESCRIPTOR.fields_by_name["sequence"].number << 3)
+_ITEMS = {
+    each: varint(each.DESCRIPTOR.fields_by_name["items"].number << 3 | 2)  # 2: length-delimited
+    for each in (pb.CreateItemsResponse, pb.BatchGetItemsResponse, pb.ListItemsResponse)
+}

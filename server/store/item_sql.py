@@ -30,7 +30,7 @@ from server.store.predicate import Permission
 from server.store.requests import reserve
 from server.store.schema import Time, conversations, items
 from server.store.statement import Statement, compiled
-from server.store.visibility import item_allowed, visible
+from server.store.visibility import item_allowed, visible_one
 
 _c, _i = conversations.c, items.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
@@ -46,7 +46,7 @@ def append(
     """The row lock that the counter takes makes the order of commits the order of items."""
     rows = resolved(read, references) if references else sent()
     size: ColumnElement[int] = bindparam("size", type_=BigInteger)
-    conditions = [_c.id == _id, visible(read), all_allowed(create, rows)]
+    conditions = [visible_one(read), all_allowed(create, rows)]
     if expects:
         conditions.append(_c.last_sequence == bindparam("expected", type_=BigInteger))
     if references:
@@ -71,7 +71,7 @@ def get(read: Permission, item_read: Permission, *asked: Permission) -> Statemen
     here = and_(_i.conversation_id == _c.id, named, _i.delete_time.is_(None), item_allowed(item_read, _i.item_id))
     found = conversations.outerjoin(items, here)
     answers = [item_allowed(permission, _i.item_id).label(permission.name) for permission in asked]
-    return compiled(select(_i.sequence, _i.body, *answers).select_from(found).where(_c.id == _id, visible(read)))
+    return compiled(select(_i.sequence, _i.body, *answers).select_from(found).where(visible_one(read)))
 
 
 @lru_cache(maxsize=512)
@@ -81,7 +81,7 @@ def between(read: Permission, item_read: Permission) -> Statement:
     return compiled(
         select(_i.sequence, _i.item_id, _i.delete_time, _i.body)
         .join_from(conversations, items, _i.conversation_id == _c.id)
-        .where(_c.id == _id, visible(read), item_allowed(item_read, _i.item_id), _i.sequence.between(first, last))
+        .where(visible_one(read), item_allowed(item_read, _i.item_id), _i.sequence.between(first, last))
         .order_by(_i.sequence)
     )
 
@@ -91,7 +91,12 @@ def refusal(read: Permission, act: Permission) -> Statement:
     """A conversation's last_sequence, and whether ``act`` reaches items of these ids in it, there or not."""
     named = func.unnest(bindparam("item_ids", type_=ARRAY(Text))).column_valued("named")
     barred = select(named).where(not_(item_allowed(act, named))).correlate(conversations).exists()
-    return compiled(select(_c.last_sequence, not_(barred).label("allowed")).where(_c.id == _id, visible(read)))
+    return compiled(select(_c.last_sequence, not_(barred).label("allowed")).where(visible_one(read)))
+
+
+def _small(body: ColumnElement[bytes]) -> ColumnElement[bytes]:
+    """``body``, or NULL where it takes more than its share of a message."""
+    return case((func.octet_length(body) <= bindparam("share", type_=Integer), body)).label("body")
 
 
 def _fitting(body: ColumnElement[bytes], order: ColumnElement[Any]) -> ColumnElement[bytes]:
@@ -112,20 +117,30 @@ def get_batch(read: Permission, item_read: Permission) -> Statement:
     return compiled(
         select(_i.sequence, _fitting(_i.body, asked.c.ordinal))
         .select_from(conversations.join(asked, true()).outerjoin(items, here))
-        .where(_c.id == _id, visible(read))
+        .where(visible_one(read))
         .order_by(asked.c.ordinal)
     )
 
 
 @lru_cache(maxsize=512)
 def page(
-    read: Permission, item_read: Permission, shape: tuple[tuple[str, str], ...], *, by_id: bool, descending: bool
+    read: Permission,
+    item_read: Permission,
+    shape: tuple[tuple[str, str], ...],
+    *,
+    by_id: bool,
+    descending: bool,
+    small: bool,
 ) -> Statement:
-    """A row for the conversation in any case, so that an empty page and a missing one differ."""
+    """A row for the conversation in any case, so that an empty page and a missing one differ.
+
+    ``small``: give the bodies that are small enough for all to fit, and NULL for
+    others. It takes half the time of adding sizes up (ADR 10).
+    """
     position = _place_of_id(item_read) if by_id else bindparam("position", type_=BigInteger)
     order = _i.sequence.desc() if descending else _i.sequence.asc()
     page = (
-        select(_i.sequence, _fitting(_i.body, order))
+        select(_i.sequence, _small(_i.body) if small else _fitting(_i.body, order))
         .where(
             _i.conversation_id == _c.id,
             _i.delete_time.is_(None),
@@ -140,7 +155,7 @@ def page(
     return compiled(
         select(page.c.sequence, page.c.body, position.label("position"))
         .select_from(conversations.outerjoin(page, true()))
-        .where(_c.id == _id, visible(read))
+        .where(visible_one(read))
         .order_by(page.c.sequence.desc() if descending else page.c.sequence)
     )
 
@@ -180,7 +195,7 @@ def delete(read: Permission, item_read: Permission, act: Permission, *, reserves
     )
     bumped = (
         update(conversations)
-        .where(_c.id == _id, visible(read), item_allowed(item_read, _named), item_allowed(act, _named), there)
+        .where(visible_one(read), item_allowed(item_read, _named), item_allowed(act, _named), there)
         .values(version=_c.version + _one)
         .returning(*COLUMNS, _c.version)
         .cte("bumped")

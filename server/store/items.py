@@ -1,8 +1,8 @@
 """Items: append, read, list and delete, and what a write that changed no row means."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -19,6 +19,7 @@ from server.errors import (
 from server.filters import Comparison
 from server.store import item_sql as sql
 from server.store.access import Access
+from server.store.appends import Append, Appends
 from server.store.batch import Batch
 from server.store.conversations import ConversationStore
 from server.store.database import Database
@@ -29,20 +30,11 @@ from server.store.requests import Made, Reservation, reserved_values, written
 _FIRST, _LAST = 0, 2**63 - 1  # positions before and behind every item
 
 
-@dataclass(frozen=True, slots=True)
-class StoredItem:
+class StoredItem(NamedTuple):
     """An item as it lies in the database: its place, and its bytes without the place."""
 
     sequence: int
     body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """The result of an append: the first place given, or the items when the store had to read them."""
-
-    first_sequence: int
-    stored: list[StoredItem] | None = None
 
 
 class ItemStore:
@@ -53,6 +45,7 @@ class ItemStore:
         self._database = database
         self._parents = parents
         self._page_bytes = page_bytes
+        self._appends = Appends(database, self._place)
 
     async def append(
         self,
@@ -62,36 +55,59 @@ class ItemStore:
         expected: int | None,
         reserved: Reservation | None,
         now: datetime,
-    ) -> Appended:
-        """Places ``batch`` behind the newest item, all or nothing.
+    ) -> list[StoredItem]:
+        """Places ``batch`` behind the newest item, all or nothing; the items as they lie there.
 
         Raises:
             ConversationNotFound, ActionDenied, ItemNotFound, ItemExists,
             SequenceMismatch, RequestIdReused: Nothing was written.
         """
-        read, create = access.demand("conversation", "read"), access.demand("item", "create")
-        references = access.demand("item", "read") if batch.refers else None
-        statement = sql.append(read, create, references, expects=expected is not None, reserves=reserved is not None)
+        append = self._append(access, conversation_id, batch, expected, reserved, now)
+        base = await self._appends.place(append)
+        return await self._result(append, base)
+
+    def _append(
+        self,
+        access: Access,
+        conversation_id: str,
+        batch: Batch,
+        expected: int | None,
+        reserved: Reservation | None,
+        now: datetime,
+    ) -> Append:
+        permissions = access.demand("conversation", "read"), access.demand("item", "create")
+        if batch.refers:
+            access.demand("item", "read")
+        return Append(access, permissions, conversation_id, batch, expected, reserved, now)
+
+    async def _place(self, append: Append) -> int | None:
+        """Places one append in a statement of its own: the last sequence before it, None when it was not placed."""
+        access, reserved, batch = append.access, append.reserved, append.batch
+        references = access.may("item", "read") if batch.refers else None
+        expects, reserves = append.expected is not None, reserved is not None
+        statement = sql.append(*append.permissions, references, expects=expects, reserves=reserves)
         values = {
             **access.values,
-            "conversation_id": conversation_id,
+            "conversation_id": append.conversation_id,
             "size": len(batch),
-            **batch.values(now),
+            "expected": append.expected,
+            **batch.values(append.now),
             **reserved_values(access.principal, reserved),
         }
-        if expected is not None:
-            values["expected"] = expected
-        error: asyncpg.UniqueViolationError | None = None
-        row = None
         try:
-            row = await self._database.fetchrow(statement, values, repeatable=reserved is not None)
-        except asyncpg.UniqueViolationError as clash:
-            error = clash
-        if row is not None:
-            return await self._appended(access, conversation_id, row["base"] + 1, batch)
-        if made := await self._parents.made(access, conversation_id, reserved):
-            return Appended(made.first_sequence, await self._again(access, conversation_id, made, batch))
-        raise await self._refusal(access, conversation_id, batch, expected) from error
+            row = await self._database.fetchrow(statement, values, repeatable=reserves)
+        except asyncpg.UniqueViolationError:
+            return None
+        return row["base"] if row else None
+
+    async def _result(self, append: Append, base: int | None) -> list[StoredItem]:
+        """The items that were placed behind ``base``, or why they were not."""
+        access, conversation_id, batch = append.access, append.conversation_id, append.batch
+        if base is not None:
+            return await self._appended(access, conversation_id, base + 1, batch)
+        if made := await self._parents.made(access, conversation_id, append.reserved):
+            return await self._again(access, conversation_id, made, batch)
+        raise await self._refusal(access, conversation_id, batch, append.expected)
 
     async def get(self, access: Access, conversation_id: str, item_id: str) -> StoredItem:
         """One item.
@@ -142,27 +158,43 @@ class ItemStore:
             ConversationNotFound: Also when not readable.
             FieldInvalid: The cursor is an id that never was in this conversation.
         """
-        shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
-        by_id = isinstance(cursor, str)
-        statement = sql.page(*_reads(access), shape, by_id=by_id, descending=descending)
         values = {
             **access.values,
             "conversation_id": conversation_id,
             "count": count + 1,
-            "page_bytes": self._page_bytes,
             **{f"value_{number}": comparison.value for number, comparison in enumerate(comparisons)},
         }
         if isinstance(cursor, str):
             values["after"] = cursor
         else:
             values["position"] = cursor if cursor is not None else _LAST if descending else _FIRST
-        rows = await self._database.fetch(statement, values)
+        shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
+        rows = await self._page(access, values, shape, count, by_id=isinstance(cursor, str), descending=descending)
         if not rows:
             raise ConversationNotFound(conversation_id)
         if rows[0]["position"] is None:
             raise FieldInvalid(Violation("after", "no such item in this conversation", "after.exists"))
         page = [StoredItem(row["sequence"], row["body"]) for row in rows[:count] if row["body"] is not None]
         return page, rows[0]["sequence"] is not None and len(page) < len(rows)
+
+    async def _page(
+        self,
+        access: Access,
+        values: dict[str, Any],
+        shape: tuple[tuple[str, str], ...],
+        count: int,
+        *,
+        by_id: bool,
+        descending: bool,
+    ) -> list[asyncpg.Record]:
+        """The rows; only when one has more than its share of a message are their sizes added up."""
+        reads = _reads(access)
+        statement = sql.page(*reads, shape, by_id=by_id, descending=descending, small=True)
+        rows = await self._database.fetch(statement, {**values, "share": self._page_bytes // count})
+        if all(row["body"] is not None or row["sequence"] is None for row in rows[:count]):
+            return rows
+        statement = sql.page(*reads, shape, by_id=by_id, descending=descending, small=False)
+        return await self._database.fetch(statement, {**values, "page_bytes": self._page_bytes})
 
     async def delete(
         self, access: Access, conversation_id: str, item_id: str, reserved: Reservation | None
@@ -206,12 +238,12 @@ class ItemStore:
             raise ItemNotFound(conversation_id, item_id)
         return row
 
-    async def _appended(self, access: Access, conversation_id: str, first: int, batch: Batch) -> Appended:
+    async def _appended(self, access: Access, conversation_id: str, first: int, batch: Batch) -> list[StoredItem]:
         """References were copied inside the database: only then are the items read back."""
         if not batch.refers:
-            return Appended(first)
+            return [StoredItem(*each) for each in enumerate(batch.bodies, first)]
         made = Made(same=True, first_sequence=first, item_count=len(batch))
-        return Appended(first, await self._again(access, conversation_id, made, batch))
+        return await self._again(access, conversation_id, made, batch)
 
     async def _again(self, access: Access, conversation_id: str, made: Made, batch: Batch) -> list[StoredItem]:
         """What an earlier write of ``batch`` made, as it is now: all of it or an ItemNotFound.

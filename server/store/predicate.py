@@ -1,8 +1,8 @@
 """Policies as SQL: the one place where a residual becomes a condition on rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, Text, and_, any_, bindparam, false, literal_column, not_, or_, true
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -11,7 +11,14 @@ from server.policy.plan import Always, Conditional, Never, Plan
 from server.policy.residual import And, HasId, IdMatches, Not, Or, Owned, Residual, Shares, Unowned
 
 Text_ = ColumnElement[Any]
+# Where a statement takes a value of a permission from, by its name and type.
+Parameter: TypeAlias = Callable[[str, Any], ColumnElement[Any]]
 _UNOWNED = literal_column("''", Text)
+
+
+def bound(name: str, type_: Any) -> ColumnElement[Any]:
+    """A parameter of the statement: one value for all of it."""
+    return bindparam(name, type_=type_)
 
 
 class Permission:
@@ -54,7 +61,9 @@ class Permission:
         """Whether the condition is one on the id of the row too."""
         return "id" in self.shape  # no other word of a shape has these letters
 
-    def where(self, owner: Text_, attributes: Text_, row_id: Text_) -> ColumnElement[bool]:
+    def where(
+        self, owner: Text_, attributes: Text_, row_id: Text_, parameter: Parameter = bound
+    ) -> ColumnElement[bool]:
         """The condition on a row with these columns; for an item, owner and attributes are its conversation's."""
         match self.plan:
             case Always():
@@ -63,7 +72,7 @@ class Permission:
                 return false()
             case Conditional(residual):
                 names = (f"{self.name}_{number}" for number in count())
-                return _lowered(residual, names, owner, attributes, row_id)
+                return _lowered(residual, names, parameter, owner, attributes, row_id)
 
 
 def _sent(value: str | tuple[str, ...]) -> str | list[str]:
@@ -71,23 +80,23 @@ def _sent(value: str | tuple[str, ...]) -> str | list[str]:
 
 
 def _lowered(
-    residual: Residual, names: Iterator[str], owner: Text_, attributes: Text_, row_id: Text_
+    residual: Residual, names: Iterator[str], parameter: Parameter, owner: Text_, attributes: Text_, row_id: Text_
 ) -> ColumnElement[bool]:
     """``residual`` as SQL; parameters take their names in the order of `residual.values`."""
     match residual:
         case Owned():
-            return owner == bindparam(next(names), type_=Text)
+            return owner == parameter(next(names), Text)
         case Unowned():
             return owner == _UNOWNED
         case Shares():
-            return attributes.op("&&", is_comparison=True)(bindparam(next(names), type_=ARRAY(Text)))
+            return attributes.op("&&", is_comparison=True)(parameter(next(names), ARRAY(Text)))
         case HasId():
-            return row_id == any_(bindparam(next(names), type_=ARRAY(Text)))
+            return row_id == any_(parameter(next(names), ARRAY(Text)))
         case IdMatches():
-            return row_id.op("~", is_comparison=True)(bindparam(next(names), type_=Text))
+            return row_id.op("~", is_comparison=True)(parameter(next(names), Text))
         case Not(part):
-            return not_(_lowered(part, names, owner, attributes, row_id))
+            return not_(_lowered(part, names, parameter, owner, attributes, row_id))
         case And(parts):
-            return and_(*[_lowered(part, names, owner, attributes, row_id) for part in parts])
+            return and_(*[_lowered(part, names, parameter, owner, attributes, row_id) for part in parts])
         case Or(parts):
-            return or_(*[_lowered(part, names, owner, attributes, row_id) for part in parts])
+            return or_(*[_lowered(part, names, parameter, owner, attributes, row_id) for part in parts])
