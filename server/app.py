@@ -130,7 +130,7 @@ async def serving(settings: Settings, worker: int | None = None) -> AsyncIterato
         chain = interceptors(settings, needs(*CONTRACT), running, source, policy.accesses)
         server = server_of(settings, chain)
         health_pb2_grpc.add_HealthServicer_to_server(check, server)
-        await _add_services(server, settings, store.database)
+        await _add_services(server, settings, store.database, running)
         address = bind(server, settings.listen, credentials)
         await server.start()
         stack.push_async_callback(drain, server, check, running, settings.grace_seconds)
@@ -142,14 +142,15 @@ async def serving(settings: Settings, worker: int | None = None) -> AsyncIterato
         yield Serving(address, store, policy)
 
 
-async def _add_services(server: grpc.aio.Server, settings: Settings, database: Database) -> None:
+async def _add_services(server: grpc.aio.Server, settings: Settings, database: Database, running: Running) -> None:
     """The services of the contract on a database, and reflection of them."""
     keys = await database.fetch(_TOKEN_KEYS, {})
     tokens = PageTokens([row["secret"] for row in keys])
     conversations = ConversationStore(database)
     items = ItemStore(database, conversations, settings.max_items_bytes)
     admission = Admission(settings.max_item_bytes, settings.max_items_bytes)
-    add_ConversationsServiceServicer_to_server(Conversations(conversations, items, tokens, admission), server)
+    methods = Conversations(conversations, items, tokens, admission, running.draining)
+    add_ConversationsServiceServicer_to_server(methods, server)
     add_AccessServiceServicer_to_server(AccessQuestions(conversations), server)
     if settings.reflection:
         reflect(server, SERVICES)

@@ -9,7 +9,7 @@ import asyncio
 from types import TracebackType
 
 from server.errors import DeadlineExceeded
-from server.interceptors.around import Context, Guard, Link
+from server.interceptors.around import Context, Handler, Link, around
 
 
 class Deadline(Link):
@@ -24,11 +24,11 @@ class Deadline(Link):
         self._default = default
         self._ceiling = ceiling
 
-    def guard(self, method: str) -> Guard | None:
-        """A guard for unary methods; health and reflection streams last."""
-        if not method.startswith("/conversations."):
-            return None
-        return lambda context: _Limited(self._seconds(context))
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """``handler`` limited, when it is unary: streams last as long as their callers want."""
+        if not method.startswith("/conversations.") or handler.request_streaming or handler.response_streaming:
+            return handler
+        return around(handler, lambda context: _Limited(self._seconds(context)))
 
     def _seconds(self, context: Context) -> float:
         remaining: float | None = context.time_remaining()

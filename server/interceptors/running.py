@@ -16,7 +16,7 @@ class Running(Link):
 
     def __init__(self) -> None:
         self._count = 0
-        self._refusing = False
+        self.draining = asyncio.Event()  # streams end then
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -25,11 +25,11 @@ class Running(Link):
         return lambda _context: self
 
     def refuse(self) -> None:
-        """Lets no new call in."""
-        self._refusing = True
+        """Lets no new call in, and streams end."""
+        self.draining.set()
 
     async def __aenter__(self) -> None:
-        if self._refusing:
+        if self.draining.is_set():
             raise ShuttingDown
         self._count += 1
         self._idle.clear()

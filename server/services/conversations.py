@@ -1,5 +1,7 @@
-"""ConversationsService: the contract's ten methods over the store."""
+"""ConversationsService: the contract's methods over the store."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from conversations.v1 import conversation_pb2, item_pb2
@@ -13,8 +15,10 @@ from server.masks import attribute_pairs, change_of
 from server.paging import PageTokens
 from server.policy.principal import Principal
 from server.services.admission import Admission
+from server.services.append_stream import AppendStream
 from server.services.wire import add_items, conversation_of, item_of
 from server.store.access import current_access
+from server.store.appends import Append
 from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.items import ItemStore
 from server.store.requests import Method, reservation
@@ -27,12 +31,18 @@ class Conversations(ConversationsServiceServicer):
     """Requests reach it decoded and valid; what is raised becomes the call's status."""
 
     def __init__(
-        self, conversations: ConversationStore, items: ItemStore, tokens: PageTokens, admission: Admission
+        self,
+        conversations: ConversationStore,
+        items: ItemStore,
+        tokens: PageTokens,
+        admission: Admission,
+        draining: asyncio.Event,
     ) -> None:
         self._conversations = conversations
         self._items = items
         self._tokens = tokens
         self._admission = admission
+        self._draining = draining
 
     async def CreateConversation(
         self, request: pb.CreateConversationRequest, context: Context
@@ -102,8 +112,15 @@ class Conversations(ConversationsServiceServicer):
         reserved = reservation(Method.CREATE_ITEMS, request)
         batch = self._admission.batch(request.items, request.conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
-        stored = await self._items.append(access, request.conversation_id, batch, expected, reserved, now)
-        return add_items(pb.CreateItemsResponse(), stored)
+        append = Append(access, request.conversation_id, batch, expected, reserved, now)
+        return add_items(pb.CreateItemsResponse(), await self._items.append(append))
+
+    def AppendItems(
+        self, requests: AsyncIterator[pb.AppendItemsRequest], context: Context
+    ) -> AsyncIterator[pb.AppendItemsResponse]:
+        """Appends what comes, and answers in the same order."""
+        stream = AppendStream(current_access.get(), self._items, self._admission, self._draining)
+        return stream.answers(requests)
 
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> item_pb2.Item:
         """Gets one item."""

@@ -22,11 +22,17 @@ class Access:
     holds is a function of these two alone.
     """
 
-    def __init__(self, principal: Principal, policy: Policy) -> None:
+    def __init__(self, principal: Principal, policy: Policy, accesses: "Accesses | None" = None) -> None:
         self.principal = principal
         self.policy = policy
+        self._accesses = accesses
         self.values: dict[str, Any] = {"tenant": principal.tenant}  # the parameters of all its permissions
         self._permissions: dict[tuple[str, str], Permission] = {}
+
+    @property
+    def now(self) -> "Access":
+        """The access under the policy in force: what lasts asks again and again."""
+        return self._accesses.of(self.principal) if self._accesses else self
 
     def may(self, resource: str, action: str) -> Permission:
         """The permission; its parameters are in `values` from then on."""
@@ -97,7 +103,7 @@ class Accesses:
         if access is None:
             if len(made) >= self._size:
                 del made[next(iter(made))]
-            access = made[principal] = Access(principal, policy)
+            access = made[principal] = Access(principal, policy, self)
         return access
 
 

@@ -23,7 +23,6 @@ from sqlalchemy import (
     cast,
     func,
     insert,
-    literal_column,
     or_,
     select,
     update,
@@ -31,7 +30,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
 from server.store.predicate import Permission
-from server.store.requests import Method
 from server.store.schema import Time, conversations, items, requests
 from server.store.statement import Statement, compiled
 from server.store.visibility import allowed, visible_one
@@ -59,6 +57,7 @@ ITEMS = {
 REQUESTS = {
     "group_number": Integer,
     "principal": Text,
+    "method": SmallInteger,
     "request_id": UUID(as_uuid=False),
     "fingerprint": LargeBinary,
     "first_place": BigInteger,
@@ -121,7 +120,7 @@ def _reserved(bumped: CTE) -> CTE:
     given = {
         "conversation_id": bumped.c.id,
         "principal": rows.c.principal,
-        "method": literal_column(str(int(Method.CREATE_ITEMS)), SmallInteger),
+        "method": rows.c.method,
         "request_id": rows.c.request_id,
         "fingerprint": rows.c.fingerprint,
         "first_sequence": bumped.c.base + rows.c.first_place,

@@ -31,19 +31,26 @@ MAX_BYTES = 1024 * 1024  # likewise; a larger append goes alone
 
 @dataclass(slots=True, eq=False)
 class Append:
-    """One call's items for one conversation."""
+    """One call's items for one conversation.
+
+    Raises:
+        ActionDenied: No conversation would let the caller.
+    """
 
     access: Access
-    permissions: tuple[Permission, Permission]  # to read the conversation and to create items
     conversation_id: str
     batch: Batch
     expected: int | None  # last_sequence
     reserved: Reservation | None
     now: datetime
+    permissions: tuple[Permission, Permission] = field(init=False)  # to read the conversation and to create items
     size: int = field(init=False)  # bytes
     placed: "asyncio.Future[int | None]" = field(init=False)  # what `Appends.place` answers
 
     def __post_init__(self) -> None:
+        self.permissions = self.access.demand("conversation", "read"), self.access.demand("item", "create")
+        if self.batch.refers:
+            self.access.demand("item", "read")
         self.size = sum(map(len, self.batch.bodies))
 
     @property
@@ -104,7 +111,8 @@ class Appends:
         if not append.sociable:
             return await self._alone(append)
         if self._busy or self._held:
-            return await self.queued(append)
+            self.queue(append)
+            return await append.placed
         self._busy = True
         try:
             return await self._alone(append)
@@ -112,8 +120,8 @@ class Appends:
             self._busy = False
             self._go_on()
 
-    def queued(self, append: Append) -> "asyncio.Future[int | None]":
-        """The result of `place`, to be waited for.
+    def queue(self, append: Append) -> None:
+        """As `place`; the result will be in ``append.placed``.
 
         Appends to one conversation are placed in the order of these calls; only
         sociable ones may be queued.
@@ -121,7 +129,6 @@ class Appends:
         append.placed = asyncio.get_running_loop().create_future()
         self._waiting.append(append)
         self._go_on()
-        return append.placed
 
     def _go_on(self) -> None:
         """Starts the next statement, if somebody waits and none is under way."""
@@ -276,7 +283,8 @@ def _request_rows(number: int, group: Group) -> Iterator[tuple[Any, ...]]:
     for append, first in zip(group.appends, firsts, strict=False):
         if reserved := append.reserved:
             principal = append.access.principal.id
-            yield (number, principal, reserved.request_id, reserved.fingerprint, first, len(append.batch))
+            own = (reserved.method, reserved.request_id, reserved.fingerprint)
+            yield (number, principal, *own, first, len(append.batch))
 
 
 def _text(value: str | list[str]) -> str:

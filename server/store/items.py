@@ -47,38 +47,25 @@ class ItemStore:
         self._page_bytes = page_bytes
         self._appends = Appends(database, self._place)
 
-    async def append(
-        self,
-        access: Access,
-        conversation_id: str,
-        batch: Batch,
-        expected: int | None,
-        reserved: Reservation | None,
-        now: datetime,
-    ) -> list[StoredItem]:
-        """Places ``batch`` behind the newest item, all or nothing; the items as they lie there.
+    async def append(self, append: Append) -> list[StoredItem]:
+        """Places items behind the newest one, all or nothing; the items as they lie there.
 
         Raises:
             ConversationNotFound, ActionDenied, ItemNotFound, ItemExists,
             SequenceMismatch, RequestIdReused: Nothing was written.
         """
-        append = self._append(access, conversation_id, batch, expected, reserved, now)
-        base = await self._appends.place(append)
-        return await self._result(append, base)
+        return await self._result(append, await self._appends.place(append))
 
-    def _append(
-        self,
-        access: Access,
-        conversation_id: str,
-        batch: Batch,
-        expected: int | None,
-        reserved: Reservation | None,
-        now: datetime,
-    ) -> Append:
-        permissions = access.demand("conversation", "read"), access.demand("item", "create")
-        if batch.refers:
-            access.demand("item", "read")
-        return Append(access, permissions, conversation_id, batch, expected, reserved, now)
+    def queue(self, append: Append) -> None:
+        """As `append`, but for the result; those of a conversation are placed in the order of these calls.
+
+        For sociable ones only.
+        """
+        self._appends.queue(append)
+
+    async def result(self, append: Append) -> list[StoredItem]:
+        """What became of an append that was queued; as `append` otherwise."""
+        return await self._result(append, await append.placed)
 
     async def _place(self, append: Append) -> int | None:
         """Places one append in a statement of its own: the last sequence before it, None when it was not placed."""

@@ -42,6 +42,7 @@ class Method(IntEnum):
     DELETE_CONVERSATION = 3
     CREATE_ITEMS = 4
     DELETE_ITEM = 5
+    APPEND_ITEMS = 6
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -330,6 +331,104 @@ class CreateItemsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateItemsResponse: _TypeAlias = CreateItemsResponse  # noqa: Y015
+
+@_typing.final
+class AppendItemsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    conversation_id: _builtins.str
+    """Required on the first message, where it begins with `conv`; empty or the same
+    on later ones.
+    """
+    request_id: _builtins.str
+    """Optional. As in CreateItems, and apart from the request ids of CreateItems."""
+    expected_last_sequence: _builtins.int
+    """Optional. As in CreateItems. A caller that sends ahead counts on: the value of
+    one message plus its items is the value of the next.
+    """
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.NewItem]:
+        """Required. 1 to 20 items, with the limits of CreateItems."""
+
+    def __init__(
+        self,
+        *,
+        conversation_id: _builtins.str = ...,
+        items: _abc.Iterable[_item_pb2.NewItem] | None = ...,
+        request_id: _builtins.str = ...,
+        expected_last_sequence: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence", "expected_last_sequence", b"expected_last_sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence", "conversation_id", b"conversation_id", "expected_last_sequence", b"expected_last_sequence", "items", b"items", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_last_sequence: _TypeAlias = _typing.Literal["expected_last_sequence"]  # noqa: Y015
+    _WhichOneofArgType__expected_last_sequence: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_last_sequence) -> _WhichOneofReturnType__expected_last_sequence | None: ...
+
+Global___AppendItemsRequest: _TypeAlias = AppendItemsRequest  # noqa: Y015
+
+@_typing.final
+class AppendItemsResponse(_message.Message):
+    """What became of one message, in the order they were sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Appended(_message.Message):
+        """Where the items are."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ITEM_IDS_FIELD_NUMBER: _builtins.int
+        FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+        first_sequence: _builtins.int
+        """Of the first item; the others follow without a gap."""
+        @_builtins.property
+        def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Ids in the order of the request."""
+
+        def __init__(
+            self,
+            *,
+            item_ids: _abc.Iterable[_builtins.str] | None = ...,
+            first_sequence: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence", b"first_sequence", "item_ids", b"item_ids"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    APPENDED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def appended(self) -> Global___AppendItemsResponse.Appended:
+        """Its items were appended, all of them."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Nothing of it was appended; code and details are those of CreateItems."""
+
+    def __init__(
+        self,
+        *,
+        appended: Global___AppendItemsResponse.Appended | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["appended", b"appended", "error", b"error", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["appended", b"appended", "error", b"error", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["appended", "error"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___AppendItemsResponse: _TypeAlias = AppendItemsResponse  # noqa: Y015
 
 @_typing.final
 class GetItemRequest(_message.Message):

@@ -73,6 +73,11 @@ class ConversationsServiceStub:
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.CreateItemsRequest.SerializeToString,
                 response_deserializer=conversations_dot_v1_dot_conversations__service__pb2.CreateItemsResponse.FromString,
                 _registered_method=True)
+        self.AppendItems = channel.stream_stream(
+                '/conversations.v1.ConversationsService/AppendItems',
+                request_serializer=conversations_dot_v1_dot_conversations__service__pb2.AppendItemsRequest.SerializeToString,
+                response_deserializer=conversations_dot_v1_dot_conversations__service__pb2.AppendItemsResponse.FromString,
+                _registered_method=True)
         self.GetItem = channel.unary_unary(
                 '/conversations.v1.ConversationsService/GetItem',
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.GetItemRequest.SerializeToString,
@@ -152,6 +157,23 @@ class ConversationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AppendItems(self, request_iterator, context):
+        """Appends over a stream: for callers with many small appends, several times the
+        items per second of CreateItems. The first message names the conversation.
+        Each message is appended whole or not at all, in the order sent, and is
+        answered in that order, so a caller may send ahead; one that sends far ahead
+        is slowed down. A message that fails is answered with its error and the
+        stream goes on, except after NOT_FOUND of the conversation, PERMISSION_DENIED
+        and messages that break the protocol, which end it.
+
+        What was sent and not answered when a stream breaks may have been appended.
+        To append it exactly once, send it again under its `request_id`, or with its
+        `expected_last_sequence`: ABORTED then says that it had been.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetItem(self, request, context):
         """Gets one item.
         """
@@ -214,6 +236,11 @@ def add_ConversationsServiceServicer_to_server(servicer, server):
                     servicer.CreateItems,
                     request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.CreateItemsRequest.FromString,
                     response_serializer=conversations_dot_v1_dot_conversations__service__pb2.CreateItemsResponse.SerializeToString,
+            ),
+            'AppendItems': grpc.stream_stream_rpc_method_handler(
+                    servicer.AppendItems,
+                    request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.AppendItemsRequest.FromString,
+                    response_serializer=conversations_dot_v1_dot_conversations__service__pb2.AppendItemsResponse.SerializeToString,
             ),
             'GetItem': grpc.unary_unary_rpc_method_handler(
                     servicer.GetItem,
@@ -404,6 +431,33 @@ class ConversationsService:
             '/conversations.v1.ConversationsService/CreateItems',
             conversations_dot_v1_dot_conversations__service__pb2.CreateItemsRequest.SerializeToString,
             conversations_dot_v1_dot_conversations__service__pb2.CreateItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendItems(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/conversations.v1.ConversationsService/AppendItems',
+            conversations_dot_v1_dot_conversations__service__pb2.AppendItemsRequest.SerializeToString,
+            conversations_dot_v1_dot_conversations__service__pb2.AppendItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,19 @@ class ConversationsServiceStub:
     """
     CreateItems: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.CreateItemsRequest, _conversations_service_pb2.CreateItemsResponse]
     """Appends 1 to 20 items in request order, all or none."""
+    AppendItems: _grpc.StreamStreamMultiCallable[_conversations_service_pb2.AppendItemsRequest, _conversations_service_pb2.AppendItemsResponse]
+    """Appends over a stream: for callers with many small appends, several times the
+    items per second of CreateItems. The first message names the conversation.
+    Each message is appended whole or not at all, in the order sent, and is
+    answered in that order, so a caller may send ahead; one that sends far ahead
+    is slowed down. A message that fails is answered with its error and the
+    stream goes on, except after NOT_FOUND of the conversation, PERMISSION_DENIED
+    and messages that break the protocol, which end it.
+
+    What was sent and not answered when a stream breaks may have been appended.
+    To append it exactly once, send it again under its `request_id`, or with its
+    `expected_last_sequence`: ABORTED then says that it had been.
+    """
     GetItem: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.GetItemRequest, _item_pb2.Item]
     """Gets one item."""
     BatchGetItems: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.BatchGetItemsRequest, _conversations_service_pb2.BatchGetItemsResponse]
@@ -110,6 +123,19 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     """
     CreateItems: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.CreateItemsRequest, _conversations_service_pb2.CreateItemsResponse]  # type: ignore[assignment]
     """Appends 1 to 20 items in request order, all or none."""
+    AppendItems: _aio.StreamStreamMultiCallable[_conversations_service_pb2.AppendItemsRequest, _conversations_service_pb2.AppendItemsResponse]  # type: ignore[assignment]
+    """Appends over a stream: for callers with many small appends, several times the
+    items per second of CreateItems. The first message names the conversation.
+    Each message is appended whole or not at all, in the order sent, and is
+    answered in that order, so a caller may send ahead; one that sends far ahead
+    is slowed down. A message that fails is answered with its error and the
+    stream goes on, except after NOT_FOUND of the conversation, PERMISSION_DENIED
+    and messages that break the protocol, which end it.
+
+    What was sent and not answered when a stream breaks may have been appended.
+    To append it exactly once, send it again under its `request_id`, or with its
+    `expected_last_sequence`: ABORTED then says that it had been.
+    """
     GetItem: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.GetItemRequest, _item_pb2.Item]  # type: ignore[assignment]
     """Gets one item."""
     BatchGetItems: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.BatchGetItemsRequest, _conversations_service_pb2.BatchGetItemsResponse]  # type: ignore[assignment]
@@ -189,6 +215,25 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_conversations_service_pb2.CreateItemsResponse, _abc.Awaitable[_conversations_service_pb2.CreateItemsResponse]]:
         """Appends 1 to 20 items in request order, all or none."""
+
+    @_abc_1.abstractmethod
+    def AppendItems(
+        self,
+        request_iterator: _MaybeAsyncIterator[_conversations_service_pb2.AppendItemsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_conversations_service_pb2.AppendItemsResponse], _abc.AsyncIterator[_conversations_service_pb2.AppendItemsResponse]]:
+        """Appends over a stream: for callers with many small appends, several times the
+        items per second of CreateItems. The first message names the conversation.
+        Each message is appended whole or not at all, in the order sent, and is
+        answered in that order, so a caller may send ahead; one that sends far ahead
+        is slowed down. A message that fails is answered with its error and the
+        stream goes on, except after NOT_FOUND of the conversation, PERMISSION_DENIED
+        and messages that break the protocol, which end it.
+
+        What was sent and not answered when a stream breaks may have been appended.
+        To append it exactly once, send it again under its `request_id`, or with its
+        `expected_last_sequence`: ABORTED then says that it had been.
+        """
 
     @_abc_1.abstractmethod
     def GetItem(

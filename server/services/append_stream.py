@@ -1,0 +1,156 @@
+"""AppendItems: a stream of appends to one conversation.
+
+Requests are taken ahead: while one statement is under way the next ones gather
+for the statement after it. Answers go out in the order of the requests.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+from conversations.v1 import conversations_service_pb2 as pb
+
+from server.audit import current_request
+from server.errors import ActionDenied, ConversationNotFound, Failure, FieldInvalid, ShuttingDown, Violation
+from server.services.admission import Admission
+from server.services.wire import item_of
+from server.store.access import Access
+from server.store.appends import Append
+from server.store.items import ItemStore, StoredItem
+from server.store.requests import Method, reservation
+from server.validation import validate
+
+AHEAD = 128  # requests taken and not yet answered; then the caller has to wait
+_ENDING = (ActionDenied, ConversationNotFound)  # access was lost, or never was
+
+# What waits to be answered: an append, an answer, or the end and why.
+Taken: TypeAlias = "Append | pb.AppendItemsResponse | Failure | None"
+
+
+class AppendStream:
+    """One call of AppendItems.
+
+    Args:
+        access: The caller's; asked for again with each request.
+        items: The store.
+        admission: Of new items.
+        draining: Set when the server ends; requests taken before are answered.
+    """
+
+    def __init__(self, access: Access, items: ItemStore, admission: Admission, draining: asyncio.Event) -> None:
+        self._access = access
+        self._items = items
+        self._admission = admission
+        self._draining = draining
+        self._conversation_id = ""
+        self._line: asyncio.Queue[Taken] = asyncio.Queue(AHEAD)
+        self._latest: Append | None = None  # of those that were queued; when it is placed, all are
+
+    async def answers(self, requests: AsyncIterator[pb.AppendItemsRequest]) -> AsyncIterator[pb.AppendItemsResponse]:
+        """An answer for each request, as they are placed.
+
+        Raises:
+            FieldInvalid: A request breaks the protocol.
+            ConversationNotFound, ActionDenied: Nothing more can be appended.
+            ShuttingDown: The server ends.
+        """
+        first = await anext(requests, None)
+        if first is None:
+            return
+        current_request.set(first)  # the audit tells the conversation
+        reader = asyncio.create_task(self._read(first, requests))
+        stopper = asyncio.create_task(self._stopped(reader))
+        try:
+            while (taken := await self._line.get()) is not None:
+                yield await self._answer(taken)
+        finally:
+            stopper.cancel()
+            reader.cancel()
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Appends that nobody waits for any more are left out, unless their statement is under way."""
+        while not self._line.empty():
+            taken = self._line.get_nowait()
+            if isinstance(taken, Append):
+                taken.placed.cancel()
+
+    async def _stopped(self, reader: "asyncio.Task[None]") -> None:
+        await self._draining.wait()
+        reader.cancel()
+
+    async def _read(self, first: pb.AppendItemsRequest, rest: AsyncIterator[pb.AppendItemsRequest]) -> None:
+        """Takes requests, and puts them in line for their answers."""
+        end: Failure | None = None
+        try:
+            await self._line.put(await self._taken(first))
+            async for request in rest:
+                await self._line.put(await self._taken(request))
+        except Failure as failure:
+            end = failure
+        except asyncio.CancelledError:
+            if not self._draining.is_set():
+                raise
+            end = ShuttingDown()
+        await self._line.put(end)
+
+    async def _taken(self, request: pb.AppendItemsRequest) -> Taken:
+        """The request, its turn among the appends settled."""
+        self._identify(request)
+        try:
+            append = self._append(request)
+        except _ENDING:
+            raise
+        except Failure as failure:
+            return pb.AppendItemsResponse(error=failure.status())
+        if not append.sociable:  # it cannot be queued: all before it are placed first, and it before all others
+            if self._latest:
+                await asyncio.wait((self._latest.placed,))
+            return await _answered(self._items.append(append))
+        self._items.queue(append)
+        self._latest = append
+        return append
+
+    async def _answer(self, taken: "Append | pb.AppendItemsResponse | Failure") -> pb.AppendItemsResponse:
+        if isinstance(taken, Failure):
+            raise taken
+        return await _answered(self._items.result(taken)) if isinstance(taken, Append) else taken
+
+    def _identify(self, request: pb.AppendItemsRequest) -> None:
+        """The conversation is said once.
+
+        Raises:
+            FieldInvalid: It is missing, or another than before.
+        """
+        sent = request.conversation_id
+        if not (sent or self._conversation_id):
+            raise FieldInvalid(Violation("conversation_id", "is required on the first message", "append.first"))
+        if sent and sent != (self._conversation_id or sent):
+            raise FieldInvalid(
+                Violation("conversation_id", "must be that of the first message, or empty", "append.later")
+            )
+        # The same request is the same whichever place in a stream it has.
+        request.conversation_id = self._conversation_id = sent or self._conversation_id
+
+    def _append(self, request: pb.AppendItemsRequest) -> Append:
+        validate(request)
+        access, now = self._access.now, datetime.now(UTC)
+        reserved = reservation(Method.APPEND_ITEMS, request)
+        batch = self._admission.batch(request.items, self._conversation_id, access.principal.id, now)
+        expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
+        return Append(access, self._conversation_id, batch, expected, reserved, now)
+
+
+async def _answered(appended: Awaitable[list[StoredItem]]) -> pb.AppendItemsResponse:
+    """What became of an append, unless that ends the stream."""
+    try:
+        stored = await appended
+    except _ENDING:
+        raise
+    except Failure as failure:
+        return pb.AppendItemsResponse(error=failure.status())
+    ids = [item_of(each).id for each in stored]
+    return pb.AppendItemsResponse(
+        appended=pb.AppendItemsResponse.Appended(item_ids=ids, first_sequence=stored[0].sequence)
+    )
