@@ -25,6 +25,7 @@ from server.store.database import Database
 from server.store.predicate import Permission
 from server.store.requests import Reservation
 
+TURNS = 4  # of the event loop in which appends gather before a statement
 MAX_ITEMS = 1_000  # of a statement of many
 MAX_BYTES = 1024 * 1024  # likewise; a larger append goes alone
 
@@ -87,7 +88,7 @@ Alone = Callable[[Append], Awaitable[int | None]]
 
 
 class Appends:
-    """Places appends; at most one statement of many is under way in this process.
+    """Places appends; at most one statement for several is under way in this process.
 
     Args:
         database: Where to.
@@ -99,6 +100,7 @@ class Appends:
         self._alone = alone
         self._waiting: deque[Append] = deque()
         self._busy = False
+        self._company = False  # whether the last statement carried several
         self._held: set[str] = set()  # conversations whose appends are tried one by one
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -110,7 +112,7 @@ class Appends:
         """
         if not append.sociable:
             return await self._alone(append)
-        if self._busy or self._held:
+        if self._busy or self._company or self._held:
             self.queue(append)
             return await append.placed
         self._busy = True
@@ -143,12 +145,20 @@ class Appends:
 
     async def _emptied(self) -> None:
         """Runs statements until nobody waits who can go."""
+        await self._gathered()
         while groups := self._next():
+            self._company = len(groups) > 1 or len(groups[0].appends) > 1
             try:
                 await self._run(groups)
             except Exception as error:  # noqa: BLE001 - it is the answer of each that waits
                 _fail(groups, error)
+            await self._gathered()
         self._busy = False
+
+    async def _gathered(self) -> None:
+        """Lets the calls that have come already take their places, when there are several at a time."""
+        for _ in range(TURNS if self._company else 0):
+            await asyncio.sleep(0)
 
     def _next(self) -> list[Group]:
         """What the next statement carries, taken out of the line."""

@@ -229,9 +229,10 @@ class ConversationStore:
             ConversationNotFound, ActionDenied, EtagMismatch: That is why.
         """
         statement = sql.get(_read(access), *acts)
-        row = await self._database.fetchrow(statement, {**access.values, "conversation_id": conversation_id})
-        if row is None:
+        rows = await self._database.read(statement, {**access.values, "conversation_id": conversation_id})
+        if not rows:
             raise ConversationNotFound(conversation_id)
+        row = rows[0]
         for act in acts:
             if not row[act.name]:
                 raise ActionDenied(*act.name.split("_"))

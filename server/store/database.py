@@ -19,6 +19,7 @@ from server.complaint import Complaint
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
 from server.store.leases import Leases
 from server.store.statement import Statement
+from server.store.together import Together
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +62,7 @@ class Database:
         self._leases = Leases(pool)
         self._free = asyncio.Semaphore(size)
         self._bounds = bounds
+        self._together = Together(self._alone, self._many)
 
     async def fetch(
         self, statement: Statement, values: Mapping[str, Any], *, repeatable: bool = True
@@ -79,8 +81,11 @@ class Database:
             DeadlineExceeded: The statement or a lock took longer than its bound.
             asyncpg.IntegrityConstraintViolationError: For the store to explain.
         """
-        arguments = statement.arguments(values)
-        return await self._tried(lambda: self._run(statement.text, arguments), repeatable=repeatable)
+        return await self._alone(statement, statement.arguments(values), repeatable=repeatable)
+
+    async def read(self, statement: Statement, values: Mapping[str, Any]) -> list[asyncpg.Record]:
+        """As `fetch`, for short reads: those of many calls may share a round trip."""
+        return await self._together.fetch(statement, statement.arguments(values))
 
     async def fetchrow(
         self, statement: Statement, values: Mapping[str, Any], *, repeatable: bool = True
@@ -94,6 +99,14 @@ class Database:
         """The pool, for what is no statement of a call."""
         return self._leases.pool
 
+    async def _alone(
+        self, statement: Statement, arguments: tuple[Any, ...], *, repeatable: bool = True
+    ) -> list[asyncpg.Record]:
+        return await self._tried(lambda: self._run(statement.text, arguments), repeatable=repeatable)
+
+    async def _many(self, text: str, arguments: list[tuple[Any, ...]]) -> list[asyncpg.Record]:
+        return await self._tried(lambda: self._run_many(text, arguments), repeatable=True)
+
     async def close(self) -> None:
         """Closes the pool; calls still running get a few seconds."""
         await self._leases.close()
@@ -101,7 +114,14 @@ class Database:
     async def _run(self, text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
         await self._enter()
         try:
-            return await self._leases.fetch(text, arguments)
+            return await self._leases.run(lambda connection: connection.fetch(text, *arguments))
+        finally:
+            self._free.release()
+
+    async def _run_many(self, text: str, arguments: list[tuple[Any, ...]]) -> list[asyncpg.Record]:
+        await self._enter()
+        try:
+            return await self._leases.run(lambda connection: connection.fetchmany(text, arguments))
         finally:
             self._free.release()
 
@@ -195,6 +215,7 @@ async def _pool(url: str, size: int, bounds: Bounds) -> asyncpg.Pool:
             # Every statement walks indexes. A plan from when a table was small would scan
             # it, and be kept while the table grows, until statistics catch up (ADR 10).
             "enable_seqscan": "off",
+            "enable_bitmapscan": "off",
             "plan_cache_mode": "force_generic_plan",
             "statement_timeout": f"{bounds.statement:g}s",
             "lock_timeout": f"{bounds.lock:g}s",

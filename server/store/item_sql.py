@@ -30,7 +30,7 @@ from server.store.predicate import Permission
 from server.store.requests import reserve
 from server.store.schema import Time, conversations, items
 from server.store.statement import Statement, compiled
-from server.store.visibility import item_allowed, visible_one
+from server.store.visibility import alive, item_allowed, visible_one
 
 _c, _i = conversations.c, items.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
@@ -143,7 +143,7 @@ def page(
         select(_i.sequence, _small(_i.body) if small else _fitting(_i.body, order))
         .where(
             _i.conversation_id == _c.id,
-            _i.delete_time.is_(None),
+            alive(items),
             item_allowed(item_read, _i.item_id),
             _i.sequence < position if descending else _i.sequence > position,
             *_conditions(shape),

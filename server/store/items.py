@@ -177,7 +177,7 @@ class ItemStore:
         """The rows; only when one has more than its share of a message are their sizes added up."""
         reads = _reads(access)
         statement = sql.page(*reads, shape, by_id=by_id, descending=descending, small=True)
-        rows = await self._database.fetch(statement, {**values, "share": self._page_bytes // count})
+        rows = await self._database.read(statement, {**values, "share": self._page_bytes // count})
         if all(row["body"] is not None or row["sequence"] is None for row in rows[:count]):
             return rows
         statement = sql.page(*reads, shape, by_id=by_id, descending=descending, small=False)
@@ -218,12 +218,12 @@ class ItemStore:
         """
         statement = sql.get(*_reads(access), *asked)
         values = {**access.values, "conversation_id": conversation_id, "item_id": item_id}
-        row = await self._database.fetchrow(statement, values)
-        if row is None:
+        rows = await self._database.read(statement, values)
+        if not rows:
             raise ConversationNotFound(conversation_id)
-        if row["sequence"] is None:
+        if rows[0]["sequence"] is None:
             raise ItemNotFound(conversation_id, item_id)
-        return row
+        return rows[0]
 
     async def _appended(self, access: Access, conversation_id: str, first: int, batch: Batch) -> list[StoredItem]:
         """References were copied inside the database: only then are the items read back."""

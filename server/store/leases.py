@@ -6,9 +6,13 @@ runs the next; the pool still makes, replaces and closes them.
 """
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
+
+Connection: TypeAlias = Any  # an asyncpg.pool.PoolConnectionProxy, which is not typed
+Result = TypeVar("Result")
 
 _IDLE_SECONDS = 30.0  # unused for so long, a connection goes back to the pool
 
@@ -21,22 +25,22 @@ class Leases:
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self.pool = pool
-        self._idle: list[asyncpg.pool.PoolConnectionProxy] = []  # the last one was used last
+        self._idle: list[Connection] = []  # the last one was used last
         self._spare = 0  # how many of `_idle` nobody needed since the last look
         self._loop = asyncio.get_running_loop()
         self._look = self._loop.call_later(_IDLE_SECONDS, self._looked)
         self._returning: set[asyncio.Task[None]] = set()
 
-    async def fetch(self, text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        """The rows of one statement; after an error the pool decides what becomes of the connection."""
+    async def run(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """What ``work`` makes of a connection; after an error the pool decides what becomes of that."""
         connection = await self._taken()
         try:
-            rows: list[asyncpg.Record] = await connection.fetch(text, *arguments)
+            result = await work(connection)
         except BaseException:
             await self.pool.release(connection)
             raise
         self._idle.append(connection)
-        return rows
+        return result
 
     async def renew(self) -> None:
         """Makes the pool replace all connections: where one was lost, others are whose end has not shown yet."""
@@ -53,7 +57,7 @@ class Leases:
         except TimeoutError:
             self.pool.terminate()
 
-    async def _taken(self) -> asyncpg.pool.PoolConnectionProxy:
+    async def _taken(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
             self._spare = min(self._spare, len(self._idle))
