@@ -6,7 +6,7 @@ several shapes: keys, unions and constants follow from the schema and its option
 
 from .codec import check_item, from_json, is_reference, new_item_from_json, to_json
 from .errors import ItemJsonError
-from .names import item_type, role, status_name
+from .names import item_type, role, role_name, status_name
 
 __all__ = [
     "ItemJsonError",
@@ -16,6 +16,7 @@ __all__ = [
     "item_type",
     "new_item_from_json",
     "role",
+    "role_name",
     "status_name",
     "to_json",
 ]

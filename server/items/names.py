@@ -19,10 +19,15 @@ def role(item: Item) -> str:
     """The role, such as 'user'; '' for a type without one or a role without a name here."""
     name = item.WhichOneof("body")
     if name == "message":
-        return _ROLES.get(item.message.role, "")
+        return role_name(item.message.role)
     if name == "additional_tools":
-        return _ROLES.get(item.additional_tools.role, "")
+        return role_name(item.additional_tools.role)
     return ""
+
+
+def role_name(role: Role.ValueType) -> str:
+    """The OpenAI `role`, such as 'user'; '' when unspecified."""
+    return _ROLES.get(role, "")
 
 
 def status_name(status: ItemStatus.ValueType) -> str:

@@ -6,11 +6,11 @@ from datetime import datetime
 from typing import TypeAlias
 
 from conversations.v1 import item_pb2, item_status_pb2, options_pb2
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.errors import FieldInvalid, Violation
 from server.ids import new_item_ids
-from server.items import ItemJsonError, check_item, item_type, role, status_name
+from server.items import ItemJsonError, check_item, role_name, status_name
+from server.services.wire import timestamp
 from server.store.batch import Batch, Reference
 
 UNKNOWN = "unknown"
@@ -45,13 +45,6 @@ def _type_rules() -> dict[str, TypeRules]:
 
 
 TYPE_RULES = _type_rules()
-
-
-def timestamp(moment: datetime) -> Timestamp:
-    """``moment`` as a message."""
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ class Admission:
         violations += self._size_violations(bodies)
         if violations:
             raise FieldInvalid(*violations)
-        return _batch(items, references, bodies)
+        return _batch(items, arms, references, bodies)
 
     def _size_violations(self, bodies: Sequence[bytes]) -> list[Violation]:
         rule = f"must have at most {self.max_item_bytes} bytes"
@@ -114,19 +107,23 @@ def _reference(new: item_pb2.NewItem) -> Reference | None:
 
 def _violations(index: int, item: item_pb2.Item, arm: str) -> list[Violation]:
     """What the contract's annotations cannot say: rules that depend on the type."""
-    wrong = []
-    rules, path = TYPE_RULES[arm], f"items[{index}].item"
-    if item.id and not item.id.startswith(rules.required_prefix):
-        wrong.append(Violation(f"{path}.id", f"must begin with '{rules.required_prefix}'", "item.id_prefix"))
-    if item.status and arm != UNKNOWN and item.status not in rules.statuses:
-        names = ", ".join(sorted(status_name(status) for status in rules.statuses)) or "unset"
-        wrong.append(Violation(f"{path}.status", f"must be {names} for this type", "item.status"))
+    rules, wrong = TYPE_RULES[arm], []
+    item_id, status, json = item.id, item.status, item.json
+    if item_id and not item_id.startswith(rules.required_prefix):
+        wrong.append(Violation(f"{_at(index)}.id", f"must begin with '{rules.required_prefix}'", "item.id_prefix"))
+    if status and status not in rules.statuses and arm != UNKNOWN:
+        names = ", ".join(sorted(map(status_name, rules.statuses))) or "unset"
+        wrong.append(Violation(f"{_at(index)}.status", f"must be {names} for this type", "item.status"))
     # Not a rule in the contract: with `json`, the role may be one this build has no name for.
-    if rules.has_role and not item.json and not getattr(item, arm).role:
-        wrong.append(Violation(f"{path}.{arm}.role", "is required", "item.role"))
-    if (item.json or arm == UNKNOWN) and (rule := _contradiction(item)):
-        wrong.append(Violation(path, rule, "item.json"))
+    if rules.has_role and not json and not getattr(item, arm).role:
+        wrong.append(Violation(f"{_at(index)}.{arm}.role", "is required", "item.role"))
+    if (json or arm == UNKNOWN) and (rule := _contradiction(item)):
+        wrong.append(Violation(_at(index), rule, "item.json"))
     return wrong
+
+
+def _at(index: int) -> str:
+    return f"items[{index}].item"
 
 
 def _contradiction(item: item_pb2.Item) -> str | None:
@@ -145,17 +142,26 @@ def _complete(item: item_pb2.Item, rules: TypeRules, new_id: str) -> None:
     item.ClearField("created_by")
     if not item.id:
         item.id = new_id
-    if not item.status and rules.default_status:
+    if rules.default_status and not item.status:
         item.status = rules.default_status
 
 
 _NOTHING = ("", "", "", "", b"")  # the row of a reference: the database fills it
 
 
-def _batch(items: list[item_pb2.Item], references: list[Reference | None], bodies: list[bytes]) -> Batch:
+def _batch(
+    items: list[item_pb2.Item], arms: list[str], references: list[Reference | None], bodies: list[bytes]
+) -> Batch:
     rows = [
-        _NOTHING if reference else (item.id, item_type(item), role(item), status_name(item.status), body)
-        for item, reference, body in zip(items, references, bodies, strict=True)
+        _NOTHING if reference else (*_words(item, arm), body)
+        for item, arm, reference, body in zip(items, arms, references, bodies, strict=True)
     ]
     ids, types, roles, statuses, stored = zip(*rows, strict=True)
     return Batch(ids, types, roles, statuses, stored, references)
+
+
+def _words(item: item_pb2.Item, arm: str) -> tuple[str, str, str, str]:
+    """Id, type, role and status, for their columns."""
+    type_ = item.unknown.type if arm == UNKNOWN else arm
+    role = role_name(getattr(item, arm).role) if TYPE_RULES[arm].has_role else ""
+    return item.id, type_, role, status_name(item.status)

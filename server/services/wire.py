@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from conversations.v1 import conversation_pb2, item_pb2
 from conversations.v1 import conversations_service_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.store.conversations import etag_of
 from server.store.items import StoredItem
@@ -13,22 +15,34 @@ from server.store.items import StoredItem
 Answer = TypeVar("Answer", pb.CreateItemsResponse, pb.BatchGetItemsResponse, pb.ListItemsResponse)
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """``moment``, which has a time zone, as a message; half the time of protobuf's own way."""
+    since = moment - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
+
+
 def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
     """The conversation a row of the store holds."""
-    metadata = row["metadata"]
     message = conversation_pb2.Conversation(
         id=row["id"],
-        create_time=row["create_time"],
-        metadata=metadata if isinstance(metadata, dict) else json.loads(metadata),
-        update_time=row["update_time"],
+        create_time=timestamp(row["create_time"]),
+        update_time=timestamp(row["update_time"]),
         etag=etag_of(row["revision"]),
         owner=row["owner"],
         last_sequence=row["last_sequence"],
     )
+    if (metadata := row["metadata"]) not in _EMPTY:
+        message.metadata.update(metadata if isinstance(metadata, dict) else json.loads(metadata))
     for pair in row["attributes"]:
         name, _, value = pair.partition("=")
         message.attributes[name].values.append(value)
     return message
+
+
+_EMPTY: tuple[Any, ...] = ("{}", {})
 
 
 def item_of(stored: StoredItem) -> item_pb2.Item:

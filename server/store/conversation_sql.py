@@ -75,7 +75,9 @@ def get_deleted(read: Permission, act: Permission) -> Statement:
 
 
 @lru_cache(maxsize=512)
-def create(references: tuple[Permission, Permission] | None, *, items: bool, reserves: bool) -> Statement:
+def create(
+    references: tuple[Permission, Permission] | None, *, attributes: bool, items: bool, reserves: bool
+) -> Statement:
     """Inserts a conversation with its first items; none of it when a reference is not found."""
     rows = resolved(*references) if references else sent() if items else None
     given: dict[str, ColumnElement[Any]] = {
@@ -95,7 +97,9 @@ def create(references: tuple[Permission, Permission] | None, *, items: bool, res
         source = source.where(all_found(rows))
     base = literal_column("0", BigInteger).label("base")
     created = insert(conversations).from_select(list(given), source).returning(_c.id, _c.version, base).cte("created")
-    statement: Select[Any] = select(created.c.id).add_cte(_indexed(created))
+    statement: Select[Any] = select(created.c.id)
+    if attributes:
+        statement = statement.add_cte(_indexed(created))
     if rows is not None:
         statement = statement.add_cte(placed(rows, created))
     if reserves:

@@ -69,7 +69,9 @@ class ConversationStore:
         """
         _decide(access, attributes, conversation_id, batch)
         references = (_read(access), access.demand("item", "read")) if batch and batch.refers else None
-        statement = sql.create(references, items=batch is not None, reserves=reserved is not None)
+        statement = sql.create(
+            references, attributes=bool(attributes), items=batch is not None, reserves=reserved is not None
+        )
         values = {
             **access.values,
             "conversation_id": conversation_id,
