@@ -40,6 +40,7 @@ async def test_the_tour(own_service: Service) -> None:
     assert (0, "") == (code, errors)
     assert re.search(r"^conv_[0-9a-f]{48}$", output, re.MULTILINE)
     assert '"sequence": "3"' in output  # the append
+    assert re.search(r'"first_?[sS]equence": "5"', output)  # the stream
     assert '"text": "What is gRPC?"' in output  # the second page
     assert '"state": "done"' in output  # the update, and the list that finds it
     assert output.endswith("{}\n")  # the delete
