@@ -7,12 +7,14 @@ READY := $(VENV)/.ready
 # What a change of the contract is held against: the last release, else main.
 AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
 
+BENCH := PYTHONPATH=.:generated python -m bench
+
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run test check generate generated lint types breaking proof mutants clean
+.PHONY: help run test check generate generated lint types breaking proof mutants bench bench-peers bench-check clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 run: $(READY) ## Serve on 127.0.0.1:50051, with a private PostgreSQL
 	@exec python -m server $(ARGS)
@@ -50,6 +52,15 @@ proof: $(READY) ## Hold 100,000 random policy decisions in SQL against the refer
 mutants: $(READY) ## Break the policy engine in every small way, and see a test fail each time
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mutmut==3.8.1
 	mutmut run && mutmut results
+
+bench: $(READY) ## Measure beside the ideal: bench/RESULTS.md (about 20 minutes)
+	@$(BENCH) $(ARGS)
+
+bench-peers: ARGS += --peers ## The same, with OGX beside it (needs Python 3.12, or OGX_PYTHON)
+bench-peers: bench
+
+bench-check: $(READY) ## Fail where a ratio to the ideal got worse than in bench/results.json
+	@$(BENCH) --check $(ARGS)
 
 types: $(READY) ## Check the types
 	mypy
