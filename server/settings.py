@@ -28,6 +28,10 @@ class Settings(IdentitySettings):
     database_url: SecretStr | None = Field(
         None, description="`postgresql://…` of PostgreSQL 15 or newer; unset: a private one is started."
     )
+    pgbouncer_url: SecretStr | None = Field(
+        None,
+        description="`postgresql://…` of a PgBouncer in transaction mode, for calls; migrations use `database_url`.",
+    )
     data_dir: Path | None = Field(None, description="Folder of the private PostgreSQL; unset: the platform's.")
     migrate: bool = Field(True, description="Bring the schema up to date at start.")
     workers: Annotated[int, Field(ge=1, le=64)] = Field(
@@ -79,7 +83,7 @@ class Settings(IdentitySettings):
             raise ValueError("must be host:port, [ipv6]:port or unix:/path")
         return value
 
-    @field_validator("database_url")
+    @field_validator("database_url", "pgbouncer_url")
     @classmethod
     def _a_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(_SCHEMES):
@@ -87,6 +91,13 @@ class Settings(IdentitySettings):
         return value
 
     # Rules about two settings belong to the later one: they are told beside all others.
+
+    @field_validator("pgbouncer_url")
+    @classmethod
+    def _a_way_to_a_database(cls, value: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+        if value is not None and others.data.get("database_url", value) is None:
+            raise ValueError(f"needs {PREFIX}DATABASE_URL, for migrations and the purge, which cannot go through it")
+        return value
 
     @field_validator("workers")
     @classmethod

@@ -9,6 +9,7 @@ import asyncpg
 from conversations.v1.content_pb2 import ROLE_USER, Content, InputText
 from conversations.v1.conversation_pb2 import AttributeValues, Conversation
 from conversations.v1.conversations_service_pb2 import (
+    AppendItemsRequest,
     BatchGetItemsRequest,
     CreateConversationRequest,
     CreateItemsRequest,
@@ -95,6 +96,11 @@ def delete(conversation_id: str, **fields: Any) -> DeleteConversationRequest:
 def append(conversation_id: str, *items: NewItem, **fields: Any) -> CreateItemsRequest:
     """A request to append items."""
     return CreateItemsRequest(conversation_id=conversation_id, items=items, **fields)
+
+
+def ahead(conversation_id: str, *items: NewItem, **fields: Any) -> AppendItemsRequest:
+    """A message of a stream of appends; without an id it is a later one."""
+    return AppendItemsRequest(conversation_id=conversation_id, items=items, **fields)
 
 
 def get_item(conversation_id: str, item_id: str) -> GetItemRequest:

@@ -119,6 +119,18 @@ async def test_a_conversation_from_begin_to_end(service: Service) -> None:
 
 
 @needs_grpcurl
+async def test_a_stream_of_appends(service: Service) -> None:
+    """Messages one after the other are a stream, and so are the answers."""
+    name = (await call(service, "CreateConversation", {}))["id"]
+    message = {"item": {"message": {"role": "ROLE_USER", "content": [{"input_text": {"text": "Hello"}}]}}}
+    body = json.dumps({"conversation_id": name, "items": [message]}) + json.dumps({"items": [message, message]})
+    told = await grpcurl("-plaintext", "-d", body, service.address, f"{SERVICE}/AppendItems")
+    first, second = json.loads("[" + told.replace("}\n{", "},{") + "]")
+    assert ("1", "2") == (first["appended"]["first_sequence"], second["appended"]["first_sequence"])
+    assert [1, 2] == [len(each["appended"]["item_ids"]) for each in (first, second)]
+
+
+@needs_grpcurl
 async def test_violations_are_shown(service: Service) -> None:
     """A wrong request is told field by field: grpcurl knows the messages of the details."""
     told = await call(service, "ListItems", {"conversation_id": "x", "page_size": -1}, code=64 + 3)

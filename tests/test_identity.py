@@ -34,9 +34,10 @@ from joserfc.jws import JWSRegistry
 from server import errors
 from server.app import serving
 from server.identity import IdentityUnfit, source_of
-from server.identity import jwks as jwks_module
+from server.identity import jwks_url as jwks_module
 from server.identity.claims import Principals
-from server.identity.jwks import FileKeys, JwksInvalid, UrlKeys, parsed
+from server.identity.jwks import FileKeys, JwksInvalid, parsed
+from server.identity.jwks_url import UrlKeys
 from server.identity.jwt import Jwt
 from server.identity.listed import Listed
 from server.identity.source import Idle, Source

@@ -21,6 +21,7 @@ WRONG = {
     "proxy_spiffe_ids": f"NOT {SECRET}",
     "listen": f"nowhere-{SECRET}",
     "database_url": f"mysql://user:{SECRET}@host/db",
+    "pgbouncer_url": f"mysql://user:{SECRET}@host/db",
     "migrate": f"maybe-{SECRET}",
     "workers": "-77123",
     "pool_size": "-77123",
@@ -124,6 +125,15 @@ def test_the_database_url_is_a_secret() -> None:
     assert SECRET not in f"{found!r} {found} {found.model_dump()} {found.model_dump_json()}"
     assert found.database_url is not None
     assert SECRET in found.database_url.get_secret_value()
+
+
+def test_pgbouncer_needs_the_database_behind_it() -> None:
+    """Migrations and the purge keep session locks: the address of PgBouncer alone is not enough."""
+    url = f"postgresql://user:{SECRET}@host/db"
+    told = refusal(pgbouncer_url=url)
+    assert variable("pgbouncer_url") in told
+    assert variable("database_url") in told
+    assert SECRET not in f"{told} {load(database_url=url, pgbouncer_url=url)!r}"
 
 
 LOCAL = ["127.0.0.1:1", "127.8.8.8:1", "localhost:1", "[::1]:50051", "unix:/tmp/socket", "unix:socket"]

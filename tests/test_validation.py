@@ -349,6 +349,7 @@ def test_sample_is_accepted(name: str) -> None:
 
 
 MINIMAL = {
+    "AppendItemsRequest": "items {item {reasoning {}}}",
     "BatchGetItemsRequest": 'conversation_id: "conv_a" item_ids: "msg_a"',
     "CheckAccessRequest": 'conversation_id: "conv_a" permissions {resource: "item" action: "read"}',
     "CreateConversationRequest": "",

@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 from server import errors
 from server.store.conversations import ConversationStore
 from tests.build import (
+    ahead,
     append,
     batch_get,
     copy_of,
@@ -64,6 +65,7 @@ def valid(conversation_id: str) -> dict[str, Any]:
             page_size=2, filter='metadata.a = "b"', order_by="create_time"
         ),
         "CreateItems": append(conversation_id, user_message("hello"), user_message("again"), include=[1]),
+        "AppendItems": ahead(conversation_id, user_message("hello"), user_message("again")),
         "GetItem": get_item(conversation_id, "msg_1"),
         "BatchGetItems": batch_get(conversation_id, "msg_1", "msg_1"),
         "ListItems": list_items(conversation_id, page_size=2, after="msg_1", filter='type = "message"'),

@@ -1,10 +1,14 @@
 """Who is asking: exactly one configured source says it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from server.identity.nobody import Nobody
 from server.identity.source import IdentityUnfit, Source
 from server.identity_settings import IdentitySettings
+
+if TYPE_CHECKING:
+    from server.identity.jwks import Keys
 
 __all__ = ["IdentityUnfit", "Source", "source_of"]
 
@@ -31,8 +35,17 @@ def source_of(settings: IdentitySettings) -> Source:
 
 
 def _jwt(settings: IdentitySettings) -> Source:
-    from server.identity.jwks import FileKeys, UrlKeys
     from server.identity.jwt import Jwt
 
-    place = settings.jwt_jwks
-    return Jwt(settings, UrlKeys(place) if "://" in place else FileKeys(Path(place)))
+    return Jwt(settings, _keys(settings.jwt_jwks))
+
+
+def _keys(place: str) -> "Keys":
+    """The issuer's keys; an HTTP client is loaded for a URL only."""
+    if "://" in place:
+        from server.identity.jwks_url import UrlKeys
+
+        return UrlKeys(place)
+    from server.identity.jwks import FileKeys
+
+    return FileKeys(Path(place))

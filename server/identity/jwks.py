@@ -1,29 +1,21 @@
-"""The issuer's public keys: from a file, or from a URL that is fetched beside the calls."""
+"""The issuer's public keys, and those that lie in a file."""
 
-import asyncio
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
-import aiohttp
 import structlog
 from joserfc import jwk
 from joserfc.errors import SecurityWarning
 
 from server.errors import IdentityUnavailable
 from server.identity.source import IdentityUnfit, Idle
-from server.identity.watched import MAX_BYTES, Watched
+from server.identity.watched import Watched
 
-FETCH_SECONDS = 5.0  # limit on one fetch
-FRESH_SECONDS = 600.0  # from a fetch to the next
-RETRY_SECONDS = 10.0  # from a failed fetch to the next
-UNKNOWN_SECONDS = 30.0  # between fetches because of an unknown key id, which anybody can make up
-KEPT_SECONDS = 24 * 3600.0  # how long an issuer may be away before its keys are dropped
 _KEY_TYPES = ("RSA", "EC", "OKP")  # a symmetric key in a published set is known to all
 _MAX_KEYS = 256
 
@@ -99,7 +91,7 @@ def _imported(member: Any) -> PublicKey | None:
     return key if isinstance(key, PublicKey) else None
 
 
-class _Held:
+class Held:
     """The keys of the last good document."""
 
     def __init__(self) -> None:
@@ -145,7 +137,7 @@ class FileKeys(Idle):
 
     def __init__(self, path: Path, clock: Callable[[], float] = monotonic) -> None:
         self._file = Watched(path, clock)
-        self._held = _Held()
+        self._held = Held()
         self._broken = ""  # what is wrong with the file, said once
         self._look()
         if self._held.keys is None:
@@ -171,105 +163,3 @@ class FileKeys(Idle):
             if why != self._broken:
                 self._broken = why
                 log.warning("identity keys cannot be read", why=why)
-
-
-class UrlKeys:
-    """Keys at a URL, fetched every ten minutes and, rarely, when a call names an unknown one."""
-
-    def __init__(self, url: str, clock: Callable[[], float] = monotonic) -> None:
-        self._url = url
-        self._clock = clock
-        self._held = _Held()
-        self._good = False  # how the last fetch ended
-        self._good_at = clock()  # when the last good one did
-        self._asked = float("-inf")  # when an unknown key last made us fetch
-        self._fetch: asyncio.Task[None] | None = None
-        self._session: aiohttp.ClientSession  # like what closes it, from __aenter__ on
-        self._open: AsyncExitStack
-
-    async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
-        session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
-        async with AsyncExitStack() as stack:
-            self._session = await stack.enter_async_context(session)
-            stack.push_async_callback(self._end_fetch)
-            await self.refresh()
-            stack.push_async_callback(_ended, asyncio.create_task(self._refresh_for_ever(), name="identity keys"))
-            self._open = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._open.aclose()
-
-    def version(self) -> int:
-        """As `Keys.version`."""
-        return self._held.version
-
-    async def key(self, identifier: str, key_type: str) -> PublicKey | None:
-        """As `Keys.key`; waits for a fetch only when the key is unknown and may have come since the last."""
-        known = self._held.keys is not None and (identifier, key_type) in self._held.keys
-        if not known and self._may_ask():
-            await self.refresh()
-        return self._held.key(identifier, key_type)
-
-    async def refresh(self) -> None:
-        """Fetches the keys, or waits for the fetch under way; whether it went well is in the log."""
-        if self._fetch is None:
-            self._fetch = asyncio.create_task(self._fetched(), name="fetch of identity keys")
-            self._fetch.add_done_callback(self._fetch_ended)
-        await asyncio.shield(self._fetch)  # other calls wait for it too: one that is cancelled leaves it running
-
-    def _fetch_ended(self, _task: asyncio.Task[None]) -> None:
-        self._fetch = None
-
-    async def _end_fetch(self) -> None:
-        if self._fetch is not None:
-            await _ended(self._fetch)
-
-    def _may_ask(self) -> bool:
-        if self._fetch is not None:
-            return True
-        if (now := self._clock()) - self._asked < UNKNOWN_SECONDS:
-            return False
-        self._asked = now
-        return True
-
-    async def _fetched(self) -> None:
-        try:
-            self._held.take(await self._body())
-            self._good, self._good_at = True, self._clock()
-        except (aiohttp.ClientError, OSError, ValueError, JwksInvalid) as error:
-            self._failed(str(error) if isinstance(error, JwksInvalid) else type(error).__name__)
-
-    def _failed(self, why: str) -> None:
-        """No word from the issuer: the keys stay, for a while."""
-        self._good = False
-        if self._clock() - self._good_at > KEPT_SECONDS:
-            self._held.drop()
-        log.warning("identity keys cannot be fetched", why=why, kept=self._held.keys is not None)
-
-    async def _body(self) -> bytes:
-        """The document; not more than the limit is ever read, and no other host is asked."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        async with self._session.get(self._url, allow_redirects=False, headers=headers) as response:
-            if response.status != 200:
-                raise JwksInvalid(f"HTTP status {response.status}")
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > MAX_BYTES:
-                    raise JwksInvalid("too large")
-            return bytes(body)
-
-    async def _refresh_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(FRESH_SECONDS if self._good else RETRY_SECONDS)
-            await self.refresh()
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task

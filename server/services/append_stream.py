@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from conversations.v1 import conversations_service_pb2 as pb
 
-from server.audit import current_request
+from server.audit import current_request, decided
 from server.errors import ActionDenied, ConversationNotFound, Failure, FieldInvalid, ShuttingDown, Violation
 from server.services.admission import Admission
 from server.services.wire import item_of
@@ -24,8 +24,8 @@ from server.validation import validate
 AHEAD = 128  # requests taken and not yet answered; then the caller has to wait
 _ENDING = (ActionDenied, ConversationNotFound)  # access was lost, or never was
 
-# What waits to be answered: an append, an answer, or the end and why.
-Taken: TypeAlias = "Append | pb.AppendItemsResponse | Failure | None"
+# What waits to be answered: an append, one under way by itself, an answer, or the end and why.
+Taken: TypeAlias = "Append | asyncio.Task[pb.AppendItemsResponse] | pb.AppendItemsResponse | Exception | None"
 
 
 class AppendStream:
@@ -44,7 +44,9 @@ class AppendStream:
         self._admission = admission
         self._draining = draining
         self._conversation_id = ""
-        self._line: asyncio.Queue[Taken] = asyncio.Queue(AHEAD)
+        self._first: pb.AppendItemsRequest | None = None
+        self._line: asyncio.Queue[Taken] = asyncio.Queue()
+        self._room = asyncio.Semaphore(AHEAD)  # in line: what has begun must get there whatever happens
         self._latest: Append | None = None  # of those that were queued; when it is placed, all are
 
     async def answers(self, requests: AsyncIterator[pb.AppendItemsRequest]) -> AsyncIterator[pb.AppendItemsResponse]:
@@ -55,16 +57,14 @@ class AppendStream:
             ConversationNotFound, ActionDenied: Nothing more can be appended.
             ShuttingDown: The server ends.
         """
-        first = await anext(requests, None)
-        if first is None:
-            return
-        current_request.set(first)  # the audit tells the conversation
-        reader = asyncio.create_task(self._read(first, requests))
+        reader = asyncio.create_task(self._read(requests))
         stopper = asyncio.create_task(self._stopped(reader))
         try:
             while (taken := await self._line.get()) is not None:
+                self._room.release()
                 yield await self._answer(taken)
         finally:
+            current_request.set(self._first)  # the audit tells the conversation
             stopper.cancel()
             reader.cancel()
             self._abandon()
@@ -75,47 +75,65 @@ class AppendStream:
             taken = self._line.get_nowait()
             if isinstance(taken, Append):
                 taken.placed.cancel()
+            elif isinstance(taken, asyncio.Task):
+                taken.cancel()
 
     async def _stopped(self, reader: "asyncio.Task[None]") -> None:
         await self._draining.wait()
         reader.cancel()
 
-    async def _read(self, first: pb.AppendItemsRequest, rest: AsyncIterator[pb.AppendItemsRequest]) -> None:
+    async def _read(self, requests: AsyncIterator[pb.AppendItemsRequest]) -> None:
         """Takes requests, and puts them in line for their answers."""
-        end: Failure | None = None
+        end: Exception | None = None
         try:
-            await self._line.put(await self._taken(first))
-            async for request in rest:
-                await self._line.put(await self._taken(request))
-        except Failure as failure:
-            end = failure
+            async for request in requests:
+                self._first = self._first or request
+                await self._room.acquire()
+                await self._take(request)
         except asyncio.CancelledError:
             if not self._draining.is_set():
                 raise
             end = ShuttingDown()
-        await self._line.put(end)
+        except Exception as error:  # noqa: BLE001 - it is how the stream ends
+            end = error
+        self._line.put_nowait(end)
 
-    async def _taken(self, request: pb.AppendItemsRequest) -> Taken:
-        """The request, its turn among the appends settled."""
+    async def _take(self, request: pb.AppendItemsRequest) -> None:
+        """Settles the turn of a request among the appends, and puts it in line."""
         self._identify(request)
         try:
             append = self._append(request)
         except _ENDING:
             raise
         except Failure as failure:
-            return pb.AppendItemsResponse(error=failure.status())
-        if not append.sociable:  # it cannot be queued: all before it are placed first, and it before all others
-            if self._latest:
-                await asyncio.wait((self._latest.placed,))
-            return await _answered(self._items.append(append))
-        self._items.queue(append)
-        self._latest = append
-        return append
+            if _about_conversation(failure):
+                raise
+            self._line.put_nowait(pb.AppendItemsResponse(error=failure.status()))
+            return
+        if append.sociable:
+            self._items.queue(append)
+            self._line.put_nowait(append)
+            self._latest = append
+            return
+        # It cannot be queued: all before it are placed first, and it before all others.
+        if self._latest:
+            await asyncio.wait((self._latest.placed,))
+        alone = asyncio.create_task(self._answered(self._items.append(append)))
+        self._line.put_nowait(alone)
+        await asyncio.wait((alone,))
+        alone.result()
 
-    async def _answer(self, taken: "Append | pb.AppendItemsResponse | Failure") -> pb.AppendItemsResponse:
-        if isinstance(taken, Failure):
-            raise taken
-        return await _answered(self._items.result(taken)) if isinstance(taken, Append) else taken
+    async def _answer(
+        self, taken: "Append | asyncio.Task[pb.AppendItemsResponse] | pb.AppendItemsResponse | Exception"
+    ) -> pb.AppendItemsResponse:
+        match taken:
+            case Exception():
+                raise taken
+            case Append():
+                return await self._answered(self._items.result(taken))
+            case asyncio.Task():
+                return await taken
+        return taken
 
     def _identify(self, request: pb.AppendItemsRequest) -> None:
         """The conversation is said once.
@@ -141,16 +159,21 @@ class AppendStream:
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         return Append(access, self._conversation_id, batch, expected, reserved, now)
 
+    async def _answered(self, appended: Awaitable[list[StoredItem]]) -> pb.AppendItemsResponse:
+        """What became of an append, unless that ends the stream."""
+        try:
+            stored = await appended
+        except _ENDING:
+            raise
+        except Failure as failure:
+            decided(self._access, "item", "create", failure, permits=False)
+            return pb.AppendItemsResponse(error=failure.status())
+        ids = [item_of(each).id for each in stored]
+        return pb.AppendItemsResponse(
+            appended=pb.AppendItemsResponse.Appended(item_ids=ids, first_sequence=stored[0].sequence)
+        )
 
-async def _answered(appended: Awaitable[list[StoredItem]]) -> pb.AppendItemsResponse:
-    """What became of an append, unless that ends the stream."""
-    try:
-        stored = await appended
-    except _ENDING:
-        raise
-    except Failure as failure:
-        return pb.AppendItemsResponse(error=failure.status())
-    ids = [item_of(each).id for each in stored]
-    return pb.AppendItemsResponse(
-        appended=pb.AppendItemsResponse.Appended(item_ids=ids, first_sequence=stored[0].sequence)
-    )
+
+def _about_conversation(failure: Failure) -> bool:
+    """Whether no request of the stream can be valid."""
+    return isinstance(failure, FieldInvalid) and any(each.field == "conversation_id" for each in failure.violations)

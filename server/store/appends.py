@@ -25,6 +25,7 @@ from server.store.database import Database
 from server.store.predicate import Permission
 from server.store.requests import Reservation
 
+_UNDONE = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
 TURNS = 4  # of the event loop in which appends gather before a statement
 MAX_ITEMS = 1_000  # of a statement of many
 MAX_BYTES = 1024 * 1024  # likewise; a larger append goes alone
@@ -205,7 +206,7 @@ class Appends:
         except asyncpg.UniqueViolationError:  # of an id of an item or of a request
             return {}
         except DeadlineExceeded as error:
-            if isinstance(error.__cause__, asyncpg.LockNotAvailableError):  # of one of the conversations
+            if isinstance(error.__cause__, _UNDONE):  # one of the conversations may be locked
                 return {}
             raise
         return {row["number"]: row["base"] for row in rows}

@@ -18,6 +18,7 @@ import structlog
 from server.complaint import Complaint
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
 from server.store.leases import Leases
+from server.store.pgbouncer import BouncedConnection, differences
 from server.store.statement import Statement
 from server.store.together import Together
 
@@ -53,6 +54,24 @@ class Bounds:
     acquire: float = 1.0
     statement: float = 5.0  # on the server; the client waits a second longer
     lock: float = 2.0
+
+    def session(self) -> dict[str, str]:
+        """The settings of each session, as pg_settings shows them."""
+        return {
+            "jit": "off",  # no statement here runs long enough to earn its compilation
+            # Every statement walks indexes. A plan from when a table was small would scan
+            # it, and be kept while the table grows, until statistics catch up (ADR 10).
+            "enable_seqscan": "off",
+            "enable_bitmapscan": "off",
+            "plan_cache_mode": "force_generic_plan",
+            "statement_timeout": _milliseconds(self.statement),
+            "lock_timeout": _milliseconds(self.lock),
+            "idle_in_transaction_session_timeout": _milliseconds(10),
+        }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))  # 0 would be no bound
 
 
 class Database:
@@ -157,18 +176,28 @@ class Database:
 
 
 @asynccontextmanager
-async def connected(url: str, size: int, bounds: Bounds, *, unsafe_durability: bool) -> AsyncIterator[Database]:
+async def connected(
+    url: str, size: int, bounds: Bounds, *, unsafe_durability: bool, bounced: bool = False
+) -> AsyncIterator[Database]:
     """A database whose version and durability are right, closed at the end.
 
+    ``bounced``: ``url`` is that of a PgBouncer in transaction mode.
+
     Raises:
-        DatabaseUnfit: It is too old, or would lose committed data in a crash.
+        DatabaseUnfit: It is too old, would lose committed data in a crash, or its
+            PgBouncer makes sessions without our settings.
         StoreUnavailable: It cannot be reached.
     """
     with _reaching():
-        pool = await _pool(url, size, bounds)
+        pool = await _pool(url, size, bounds, bounced=bounced)
     database = Database(pool, size, bounds)
     try:
         await check(pool, unsafe_durability=unsafe_durability)
+        if bounced and (wrong := await differences(pool, bounds.session())):
+            raise DatabaseUnfit(
+                f"Sessions of PgBouncer lack settings: {'; '.join(wrong)}. "
+                "Its connect_query has to set them (docs/scale.md)."
+            )
         yield database
     finally:
         await database.close()
@@ -194,13 +223,29 @@ def _reaching() -> Iterator[None]:
     """Tells why no connection could be made."""
     try:
         yield
+    except asyncpg.ProtocolViolationError as error:  # how PgBouncer refuses whatever it does not like
+        raise DatabaseUnfit(
+            "The connection is refused (SQLSTATE 08P01): PgBouncer does so when it does not know the database or the "
+            "user, cannot reach PostgreSQL, or is the address in CONVERSATIONS_DATABASE_URL, which has to be that of "
+            "PostgreSQL itself (docs/scale.md)."
+        ) from error
     except (*_LOST, *_SLOW) as error:
         raise StoreUnavailable from error
     except asyncpg.PostgresError as error:
         raise DatabaseUnfit(f"The database refuses the connection (SQLSTATE {error.sqlstate}).") from error
 
 
-async def _pool(url: str, size: int, bounds: Bounds) -> asyncpg.Pool:
+async def _pool(url: str, size: int, bounds: Bounds, *, bounced: bool) -> asyncpg.Pool:
+    named: dict[str, Any] = {"application_name": "conversations"}
+    if bounced:  # takes no other setting, and no statement by name
+        own = {
+            "connection_class": BouncedConnection,
+            "statement_cache_size": 0,
+            "reset": BouncedConnection.forget,
+            "server_settings": named,
+        }
+    else:
+        own = {"reset": _keep, "server_settings": named | bounds.session()}
     return await asyncpg.create_pool(
         url,
         min_size=1,
@@ -208,19 +253,7 @@ async def _pool(url: str, size: int, bounds: Bounds) -> asyncpg.Pool:
         timeout=bounds.connect,
         command_timeout=bounds.statement + 1,
         max_inactive_connection_lifetime=300,  # plans do not outlive a migration for long (traps §3.7)
-        reset=_keep,
-        server_settings={
-            "application_name": "conversations",
-            "jit": "off",  # no statement here runs long enough to earn its compilation
-            # Every statement walks indexes. A plan from when a table was small would scan
-            # it, and be kept while the table grows, until statistics catch up (ADR 10).
-            "enable_seqscan": "off",
-            "enable_bitmapscan": "off",
-            "plan_cache_mode": "force_generic_plan",
-            "statement_timeout": f"{bounds.statement:g}s",
-            "lock_timeout": f"{bounds.lock:g}s",
-            "idle_in_transaction_session_timeout": "10s",
-        },
+        **own,
     )
 
 

@@ -7,6 +7,7 @@ runs the next; the pool still makes, replaces and closes them.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
@@ -37,7 +38,7 @@ class Leases:
         try:
             result = await work(connection)
         except BaseException:
-            await self.pool.release(connection)
+            await self._given_back(connection)
             raise
         self._idle.append(connection)
         return result
@@ -63,7 +64,7 @@ class Leases:
             self._spare = min(self._spare, len(self._idle))
             if not connection.is_closed():
                 return connection
-            await self.pool.release(connection)
+            await self._given_back(connection)
         return await self.pool.acquire()
 
     def _looked(self) -> None:
@@ -77,4 +78,9 @@ class Leases:
         unused, self._idle = self._idle[:count], self._idle[count:]
         self._spare = len(self._idle)
         for connection in unused:
+            await self._given_back(connection)
+
+    async def _given_back(self, connection: Connection) -> None:
+        """Back to the pool, which ends one that is broken, and says so."""
+        with suppress(asyncpg.InternalClientError, asyncpg.InterfaceError, OSError):
             await self.pool.release(connection)
