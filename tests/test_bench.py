@@ -70,6 +70,7 @@ def results(**cpu_us: float) -> Results:
         "workloads": {name: {"operations": 1, "callers": 1} for name in ("append <1>", "get & more")},
         "growth": [["append <1>", "get & more"]],
         "cells": {"append <1>": row, "get & more": row},
+        "streams": {"AppendItems": {name: spread([2.0]) for name in ("cpu_us", "per_second", "gain")}},
         "audits": {name: dict(vars(Audit())) for name in row},
         "mebibytes": dict.fromkeys(row, 1.0),
     }

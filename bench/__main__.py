@@ -1,0 +1,104 @@
+"""``python -m bench``: the service beside the ideal, on one private PostgreSQL, in one run.
+
+It prints the CPU time per operation and writes results.json, RESULTS.md and
+results.svg. ``--check`` writes nothing: it measures a few rounds and fails when
+a ratio to the ideal is worse than in the results that are committed.
+"""
+
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would tell of the processes that are started here
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # they are other programs
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import uvloop
+
+from bench.plot import svg
+from bench.postgres import private_postgres
+from bench.report import markdown, summary
+from bench.results import Results, results_of, worse
+from bench.rounds import OWN, Run, opened, peers
+from bench.streams import ITEMS, measure_streams
+from bench.workloads import growth, table
+
+HERE = Path(__file__).parent
+COMMITTED = HERE / "results.json"
+_QUICK_LONG, _QUICK_SHARE = 500, 0.02
+
+
+def arguments() -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="measured after a warm-up [7, with --check 3]")
+    parser.add_argument("--callers", type=int, default=32, help="at once, where a workload does not say [32]")
+    parser.add_argument("--peers", action="store_true", help="measure other projects too")
+    parser.add_argument("--quick", action="store_true", help="a smoke: few operations, figures of no worth")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the results [bench/]")
+    parser.add_argument("--check", action="store_true", help="compare with the committed ratios; write nothing")
+    parser.add_argument("--tolerance", type=float, default=0.25, help="of --check [0.25]")
+    flags = parser.parse_args()
+    if flags.quick and not flags.check and flags.out == HERE:
+        parser.error("--quick needs --out: its figures must not replace the real ones")
+    flags.rounds = flags.rounds or (3 if flags.check else 7)
+    return flags
+
+
+async def measured(flags: argparse.Namespace) -> Results:
+    """All of a run."""
+    size = {"callers": flags.callers, "long": _QUICK_LONG if flags.quick else 10_000}
+    workloads = table(**size, share=_QUICK_SHARE if flags.quick else 1.0)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # PostgreSQL is another user when we are root
+        openers = OWN | (peers() if flags.peers else {})
+        async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
+            run = Run(postgres, places, workloads)
+            print("warming up", flush=True)
+            await run.warm_up()
+            await run.rounds(flags.rounds)
+            if not flags.check:
+                await measure_streams(run, flags.rounds, flags.callers, 320 if flags.quick else ITEMS)
+            if not (flags.quick or flags.check):
+                await run.count_transactions()
+            return await results_of(run, growth(**size), rounds=flags.rounds, callers=flags.callers)
+
+
+def write(results: Results, folder: Path) -> None:
+    """The three files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    (folder / "RESULTS.md").write_text(markdown(results))
+    (folder / "results.svg").write_text(svg(results))
+    print(f"written: {folder}/results.json, RESULTS.md, results.svg")
+
+
+def check(results: Results, tolerance: float) -> None:
+    """Ends the process with 1 when a cell got worse."""
+    lines = worse(json.loads(COMMITTED.read_text()), results, tolerance)
+    if lines:
+        sys.exit(f"Worse than the committed results by more than {tolerance:.0%}:\n" + "\n".join(lines))
+    print(f"No cell is worse than the committed results by more than {tolerance:.0%}.")
+
+
+def main() -> None:
+    """Measures, then writes or compares."""
+    flags = arguments()
+    if flags.check and not COMMITTED.exists():
+        sys.exit(f"There is nothing to compare with: {COMMITTED.name} comes from `python -m bench`.")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        results = runner.run(measured(flags))
+    print("\n".join(summary(results)))
+    if flags.check:
+        check(results, flags.tolerance)
+    else:
+        write(results, flags.out)
+
+
+if __name__ == "__main__":
+    main()

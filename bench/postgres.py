@@ -1,0 +1,85 @@
+"""The one PostgreSQL of a run: a database for each target, and what the server says of itself."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from server.store.embedded import embedded
+
+_IDLE_FLUSH_SECONDS = 10.5  # an idle backend adds what it did to pg_stat_database after 10 (PGSTAT_IDLE_INTERVAL)
+_SHOWN = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "autovacuum")
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running server and a connection that only asks and creates."""
+
+    url: str
+    pid: int
+    connection: asyncpg.Connection
+
+    async def database(self, name: str) -> str:
+        """The address of a new, empty database."""
+        await self.connection.execute(f'CREATE DATABASE "{name}"')
+        return self._at(name)
+
+    def _at(self, name: str) -> str:
+        parts = urlsplit(self.url)
+        return urlunsplit((parts.scheme, parts.netloc or "", f"/{name}", parts.query, ""))
+
+    async def settle(self, name: str) -> None:
+        """What autovacuum would do to a database sooner or later: plans do not depend on when it comes."""
+        connection = await asyncpg.connect(self._at(name))
+        try:
+            await connection.execute("VACUUM ANALYZE")
+        finally:
+            await connection.close()
+
+    async def wal_bytes(self) -> int:
+        """Bytes of the write-ahead log so far."""
+        return int(await self.connection.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
+
+    async def databases(self) -> set[str]:
+        """The names of all databases."""
+        return {row["datname"] for row in await self.connection.fetch("SELECT datname FROM pg_database")}
+
+    async def transactions(self) -> dict[str, int]:
+        """Committed and rolled back transactions of each database, once its idle backends have told theirs."""
+        await asyncio.sleep(_IDLE_FLUSH_SECONDS)
+        rows = await self.connection.fetch("SELECT datname, xact_commit + xact_rollback AS total FROM pg_stat_database")
+        return {row["datname"]: row["total"] for row in rows if row["datname"]}
+
+    async def settings(self) -> dict[str, str]:
+        """The settings that a reader of the figures wants to know."""
+        return {name: await self.connection.fetchval("SELECT current_setting($1)", name) for name in _SHOWN}
+
+    @asynccontextmanager
+    async def without_autovacuum(self) -> AsyncIterator[None]:
+        """Its workers' transactions would be counted too."""
+        await self._reconfigure("ALTER SYSTEM SET autovacuum = off")
+        try:
+            yield
+        finally:
+            await self._reconfigure("ALTER SYSTEM RESET autovacuum")
+
+    async def _reconfigure(self, statement: str) -> None:
+        await self.connection.execute(statement)
+        await self.connection.execute("SELECT pg_reload_conf()")
+
+
+@asynccontextmanager
+async def private_postgres(folder: Path) -> AsyncIterator[Postgres]:
+    """A server of its own in ``folder``, with PostgreSQL's default durability."""
+    async with embedded(folder / "data") as private:
+        connection = await asyncpg.connect(private.url)
+        try:
+            data = await connection.fetchval("SELECT current_setting('data_directory')")
+            pid = int((Path(data) / "postmaster.pid").read_text().split()[0])
+            yield Postgres(private.url, pid, connection)
+        finally:
+            await connection.close()

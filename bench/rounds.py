@@ -1,0 +1,128 @@
+"""A run: every workload on every target, round by round, so that a slow minute slows all of them alike."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.audit import Audit
+from bench.cpu import family_mebibytes
+from bench.grpc_target import limit, ours, ours_jwt
+from bench.postgres import Postgres
+from bench.target import PeerUnavailable, Target
+from bench.window import Sample, measure, perform
+from bench.workloads import Workload
+
+Cell = tuple[str, str]  # workload, target
+Open = Callable[[str, Path], AbstractAsyncContextManager[Target]]
+PACE = {"ogx": 0.1}  # share of the operations of those that would take many times as long
+OWN: dict[str, Open] = {"limit": limit, "ours": ours, "ours-jwt": ours_jwt}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A target and the databases that came with it: the one it was given, and any it made."""
+
+    target: Target
+    databases: frozenset[str]
+
+
+@dataclass
+class Run:
+    """The targets, and what was found out about them so far."""
+
+    postgres: Postgres
+    places: Sequence[Place]
+    workloads: Sequence[Workload]
+    samples: dict[Cell, list[Sample]] = field(default_factory=dict)
+    audits: dict[str, Audit | None] = field(default_factory=dict)
+    transactions: dict[Cell, float] = field(default_factory=dict)
+    mebibytes: dict[str, float] = field(default_factory=dict)
+    streams: dict[str, list[Sample]] = field(default_factory=dict)  # calls one by one first
+    _kept: dict[Cell, list[str]] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> list[Target]:
+        """Whom the workloads call."""
+        return [place.target for place in self.places]
+
+    async def warm_up(self) -> None:
+        """Makes the conversations that are kept, then a round that is forgotten: it fills pools and caches."""
+        for workload in self.workloads:
+            for target in self.targets if workload.kept else ():
+                self._kept[workload.name, target.name] = await _paced(workload, target).ready(target)
+        for name in {name for place in self.places for name in place.databases}:
+            await self.postgres.settle(name)
+        await self._round(0)
+        self.samples.clear()
+
+    async def rounds(self, count: int) -> None:
+        """Measures ``count`` times, the targets in another order each time."""
+        for number in range(count):
+            print(f"round {number + 1} of {count}", flush=True)
+            await self._round(number)
+        self.mebibytes = {target.name: family_mebibytes(target.pid) for target in self.targets}
+
+    async def _round(self, number: int) -> None:
+        turn = number % len(self.targets)
+        for workload in self.workloads:
+            for target in (*self.targets[turn:], *self.targets[:turn]):
+                conversations = await self._ready(workload, target)
+                sample, audited = await measure(target, _paced(workload, target), conversations, self.postgres)
+                self.samples.setdefault((workload.name, target.name), []).append(sample)
+                if workload.audited:
+                    self._note(target.name, audited)
+
+    def _note(self, name: str, audited: Audit | None) -> None:
+        before = self.audits.get(name, Audit())
+        self.audits[name] = before + audited if before and audited else None
+
+    async def _ready(self, workload: Workload, target: Target) -> list[str]:
+        if workload.kept:
+            return self._kept[workload.name, target.name]
+        return await _paced(workload, target).ready(target)
+
+    async def count_transactions(self) -> None:
+        """Apart from the rounds: the server's counts come late, so every workload waits for them."""
+        async with self.postgres.without_autovacuum():
+            ready = {
+                (work.name, it.name): await self._ready(work, it) for work in self.workloads for it in self.targets
+            }
+            before = await self.postgres.transactions()
+            for work in self.workloads:
+                print(f"counting transactions: {work.name}", flush=True)
+                for target in self.targets:
+                    await perform(target, _paced(work, target), ready[work.name, target.name])
+                after = await self.postgres.transactions()
+                for place in self.places:
+                    total = sum(after[name] - before.get(name, 0) for name in place.databases)
+                    self.transactions[work.name, place.target.name] = total / _paced(work, place.target).count
+                before = after
+
+
+def _paced(workload: Workload, target: Target) -> Workload:
+    return workload.paced(PACE.get(target.name, 1.0))
+
+
+@asynccontextmanager
+async def opened(postgres: Postgres, folder: Path, openers: dict[str, Open]) -> AsyncIterator[list[Place]]:
+    """Each target with a database and a folder of its own; a peer that cannot run here is said and left out."""
+    async with AsyncExitStack() as stack:
+        places = []
+        for name, opener in openers.items():
+            before, own = await postgres.databases(), folder / name
+            own.mkdir()
+            try:
+                target = await stack.enter_async_context(opener(await postgres.database(name), own))
+            except PeerUnavailable as missing:
+                print(f"{name} is left out: {missing}", flush=True)
+                continue
+            places.append(Place(target, frozenset(await postgres.databases() - before)))
+        yield places
+
+
+def peers() -> dict[str, Open]:
+    """The services of others that can be measured beside ours."""
+    from bench.ogx import ogx  # noqa: PLC0415 - only a run with peers needs it
+
+    return {"ogx": ogx}
