@@ -17,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from server import tls, versions
+from server.complaint import Complaint
+from server.errors import Failure
 from server.identity import source_of
 from server.interceptors import interceptors
 from server.interceptors.access import needs
@@ -188,7 +190,7 @@ async def _purge_for_ever(settings: Settings, url: str) -> None:
         await asyncio.sleep(settings.purge_every_minutes * 60)
         try:
             purged = await purge(url, settings.purge_after)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (Failure, Complaint, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             log.warning("purge failed", error=type(error).__name__)
         else:
             log.info("purged", **vars(purged) if purged else {"skipped": "another process is at it"})

@@ -95,12 +95,16 @@ def free_port() -> int:
         return int(made.getsockname()[1])
 
 
-def user_of(direct: str) -> dict[str, Any]:
-    """Who may use the socket of a private PostgreSQL; PgBouncer does not run as root either."""
+def as_user_of(direct: str) -> list[str]:
+    """What starts a program as who may use the socket of a private PostgreSQL; PgBouncer does not run as root either.
+
+    A program of its own: Popen's ``user`` makes it fork, which gRPC's threads do not bear.
+    """
     if os.geteuid():
-        return {}
+        return []
     place = Path(parse_qs(urlsplit(direct).query).get("host", ["/nowhere"])[0])
-    return {"user": place.stat().st_uid if place.exists() else 65534, "group": 65534, "extra_groups": []}
+    user = place.stat().st_uid if place.exists() else 65534
+    return ["setpriv", f"--reuid={user}", "--regid=65534", "--clear-groups"]
 
 
 @contextmanager
@@ -116,9 +120,8 @@ def bouncer(direct: str, *changes: tuple[str, str]) -> Iterator[Bouncer]:
         (folder / "pgbouncer.ini").write_text(text)
         with (folder / "log").open("wb") as log:
             assert PROGRAM
-            process: subprocess.Popen[bytes] = subprocess.Popen(
-                [PROGRAM, folder / "pgbouncer.ini"], stderr=log, **user_of(direct)
-            )
+            command = [*as_user_of(direct), PROGRAM, str(folder / "pgbouncer.ini")]
+            process: subprocess.Popen[bytes] = subprocess.Popen(command, stderr=log)
         try:
             wait_for(process, port, folder / "log")
             yield Bouncer(f"postgresql://postgres@127.0.0.1:{port}/conversations", direct)
