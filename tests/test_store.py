@@ -19,8 +19,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from structlog.testing import capture_logs
 
+from server.app import _purge_for_ever
 from server.errors import StoreUnavailable
+from server.settings import load
 from server.store import database as database_module
 from server.store.database import Bounds, DatabaseUnfit, connected
 from server.store.embedded import embedded
@@ -490,3 +493,20 @@ async def test_text_is_compared_byte_for_byte(postgres: str, template: str) -> N
     )
     async with fresh_database(postgres, template) as url, engine_of(url) as engine, engine.connect() as connection:
         assert [] == (await connection.execute(query)).all()
+
+
+# -- the purge beside the calls
+
+
+async def test_the_purge_outlives_the_database() -> None:
+    """A database that cannot be reached is told of, and asked again."""
+    settings = load(purge_every_minutes=0.0005, database_url="postgresql://127.0.0.1:1/nothing")
+    with capture_logs() as lines:
+        task = asyncio.create_task(_purge_for_ever(settings, "postgresql://127.0.0.1:1/nothing"))
+        async with asyncio.timeout(20):
+            while len(lines) < 2 and not task.done():
+                await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert {"purge failed"} == {line["event"] for line in lines}
