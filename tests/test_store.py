@@ -504,7 +504,7 @@ async def test_the_purge_outlives_the_database() -> None:
     with capture_logs() as lines:
         task = asyncio.create_task(_purge_for_ever(settings, "postgresql://127.0.0.1:1/nothing"))
         async with asyncio.timeout(20):
-            while len(lines) < 2 and not task.done():
+            while len(lines) < 2 and not task.done():  # noqa: ASYNC110 - the lines come from a task
                 await asyncio.sleep(0.02)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
