@@ -28,7 +28,7 @@ from server.store.requests import Reservation
 _UNDONE = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
 TURNS = 4  # of the event loop in which appends gather before a statement
 MAX_ITEMS = 1_000  # of a statement of many
-MAX_BYTES = 1024 * 1024  # likewise; a larger append goes alone
+MAX_BYTES = 1024 * 1024  # likewise; an append of more than a quarter goes alone
 
 
 @dataclass(slots=True, eq=False)
