@@ -26,7 +26,7 @@ from server.store.predicate import Permission
 from server.store.requests import Reservation
 
 _UNDONE = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
-TURNS = 4  # of the event loop in which appends gather before a statement
+TURNS = 16  # of the event loop in which appends gather before a statement
 MAX_ITEMS = 1_000  # of a statement of many
 MAX_BYTES = 1024 * 1024  # likewise; an append of more than a quarter goes alone
 

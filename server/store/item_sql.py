@@ -152,8 +152,9 @@ def page(
         .limit(bindparam("count", type_=Integer))
         .lateral("page")
     )
+    asked = [position.label("position")] if by_id else []  # NULL for an id that is not there
     return compiled(
-        select(page.c.sequence, page.c.body, position.label("position"))
+        select(page.c.sequence, page.c.body, *asked)
         .select_from(conversations.outerjoin(page, true()))
         .where(visible_one(read))
         .order_by(page.c.sequence.desc() if descending else page.c.sequence)

@@ -159,7 +159,7 @@ class ItemStore:
         rows = await self._page(access, values, shape, count, by_id=isinstance(cursor, str), descending=descending)
         if not rows:
             raise ConversationNotFound(conversation_id)
-        if rows[0]["position"] is None:
+        if isinstance(cursor, str) and rows[0]["position"] is None:
             raise FieldInvalid(Violation("after", "no such item in this conversation", "after.exists"))
         page = [StoredItem(row["sequence"], row["body"]) for row in rows[:count] if row["body"] is not None]
         return page, rows[0]["sequence"] is not None and len(page) < len(rows)

@@ -16,7 +16,7 @@ import asyncpg
 from server.errors import DeadlineExceeded
 from server.store.statement import Statement
 
-TURNS = 6  # of the event loop in which reads gather
+TURNS = 24  # of the event loop in which reads gather
 MOST = 8  # reads in one round trip
 
 Rows: TypeAlias = list[asyncpg.Record]
