@@ -19,7 +19,8 @@ _CAVEATS = """\
   together shared it.
 - Bytes of the write-ahead log contain the full pages that follow a checkpoint.
 - Resident memory counts pages that processes of one family share for each of them.
-- Of OGX a tenth of the operations is measured, or the run would take hours.
+- Of OGX a tenth of the operations is measured, or the run would take hours. What the audit calls lost there was
+  acknowledged and is in its table, but its own pages leave it out.
 - Percentiles are of the operations of a round; the tables give the median of the rounds.
 """
 _MADE = """\
