@@ -25,7 +25,7 @@ from server.app import _purge_for_ever
 from server.errors import StoreUnavailable
 from server.settings import load
 from server.store import database as database_module
-from server.store.database import Bounds, DatabaseUnfit, connected
+from server.store.database import Bounds, Database, DatabaseUnfit, connected
 from server.store.embedded import embedded
 from server.store.migrate import HEAD, MigrationFailed, migrate, revision
 from server.store.purge import Purged, purge
@@ -419,6 +419,14 @@ SESSION = """
            (SELECT count(*) FROM pg_cursors WHERE is_holdable) AS cursors"""
 
 
+async def given_back(database: Database, size: int) -> None:
+    """Waits for statements whose callers have gone, until the pool has all of its connections."""
+    async with asyncio.timeout(20):
+        while database.pool.get_idle_size() < database.pool.get_size() or database._leases._idle:
+            await database._leases._return(size)
+            await asyncio.sleep(0.01)
+
+
 async def test_connections_keep_no_state(postgres: str, template: str) -> None:
     """After calls of every kind, pooled connections have no setting, lock, channel or transaction of their own."""
     size = 4
@@ -442,8 +450,8 @@ async def test_connections_keep_no_state(postgres: str, template: str) -> None:
 
         await asyncio.gather(*map(calls, range(12)))
         async with AsyncExitStack() as stack:
+            await given_back(served.database, size)
             pool = served.database.pool
-            await served.database._leases._return(size)
             connections = [await stack.enter_async_context(pool.acquire(timeout=2)) for _ in range(size)]
             found = [tuple(await connection.fetchrow(SESSION)) for connection in connections]
             assert not any(connection.is_in_transaction() for connection in connections)
