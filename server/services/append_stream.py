@@ -59,6 +59,7 @@ class AppendStream:
         """
         reader = asyncio.create_task(self._read(requests))
         stopper = asyncio.create_task(self._stopped(reader))
+        taken: Taken = None
         try:
             while (taken := await self._line.get()) is not None:
                 self._room.release()
@@ -67,16 +68,22 @@ class AppendStream:
             current_request.set(self._first)  # the audit tells the conversation
             stopper.cancel()
             reader.cancel()
-            self._abandon()
+            self._abandon(taken)
 
-    def _abandon(self) -> None:
-        """Appends that nobody waits for any more are left out, unless their statement is under way."""
-        while not self._line.empty():
-            taken = self._line.get_nowait()
+    def _abandon(self, taken: Taken) -> None:
+        """Appends that nobody waits for any more are left out, unless their statement is under way.
+
+        All at once, the one that was to be answered too: one that is left out and another
+        behind it that is not would change the order.
+        """
+        while True:
             if isinstance(taken, Append):
                 taken.placed.cancel()
             elif isinstance(taken, asyncio.Task):
                 taken.cancel()
+            if self._line.empty():
+                return
+            taken = self._line.get_nowait()
 
     async def _stopped(self, reader: "asyncio.Task[None]") -> None:
         await self._draining.wait()

@@ -1,5 +1,6 @@
 """Items: append, read, list and delete, and what a write that changed no row means."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -64,8 +65,11 @@ class ItemStore:
         self._appends.queue(append)
 
     async def result(self, append: Append) -> list[StoredItem]:
-        """What became of an append that was queued; as `append` otherwise."""
-        return await self._result(append, await append.placed)
+        """What became of an append that was queued; as `append` otherwise.
+
+        A caller that goes leaves it in line: those behind it must not overtake it.
+        """
+        return await self._result(append, await asyncio.shield(append.placed))
 
     async def _place(self, append: Append) -> int | None:
         """Places one append in a statement of its own: the last sequence before it, None when it was not placed."""
