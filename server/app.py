@@ -61,7 +61,7 @@ class Store:
 class Serving:
     """A server that accepts calls."""
 
-    address: str  # with the port in use when 0 was asked for
+    addresses: tuple[str, ...]  # with the port in use where 0 was asked for
     store: Store
     policy: PolicyFile
 
@@ -69,6 +69,11 @@ class Serving:
     def name(self) -> str:
         """Of the database, for people."""
         return self.store.name
+
+    @property
+    def address(self) -> str:
+        """The first of the addresses."""
+        return self.addresses[0]
 
     def reload(self) -> None:
         """Has the policy read again; safe in a signal handler."""
@@ -137,7 +142,7 @@ async def serving(settings: Settings, worker: int | None = None) -> AsyncIterato
         server = server_of(settings, chain)
         health_pb2_grpc.add_HealthServicer_to_server(check, server)
         await _add_services(server, settings, store.database, running)
-        address = bind(server, settings.listen, credentials)
+        addresses = tuple(bind(server, listen, credentials) for listen in settings.listen)
         await server.start()
         stack.push_async_callback(drain, server, check, running, settings.grace_seconds)
         for name in ("", *SERVICES):
@@ -146,7 +151,7 @@ async def serving(settings: Settings, worker: int | None = None) -> AsyncIterato
         if settings.purge_every_minutes and not worker:
             await stack.enter_async_context(_meanwhile(_purge_for_ever(settings, store.url)))
         _keep_collector_off()
-        yield Serving(address, store, policy)
+        yield Serving(addresses, store, policy)
 
 
 async def _add_services(server: grpc.aio.Server, settings: Settings, database: Database, running: Running) -> None:

@@ -29,7 +29,10 @@ item_app = typer.Typer(no_args_is_help=True, help="Look at stored items.")
 app.add_typer(item_app, name="item")
 app.add_typer(policy_app, name="policy")
 
-Listen = Annotated[str | None, typer.Option(help="Address to serve, host:port or unix:/path. [127.0.0.1:50051]")]
+Listen = Annotated[
+    list[str] | None,
+    typer.Option(help="Address to serve, host:port or unix:/path; may be repeated. [127.0.0.1:50051]"),
+]
 DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://… of PostgreSQL 15 or newer.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the private PostgreSQL.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that serve the address. [1]")]
@@ -72,7 +75,7 @@ def serve(
     """Serve until Ctrl-C or SIGTERM."""
     from server import logs
 
-    settings = load(listen=listen, database_url=database_url, data_dir=data_dir, workers=workers)
+    settings = load(listen=listen or None, database_url=database_url, data_dir=data_dir, workers=workers)
     logs.configure(settings.log_level, settings.log_format)
     _run(_serve(settings))
 
@@ -88,7 +91,7 @@ async def _serve(settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is a policy to reload
     async with serving(settings) if settings.workers == 1 else serving_by_workers(settings) as running:
         loop.add_signal_handler(signal.SIGHUP, running.reload)
-        print(f"Conversation Service on {running.address}, {running.name}", flush=True)
+        print(f"Conversation Service on {' and '.join(running.addresses)}, {running.name}", flush=True)
         await stop.wait()
         print("Stopping …", flush=True)
 

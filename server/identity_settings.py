@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -101,7 +101,7 @@ class IdentitySettings(BaseSettings):
         return value
 
 
-def identity_problems(settings: IdentitySettings, listen: str) -> list[str]:
+def identity_problems(settings: IdentitySettings, listen: Sequence[str]) -> list[str]:
     """Each combination of settings that cannot be meant."""
     by_source = {"jwt": _jwt_problems, "mtls": _mtls_problems, "proxy": _proxy_problems}
     check = by_source.get(settings.identity)
@@ -116,7 +116,7 @@ def _strangers(settings: IdentitySettings) -> Iterable[str]:
             yield from (f"{name}: belongs to identity={source}, but identity={settings.identity}" for name in given)
 
 
-def _jwt_problems(settings: IdentitySettings, _listen: str) -> Iterable[str]:
+def _jwt_problems(settings: IdentitySettings, _listen: Sequence[str]) -> Iterable[str]:
     for name in ("jwt_issuer", "jwt_audience", "jwt_jwks"):
         if not getattr(settings, name):
             yield f"{name}: identity=jwt needs it"
@@ -126,7 +126,9 @@ def _jwt_problems(settings: IdentitySettings, _listen: str) -> Iterable[str]:
             yield f"jwt_attribute_claims: {name} is not in attribute_names"
 
 
-def _mtls_problems(settings: IdentitySettings, _listen: str) -> Iterable[str]:
+def _mtls_problems(settings: IdentitySettings, listen: Sequence[str]) -> Iterable[str]:
+    if any(each.startswith("unix:") for each in listen):
+        yield "listen: identity=mtls needs host:port; TLS is not served on a Unix socket"
     if not settings.tls_client_ca:
         yield "tls_client_ca: identity=mtls needs it"
     if bool(settings.mtls_trust_domains) == settings.mtls_subjects:
@@ -135,9 +137,9 @@ def _mtls_problems(settings: IdentitySettings, _listen: str) -> Iterable[str]:
         yield "mtls_trust_domains: must be names such as prod.example, without spiffe:// and path"
 
 
-def _proxy_problems(settings: IdentitySettings, listen: str) -> Iterable[str]:
-    if not (listen.startswith("unix:") or settings.proxy_spiffe_ids):
-        yield "listen: identity=proxy trusts a Unix socket; set one, or proxy_spiffe_ids"
+def _proxy_problems(settings: IdentitySettings, listen: Sequence[str]) -> Iterable[str]:
+    if not (settings.proxy_spiffe_ids or all(each.startswith("unix:") for each in listen)):
+        yield "listen: identity=proxy trusts a Unix socket; set nothing else, or proxy_spiffe_ids"
     if settings.proxy_spiffe_ids and not settings.tls_client_ca:
         yield "tls_client_ca: proxy_spiffe_ids needs it"
     if not all(name.startswith("spiffe://") for name in settings.proxy_spiffe_ids):

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha.reflection import aio as reflection
 from server.complaint import Complaint
 from server.interceptors.around import Chain
 from server.interceptors.running import Running
-from server.settings import Settings
+from server.settings import Settings, is_socket
 
 log = structlog.get_logger(__name__)
 
@@ -37,15 +37,22 @@ def built(settings: Settings, chain: Chain) -> grpc.aio.Server:
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # A token may have 8 KiB; between this and the absolute limit calls are refused by chance.
-        ("grpc.max_metadata_size", 16 * 1024),
-        ("grpc.absolute_max_metadata_size", 20 * 1024),
-        ("grpc.max_concurrent_streams", 100),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes // 4 * 5),
+        ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+        ("grpc.max_connection_age_ms", _milliseconds(settings.connection_age_seconds)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(settings.connection_age_grace_seconds)),
+        ("grpc.max_connection_idle_ms", _milliseconds(settings.connection_idle_seconds)),
+        ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout_seconds)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.min_ping_interval_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
     return grpc.aio.server(interceptors=[chain], options=options)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def reflect(server: grpc.aio.Server, names: Iterable[str]) -> None:
@@ -66,18 +73,21 @@ def _reflection_handler(name: str, servicer: reflection.ReflectionServicer) -> g
 
 
 def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
-    """The address in use.
+    """The address in use; a Unix socket is guarded by its mode, and without TLS.
 
     Raises:
         StartFailed: It is taken, or not ours to use.
     """
-    if listen.startswith("unix:"):
+    if is_socket(listen):
         _clear_socket(Path(listen.removeprefix("unix:")))
     try:
-        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
+        if credentials is None or is_socket(listen):
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, credentials)
     except RuntimeError as error:
         raise cannot_listen(listen) from error
-    if listen.startswith("unix:"):
+    if is_socket(listen):
         Path(listen.removeprefix("unix:")).chmod(0o660)  # a sidecar of the same group connects (traps §2.20)
         return listen
     return f"{listen.rpartition(':')[0]}:{port}"

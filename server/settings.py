@@ -2,29 +2,30 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.complaint import Complaint
-from server.identity_settings import IdentitySettings, identity_problems, is_loopback
+from server.identity_settings import IdentitySettings, Names, identity_problems, is_loopback
+from server.operation_settings import OperationSettings, host_port
+from server.transport_settings import Seconds, TransportSettings
 
 PREFIX = "CONVERSATIONS_"
 _SCHEMES = ("postgresql://", "postgres://")
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 class SettingsInvalid(Complaint):
     """Every wrong setting, one a line, without the values."""
 
 
-class Settings(IdentitySettings):
-    """The service's settings; the description of each is its line in the README."""
+class BasicSettings(BaseSettings):
+    """Where to serve, and what the data is kept in."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
-
-    listen: str = Field("127.0.0.1:50051", description="Address to serve: `host:port` or `unix:/path`.")
+    listen: Names = Field(
+        ("127.0.0.1:50051",), description="Addresses to serve: `host:port` or `unix:/path`, comma separated."
+    )
     database_url: SecretStr | None = Field(
         None, description="`postgresql://…` of PostgreSQL 15 or newer; unset: a private one is started."
     )
@@ -38,27 +39,26 @@ class Settings(IdentitySettings):
         1, description="Processes that serve the address; more than one need `host:port`."
     )
     pool_size: Annotated[int, Field(ge=1, le=500)] = Field(10, description="Database connections of each worker.")
-    max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = Field(
-        32 * 1024 * 1024, description="Largest request and response."
-    )
-    max_item_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(
-        16 * 1024 * 1024, description="Largest item, serialized."
-    )
-    default_deadline_seconds: Seconds = Field(30.0, description="Limit on a call without a deadline.")
-    max_deadline_seconds: Seconds = Field(60.0, description="Limit on any call's deadline.")
     statement_timeout_seconds: Seconds = Field(5.0, description="Limit on one SQL statement.")
-    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
-        10.0, description="From SIGTERM to the end of running calls."
-    )
     purge_after_hours: Annotated[float, Field(ge=0, le=876_600)] = Field(
         24.0 * 30, description="How long deleted rows are kept; 0 removes them at the next purge."
     )
     purge_every_minutes: Annotated[float, Field(ge=0, le=525_960)] = Field(
         60.0, description="How often to purge; 0 leaves it to `purge`."
     )
+    request_id_hours: Annotated[float, Field(gt=0, le=8_760)] = Field(
+        24.0, description="How long a `request_id` is remembered."
+    )
     unsafe_durability: bool = Field(
         default=False, description="Accept a database with fsync or synchronous_commit off."
     )
+
+
+class Settings(OperationSettings, TransportSettings, IdentitySettings, BasicSettings):
+    """The service's settings; the description of each is its line in the README."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
+
     policy_file: Path | None = Field(
         None, description="Access policy, YAML; unset: owners and those who share an attribute, or the one user."
     )
@@ -68,19 +68,12 @@ class Settings(IdentitySettings):
         validate_default=True,
         description="Serve another address than loopback or a Unix socket without identity.",
     )
-    reflection: bool = Field(default=True, description="Serve gRPC reflection.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
-    log_format: Literal["console", "json"] = Field("console", description="`console` for people, `json` for machines.")
 
     @field_validator("listen")
     @classmethod
-    def _an_address(cls, value: str) -> str:
-        if value.startswith("unix:") and len(value) > len("unix:"):
-            return value
-        host, colon, port = value.rpartition(":")
-        bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
-        if bare or not (host and colon and port.isascii() and port.isdigit() and int(port) < 2**16):
-            raise ValueError("must be host:port, [ipv6]:port or unix:/path")
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value) or not all(map(_is_address, value)):
+            raise ValueError("must be host:port, [ipv6]:port or unix:/path, or several of them, each once")
         return value
 
     @field_validator("database_url", "pgbouncer_url")
@@ -102,7 +95,7 @@ class Settings(IdentitySettings):
     @field_validator("workers")
     @classmethod
     def _an_address_to_share(cls, value: int, others: ValidationInfo) -> int:
-        if value > 1 and others.data.get("listen", "").startswith("unix:"):
+        if value > 1 and any(map(is_socket, others.data.get("listen", ()))):
             raise ValueError(f"must be 1 to serve a Unix socket ({PREFIX}LISTEN), which processes cannot share")
         return value
 
@@ -116,7 +109,7 @@ class Settings(IdentitySettings):
     @field_validator("allow_anonymous")
     @classmethod
     def _strangers_are_let_in_on_purpose(cls, value: bool, others: ValidationInfo) -> bool:  # noqa: FBT001
-        anonymous = others.data.get("identity") == "none" and not is_local(others.data.get("listen", "unix:"))
+        anonymous = others.data.get("identity") == "none" and not all(map(is_local, others.data.get("listen", ())))
         if anonymous and not value:
             raise ValueError(f"must be true to serve an address that others reach ({PREFIX}LISTEN) without identity")
         return value
@@ -164,6 +157,18 @@ def items_bytes(message_bytes: int) -> int:
     return message_bytes // 16 * 15
 
 
+def is_socket(listen: str) -> bool:
+    """Whether the address is a Unix socket."""
+    return listen.startswith("unix:")
+
+
 def is_local(listen: str) -> bool:
     """Whether only this machine can reach the address."""
-    return listen.startswith("unix:") or is_loopback(listen.rpartition(":")[0])
+    return is_socket(listen) or is_loopback(listen.rpartition(":")[0])
+
+
+def _is_address(value: str) -> bool:
+    try:
+        return value.removeprefix("unix:") != "" if is_socket(value) else bool(host_port(value))
+    except ValueError:
+        return False

@@ -100,9 +100,11 @@ class End:
 class Workers:
     """As many workers as wanted, each started again when it ends."""
 
-    def __init__(self, address: str, name: str, count: int, start: Callable[[int], Any], patience: float) -> None:
+    def __init__(
+        self, addresses: tuple[str, ...], name: str, count: int, start: Callable[[int], Any], patience: float
+    ) -> None:
         """``start`` makes the process of a number; ``patience``: seconds from SIGTERM to SIGKILL."""
-        self.address = address
+        self.addresses = addresses
         self.name = name  # of the database
         self._count = count
         self._start = start
@@ -205,11 +207,12 @@ async def serving_by_workers(settings: Settings) -> AsyncIterator[Workers]:
         WorkersFailed: In the words of the worker that could not start.
         StartFailed: The address or the schema cannot be used.
     """
-    with reserved(settings.listen) as address:
+    with ExitStack() as stack:
+        addresses = tuple(stack.enter_context(reserved(listen)) for listen in settings.listen)
         async with prepared(settings) as (url, name):
-            job = json.dumps({"listen": address, "database_url": url, "workers": settings.workers}).encode()
+            job = json.dumps({"listen": addresses, "database_url": url, "workers": settings.workers}).encode()
             patience = settings.grace_seconds + _MARGIN
-            workers = Workers(address, name, settings.workers, lambda number: _started(number, job), patience)
+            workers = Workers(addresses, name, settings.workers, lambda number: _started(number, job), patience)
             async with workers.kept():
                 yield workers
 

@@ -11,6 +11,17 @@ from server.settings import PREFIX, Settings, SettingsInvalid, load
 ROOT = Path(__file__).parents[1]
 SECRET = "hunter2-very-secret"
 WRONG = {
+    "listen": f"nowhere-{SECRET}",
+    "database_url": f"mysql://user:{SECRET}@host/db",
+    "pgbouncer_url": f"mysql://user:{SECRET}@host/db",
+    "migrate": f"maybe-{SECRET}",
+    "workers": "-77123",
+    "pool_size": "-77123",
+    "statement_timeout_seconds": f"long-{SECRET}",
+    "purge_after_hours": "-77123",
+    "purge_every_minutes": "-77123",
+    "request_id_hours": "-77123",
+    "unsafe_durability": f"maybe-{SECRET}",
     "identity": f"trust-{SECRET}",
     "attribute_names": f"Roles {SECRET}",
     "jwt_jwks": f"ftp://{SECRET}",
@@ -19,26 +30,32 @@ WRONG = {
     "mtls_trust_domains": f"NOT {SECRET}",
     "mtls_subjects": f"maybe-{SECRET}",
     "proxy_spiffe_ids": f"NOT {SECRET}",
-    "listen": f"nowhere-{SECRET}",
-    "database_url": f"mysql://user:{SECRET}@host/db",
-    "pgbouncer_url": f"mysql://user:{SECRET}@host/db",
-    "migrate": f"maybe-{SECRET}",
-    "workers": "-77123",
-    "pool_size": "-77123",
     "max_message_bytes": "-77123",
     "max_item_bytes": f"much-{SECRET}",
+    "max_metadata_bytes": "-77123",
+    "max_calls_per_connection": "-77123",
+    "max_calls": "-77123",
+    "max_streams": "-77123",
+    "max_streams_per_principal": "-77123",
     "default_deadline_seconds": "-77123",
     "max_deadline_seconds": "-77123",
-    "statement_timeout_seconds": f"long-{SECRET}",
+    "connection_age_seconds": "-77123",
+    "connection_age_grace_seconds": "-77123",
+    "connection_idle_seconds": "-77123",
+    "keepalive_seconds": "-77123",
+    "keepalive_timeout_seconds": "-77123",
+    "min_ping_interval_seconds": "-77123",
     "grace_seconds": "-77123",
-    "purge_after_hours": "-77123",
-    "purge_every_minutes": "-77123",
-    "audit_permits": f"maybe-{SECRET}",
-    "unsafe_durability": f"maybe-{SECRET}",
-    "allow_anonymous": f"maybe-{SECRET}",
+    "profile": f"test-{SECRET}",
     "reflection": f"maybe-{SECRET}",
+    "admin_listen": f"nowhere-{SECRET}",
+    "metrics_listen": f"nowhere-{SECRET}",
+    "tracing": f"maybe-{SECRET}",
+    "access_log": f"maybe-{SECRET}",
     "log_level": f"loud-{SECRET}",
     "log_format": f"xml-{SECRET}",
+    "audit_permits": f"maybe-{SECRET}",
+    "allow_anonymous": f"maybe-{SECRET}",
 }
 ANY_VALUE_IS_RIGHT = {
     "data_dir",
@@ -110,13 +127,13 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(variable("listen"), "127.0.0.1:1")
     monkeypatch.setenv(variable("pool_size"), "3")
     found = load(listen="127.0.0.1:2", pool_size=None)
-    assert ("127.0.0.1:2", 3) == (found.listen, found.pool_size)
+    assert (("127.0.0.1:2",), 3) == (found.listen, found.pool_size)
 
 
 def test_a_wrong_variable_behind_a_flag_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a flag replaces need not be right."""
     monkeypatch.setenv(variable("listen"), "nowhere")
-    assert "127.0.0.1:2" == load(listen="127.0.0.1:2").listen
+    assert ("127.0.0.1:2",) == load(listen="127.0.0.1:2").listen
 
 
 def test_the_database_url_is_a_secret() -> None:
@@ -143,7 +160,7 @@ PUBLIC = ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.org:1", "localhost.examp
 @pytest.mark.parametrize("listen", LOCAL)
 def test_anyone_here_is_served(listen: str) -> None:
     """An address that only this machine reaches needs no identity."""
-    assert listen == load(listen=listen).listen
+    assert (listen,) == load(listen=listen).listen
 
 
 @pytest.mark.parametrize("listen", PUBLIC)
@@ -152,7 +169,7 @@ def test_anyone_elsewhere_is_not_served(listen: str) -> None:
     told = refusal(listen=listen)
     assert variable("listen") in told
     assert "allow_anonymous" in told.lower()
-    assert listen == load(listen=listen, allow_anonymous=True).listen
+    assert (listen,) == load(listen=listen, allow_anonymous=True).listen
 
 
 def test_a_public_address_is_told_with_the_rest() -> None:
@@ -166,6 +183,31 @@ def test_a_public_address_is_told_with_the_rest() -> None:
 def test_an_address_has_a_form(listen: str) -> None:
     """What is no host with a port and no socket is refused."""
     assert variable("listen") in refusal(listen=listen)
+
+
+def test_several_addresses() -> None:
+    """Addresses are separated by commas; one that others reach is seen among those that they do not."""
+    assert ("127.0.0.1:1", "unix:/tmp/socket") == load(listen="127.0.0.1:1, unix:/tmp/socket").listen
+    assert "allow_anonymous" in refusal(listen="127.0.0.1:1,0.0.0.0:1").lower()
+    assert variable("listen") in refusal(listen="127.0.0.1:1,127.0.0.1:1")
+    assert variable("workers") in refusal(listen="127.0.0.1:1,unix:/tmp/socket", workers=2)
+
+
+PRODUCTION = {
+    "reflection": False,
+    "admin_listen": "127.0.0.1:50052",
+    "metrics_listen": "127.0.0.1:9464",
+    "log_format": "json",
+}
+
+
+def test_a_profile_is_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile of production sets what nobody else has set, by flag or variable."""
+    assert PRODUCTION == {name: getattr(load(profile="prod"), name) for name in PRODUCTION}
+    monkeypatch.setenv(variable("profile"), "prod")
+    monkeypatch.setenv(variable("reflection"), "true")
+    monkeypatch.setenv(variable("admin_listen"), "")
+    assert (True, "", "json") == (load().reflection, load().admin_listen, load().log_format)
 
 
 def test_settings_do_not_change() -> None:

@@ -340,7 +340,7 @@ def shells(script: str, patience: float = SOON) -> Workers:
     async def start(number: int) -> Process:
         return await asyncio.create_subprocess_exec("sh", "-c", script, stdin=PIPE, stdout=PIPE)
 
-    return Workers("nowhere:1", "no database", 2, start, patience)
+    return Workers(("nowhere:1",), "no database", 2, start, patience)
 
 
 async def test_a_start_that_cannot_succeed_ends() -> None:

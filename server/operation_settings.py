@@ -1,0 +1,60 @@
+"""Settings of what operators see and may do while the service runs."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import BaseSettings
+
+PROD = {
+    "reflection": False,
+    "admin_listen": "127.0.0.1:50052",
+    "metrics_listen": "127.0.0.1:9464",
+    "log_format": "json",
+}
+
+
+def host_port(value: str) -> str:
+    """The value, if it is an address on the network.
+
+    Raises:
+        ValueError: It is not.
+    """
+    host, colon, port = value.rpartition(":")
+    bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    if bare or not (host and colon and port.isascii() and port.isdigit() and int(port) < 2**16):
+        raise ValueError("must be host:port or [ipv6]:port")
+    return value
+
+
+def _host_port_or_nothing(value: str) -> str:
+    return value and host_port(value)
+
+
+Address = Annotated[str, AfterValidator(_host_port_or_nothing)]
+
+
+class OperationSettings(BaseSettings):
+    """Reflection, metrics, traces and logs."""
+
+    profile: Literal["dev", "prod"] = Field(
+        "dev", description="`prod`: reflection on the admin address only, admin and metrics on loopback, logs as JSON."
+    )
+    reflection: bool = Field(default=True, description="Serve gRPC reflection to callers; unset in `prod`: no.")
+    admin_listen: Address = Field(
+        "", description="`host:port` of admin service, channelz and reflection; unset in `prod`: 127.0.0.1:50052."
+    )
+    metrics_listen: Address = Field(
+        "", description="`host:port` of metrics for Prometheus; unset in `prod`: 127.0.0.1:9464."
+    )
+    tracing: bool = Field(default=False, description="Send traces by OTLP, as the `OTEL_*` variables say.")
+    access_log: bool = Field(default=False, description="Log each call: method, code, milliseconds, principal, trace.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe line to log.")
+    log_format: Literal["console", "json"] = Field(
+        "console", description="`console` for people, `json` for machines; unset in `prod`: `json`."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_profile_says(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """What is not given is as in the profile."""
+        return PROD | given if given.get("profile") == "prod" else given
