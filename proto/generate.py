@@ -1,5 +1,7 @@
 """Makes ``generated/`` from ``proto/``, and the descriptor images that buf reads.
 
+``generated/`` is the Python modules, and the descriptors with their comments, which reflection serves.
+
 It needs no network: Google's files come from googleapis-common-protos, protoc
 from grpcio-tools, and the rules of ``buf/validate`` from the descriptor inside
 the protovalidate package.
@@ -11,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,6 +26,8 @@ from protovalidate._gen.buf.validate import validate_pb
 PROTO = Path(__file__).parent
 GENERATED = PROTO.parent / "generated"
 VALIDATE = "buf/validate/validate.proto"
+DETAILS = "google/rpc/error_details.proto"  # of errors: no file of the contract imports it
+DESCRIPTORS = "conversations/v1/descriptors.binpb"
 INCLUDES = (
     Path(field_behavior_pb2.__file__).parents[2],  # google/api, google/rpc
     Path(grpc_tools.__file__).parent / "_proto",  # google/protobuf
@@ -37,6 +42,38 @@ def modules(out: Path) -> None:
     services = [name for name in own if name.endswith("_service.proto")]
     _protoc(PROTO, [f"--python_out={out}", f"--mypy_out=quiet:{out}"], [*own, VALIDATE])
     _protoc(PROTO, [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"], services)
+    descriptors(out / DESCRIPTORS)
+
+
+def descriptors(out: Path) -> None:
+    """Writes the descriptors of all that a client meets, with the comments of our own files.
+
+    The Python modules have no comments: protoc leaves them out. It leaves JSON names out
+    too, and so does this: without them grpcurl prints the names of the contract.
+    """
+    own = _names(PROTO)
+    _protoc(PROTO, ["--include_imports", "--include_source_info", f"--descriptor_set_out={out}"], [*own, DETAILS])
+    files = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
+    for file in files.file:
+        kept = [place for place in file.source_code_info.location if file.name in own and _is_comment(place)]
+        file.ClearField("source_code_info")
+        file.source_code_info.location.extend(kept)
+        for field in _fields(file):
+            field.ClearField("json_name")
+    out.write_bytes(files.SerializeToString(deterministic=True))
+
+
+def _is_comment(place: descriptor_pb2.SourceCodeInfo.Location) -> bool:
+    return bool(place.leading_comments or place.trailing_comments or place.leading_detached_comments)
+
+
+def _fields(file: descriptor_pb2.FileDescriptorProto) -> Iterator[descriptor_pb2.FieldDescriptorProto]:
+    yield from file.extension
+    messages = list(file.message_type)
+    for message in messages:  # it grows meanwhile
+        yield from message.field
+        yield from message.extension
+        messages.extend(message.nested_type)
 
 
 def image(out: Path, proto: Path = PROTO) -> None:

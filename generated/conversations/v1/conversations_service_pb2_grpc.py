@@ -111,7 +111,8 @@ class ConversationsServiceServicer:
 
     def CreateConversation(self, request, context):
         """Creates a conversation with up to 20 first items, all or nothing. Metadata
-        is kept as sent.
+        is kept as sent. A call that is repeated creates another one unless it has a
+        `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,15 +144,17 @@ class ConversationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListConversations(self, request, context):
-        """Lists the conversations that the caller may read, newest first. Others do
-        not show, and there is no total: a count over them would tell of them.
+        """Lists the conversations that the caller may read, newest first, 20 a page, 100
+        at most. Others do not show, and there is no total: a count over them would
+        tell of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateItems(self, request, context):
-        """Appends 1 to 20 items in request order, all or none.
+        """Appends 1 to 20 items in request order, all or none. A call that is repeated
+        appends again unless it has a `request_id` or an `expected_last_sequence`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +193,8 @@ class ConversationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListItems(self, request, context):
-        """Lists items by `sequence`, newest first unless told otherwise.
+        """Lists items by `sequence`, newest first unless told otherwise, 20 a page, 100
+        at most.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,8 @@ class ConversationsServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ConversationsServiceAsyncStub: ...
     CreateConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.CreateConversationRequest, _conversation_pb2.Conversation]
     """Creates a conversation with up to 20 first items, all or nothing. Metadata
-    is kept as sent.
+    is kept as sent. A call that is repeated creates another one unless it has a
+    `request_id`.
     """
     GetConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.GetConversationRequest, _conversation_pb2.Conversation]
     """Gets one conversation, without its items."""
@@ -59,11 +60,14 @@ class ConversationsServiceStub:
     answers NOT_FOUND, a second delete too. Items copied elsewhere stay.
     """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.ListConversationsRequest, _conversations_service_pb2.ListConversationsResponse]
-    """Lists the conversations that the caller may read, newest first. Others do
-    not show, and there is no total: a count over them would tell of them.
+    """Lists the conversations that the caller may read, newest first, 20 a page, 100
+    at most. Others do not show, and there is no total: a count over them would
+    tell of them.
     """
     CreateItems: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.CreateItemsRequest, _conversations_service_pb2.CreateItemsResponse]
-    """Appends 1 to 20 items in request order, all or none."""
+    """Appends 1 to 20 items in request order, all or none. A call that is repeated
+    appends again unless it has a `request_id` or an `expected_last_sequence`.
+    """
     AppendItems: _grpc.StreamStreamMultiCallable[_conversations_service_pb2.AppendItemsRequest, _conversations_service_pb2.AppendItemsResponse]
     """Appends over a stream: for callers with many small appends, several times the
     items per second of CreateItems. The first message names the conversation.
@@ -84,7 +88,9 @@ class ConversationsServiceStub:
     missing.
     """
     ListItems: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.ListItemsRequest, _conversations_service_pb2.ListItemsResponse]
-    """Lists items by `sequence`, newest first unless told otherwise."""
+    """Lists items by `sequence`, newest first unless told otherwise, 20 a page, 100
+    at most.
+    """
     DeleteItem: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteItemRequest, _conversation_pb2.Conversation]
     """Deletes one item and returns the conversation, as the source API does. The
     item's place stays: it can still be the `after` of a list.
@@ -103,7 +109,8 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.CreateConversationRequest, _conversation_pb2.Conversation]  # type: ignore[assignment]
     """Creates a conversation with up to 20 first items, all or nothing. Metadata
-    is kept as sent.
+    is kept as sent. A call that is repeated creates another one unless it has a
+    `request_id`.
     """
     GetConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.GetConversationRequest, _conversation_pb2.Conversation]  # type: ignore[assignment]
     """Gets one conversation, without its items."""
@@ -118,11 +125,14 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     answers NOT_FOUND, a second delete too. Items copied elsewhere stay.
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.ListConversationsRequest, _conversations_service_pb2.ListConversationsResponse]  # type: ignore[assignment]
-    """Lists the conversations that the caller may read, newest first. Others do
-    not show, and there is no total: a count over them would tell of them.
+    """Lists the conversations that the caller may read, newest first, 20 a page, 100
+    at most. Others do not show, and there is no total: a count over them would
+    tell of them.
     """
     CreateItems: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.CreateItemsRequest, _conversations_service_pb2.CreateItemsResponse]  # type: ignore[assignment]
-    """Appends 1 to 20 items in request order, all or none."""
+    """Appends 1 to 20 items in request order, all or none. A call that is repeated
+    appends again unless it has a `request_id` or an `expected_last_sequence`.
+    """
     AppendItems: _aio.StreamStreamMultiCallable[_conversations_service_pb2.AppendItemsRequest, _conversations_service_pb2.AppendItemsResponse]  # type: ignore[assignment]
     """Appends over a stream: for callers with many small appends, several times the
     items per second of CreateItems. The first message names the conversation.
@@ -143,7 +153,9 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     missing.
     """
     ListItems: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.ListItemsRequest, _conversations_service_pb2.ListItemsResponse]  # type: ignore[assignment]
-    """Lists items by `sequence`, newest first unless told otherwise."""
+    """Lists items by `sequence`, newest first unless told otherwise, 20 a page, 100
+    at most.
+    """
     DeleteItem: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteItemRequest, _conversation_pb2.Conversation]  # type: ignore[assignment]
     """Deletes one item and returns the conversation, as the source API does. The
     item's place stays: it can still be the `after` of a list.
@@ -165,7 +177,8 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_conversation_pb2.Conversation, _abc.Awaitable[_conversation_pb2.Conversation]]:
         """Creates a conversation with up to 20 first items, all or nothing. Metadata
-        is kept as sent.
+        is kept as sent. A call that is repeated creates another one unless it has a
+        `request_id`.
         """
 
     @_abc_1.abstractmethod
@@ -204,8 +217,9 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversations_service_pb2.ListConversationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_conversations_service_pb2.ListConversationsResponse, _abc.Awaitable[_conversations_service_pb2.ListConversationsResponse]]:
-        """Lists the conversations that the caller may read, newest first. Others do
-        not show, and there is no total: a count over them would tell of them.
+        """Lists the conversations that the caller may read, newest first, 20 a page, 100
+        at most. Others do not show, and there is no total: a count over them would
+        tell of them.
         """
 
     @_abc_1.abstractmethod
@@ -214,7 +228,9 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversations_service_pb2.CreateItemsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_conversations_service_pb2.CreateItemsResponse, _abc.Awaitable[_conversations_service_pb2.CreateItemsResponse]]:
-        """Appends 1 to 20 items in request order, all or none."""
+        """Appends 1 to 20 items in request order, all or none. A call that is repeated
+        appends again unless it has a `request_id` or an `expected_last_sequence`.
+        """
 
     @_abc_1.abstractmethod
     def AppendItems(
@@ -259,7 +275,9 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversations_service_pb2.ListItemsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_conversations_service_pb2.ListItemsResponse, _abc.Awaitable[_conversations_service_pb2.ListItemsResponse]]:
-        """Lists items by `sequence`, newest first unless told otherwise."""
+        """Lists items by `sequence`, newest first unless told otherwise, 20 a page, 100
+        at most.
+        """
 
     @_abc_1.abstractmethod
     def DeleteItem(

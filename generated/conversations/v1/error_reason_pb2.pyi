@@ -52,7 +52,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 14
     """OUT_OF_RANGE. Older than what is kept; read again from the start."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 15
-    """RESOURCE_EXHAUSTED, with RetryInfo."""
+    """RESOURCE_EXHAUSTED, with RetryInfo; `limit`. So many run at once already."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 16
     """UNAVAILABLE, with RetryInfo."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 17
@@ -102,7 +102,7 @@ ERROR_REASON_SEQUENCE_MISMATCH: ErrorReason.ValueType  # 13
 ERROR_REASON_RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 14
 """OUT_OF_RANGE. Older than what is kept; read again from the start."""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 15
-"""RESOURCE_EXHAUSTED, with RetryInfo."""
+"""RESOURCE_EXHAUSTED, with RetryInfo; `limit`. So many run at once already."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 16
 """UNAVAILABLE, with RetryInfo."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17
