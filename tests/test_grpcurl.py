@@ -8,14 +8,21 @@ from typing import Any
 
 import pytest
 from conversations.v1 import conversations_service_pb2
+from conversations.v1.error_reason_pb2 import ErrorReason
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    ExtensionRequest,
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+)
 
-from server.app import SERVICES
+from server.app import CONTRACT, SERVICES
 from tests.conftest import Service
 
 SERVICE = SERVICES[0]
 
+INVALID_ARGUMENT, NOT_FOUND = 3, 5
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
 needs_grpcurl = pytest.mark.skipif(not shutil.which("grpcurl"), reason="grpcurl is not installed")
@@ -53,15 +60,39 @@ async def test_list_shows_the_services(service: Service) -> None:
     ("symbol", "says"),
     [
         (SERVICE, "rpc CreateItems ( .conversations.v1.CreateItemsRequest )"),
+        (SERVICE, "\n// Conversations and their items: the OpenAI Conversations API with types."),
+        (f"{SERVICE}.CreateItems", "\n// Appends 1 to 20 items in request order, all or none."),
+        (f"{SERVICE}.CreateItems", 'option (.conversations.v1.access) = { resource: "item", action: "create" };'),
         ("conversations.v1.Item", ".conversations.v1.FunctionCall function_call = 9"),
+        ("conversations.v1.Item", "// One entry of a conversation."),
+        ("conversations.v1.Item.sequence", "// Position in the conversation, from 1, without gaps"),
         ("conversations.v1.NewItem", "oneof source {"),
+        ("conversations.v1.NewItem.source", "is a one-of"),
+        (
+            "conversations.v1.ListItemsRequest",
+            "  // Optional. Default 20, at most 100; larger values are lowered to 100.",
+        ),
+        ("conversations.v1.AppendItemsResponse.Appended", "// Of the first item; the others follow without a gap."),
         ("conversations.v1.ErrorReason", "ERROR_REASON_SEQUENCE_MISMATCH = 13;"),
+        ("conversations.v1.ERROR_REASON_SEQUENCE_MISMATCH", "// ABORTED; `lastSequence`, the present one."),
+        ("conversations.v1.access", "// Required on every method of this package."),
         ("conversations.v1.Conversation", "buf.validate.field"),
+        ("google.rpc.BadRequest.FieldViolation", "string description = 2;"),
+        (f"{HEALTH}.Check", "rpc Check ( .grpc.health.v1.HealthCheckRequest )"),
+        (REFLECTION[0], "rpc ServerReflectionInfo ( stream .grpc.reflection.v1.ServerReflectionRequest )"),
+        (REFLECTION[1], "rpc ServerReflectionInfo ( stream .grpc.reflection.v1alpha.ServerReflectionRequest )"),
     ],
 )
 async def test_describe_shows_the_contract(service: Service, symbol: str, says: str) -> None:
-    """Services, messages and enums are described with their options."""
+    """Whatever has a name is described, with its options and with the comment that the contract has on it."""
     assert says in await grpcurl("-plaintext", service.address, "describe", symbol)
+
+
+@needs_grpcurl
+@pytest.mark.parametrize("symbol", ["conversations.v1.Nothing", f"{SERVICE}.Nothing", "conversations.v1"])
+async def test_describe_of_nothing(service: Service, symbol: str) -> None:
+    """A name that nothing has is told as such."""
+    assert f"Symbol not found: {symbol}" in await grpcurl("-plaintext", service.address, "describe", symbol, code=1)
 
 
 @needs_grpcurl
@@ -152,30 +183,94 @@ async def reflected(service: Service, name: str, *requests: ServerReflectionRequ
 @pytest.mark.parametrize("name", REFLECTION)
 async def test_both_reflections_answer(service: Service, name: str) -> None:
     """Clients of either version learn the services and their files, dependencies included."""
-    services, files, unknown = await reflected(
-        service,
-        name,
+    requests = (
         ServerReflectionRequest(list_services=""),
-        ServerReflectionRequest(file_containing_symbol=SERVICE),
+        ServerReflectionRequest(file_containing_symbol=SERVICE, host="example"),
         ServerReflectionRequest(file_containing_symbol="conversations.v1.Nothing"),
     )
+    services, files, unknown = answers = await reflected(service, name, *requests)
     assert {*SERVICES, HEALTH, *REFLECTION} == {each.name for each in services.list_services_response.service}
-    protos = [FileDescriptorProto.FromString(each) for each in files.file_descriptor_response.file_descriptor_proto]
-    assert "conversations/v1/conversations_service.proto" in {proto.name for proto in protos}
-    assert 5 == unknown.error_response.error_code
+    assert CONTRACT[0].name == described(files)[0].name
+    assert "google/api/http.proto" in {proto.name for proto in described(files)}  # by way of annotations.proto
+    assert "example" == files.valid_host
+    assert NOT_FOUND == unknown.error_response.error_code
+    assert list(requests) == [answer.original_request for answer in answers]
+
+
+def described(answer: ServerReflectionResponse) -> list[FileDescriptorProto]:
+    """The files of an answer."""
+    assert not answer.HasField("error_response"), answer
+    return [FileDescriptorProto.FromString(each) for each in answer.file_descriptor_response.file_descriptor_proto]
 
 
 @pytest.mark.parametrize("name", REFLECTION)
 async def test_reflection_is_complete(service: Service, name: str) -> None:
     """Every file that a described file imports can be asked for."""
     known: dict[str, FileDescriptorProto] = {}
-    wanted = {"conversations/v1/conversations_service.proto", "conversations/v1/error_reason.proto"}
+    wanted = {CONTRACT[0].name, ErrorReason.DESCRIPTOR.file.name}
     while wanted:
         asked = [ServerReflectionRequest(file_by_filename=each) for each in sorted(wanted)]
         for answer in await reflected(service, name, *asked):
-            assert not answer.HasField("error_response"), answer
-            for each in answer.file_descriptor_response.file_descriptor_proto:
-                proto = FileDescriptorProto.FromString(each)
-                known[proto.name] = proto
+            known |= {proto.name: proto for proto in described(answer)}
         wanted = {each for proto in known.values() for each in proto.dependency} - set(known)
     assert {"google/api/annotations.proto", "buf/validate/validate.proto"} <= set(known)
+
+
+async def test_every_file_is_the_one_that_runs(service: Service) -> None:
+    """But for its comments, what reflection tells is what the server serves: `descriptors.binpb` is not stale."""
+    files = [file for each in CONTRACT for file in (each, *each.dependencies) if file.package == CONTRACT[0].package]
+    asked = [ServerReflectionRequest(file_by_filename=file.name) for file in files]
+    for file, answer in zip(files, await reflected(service, REFLECTION[0], *asked), strict=True):
+        runs, told = FileDescriptorProto(), described(answer)[0]
+        file.CopyToProto(runs)
+        assert told.source_code_info.location
+        told.ClearField("source_code_info")
+        assert runs == told
+
+
+async def test_every_method_and_value_is_found(service: Service) -> None:
+    """Each by its full name, in the file that declares it."""
+    found = {f"{method.full_name}": file.name for file in CONTRACT for method in methods(file)}
+    reasons = ErrorReason.DESCRIPTOR
+    found |= {f"{reasons.file.package}.{value.name}": reasons.file.name for value in reasons.values}
+    asked = [ServerReflectionRequest(file_containing_symbol=each) for each in found]
+    told = await reflected(service, REFLECTION[0], *asked)
+    assert list(found.values()) == [described(answer)[0].name for answer in told]
+
+
+def methods(file: FileDescriptor) -> list[MethodDescriptor]:
+    """Those of all services of a file."""
+    return [method for each in file.services_by_name.values() for method in each.methods]
+
+
+async def test_extensions_are_found(service: Service) -> None:
+    """By their message and number, and the numbers by the message; what is not there is not found."""
+    options = "google.protobuf.FieldOptions"
+    by_number = [
+        ServerReflectionRequest(file_containing_extension=ExtensionRequest(containing_type=each, extension_number=no))
+        for each, no in ((options, 50202), (options, 1159), (options, 1), ("conversations.v1.Nothing", 1))
+    ]
+    by_type = [
+        ServerReflectionRequest(all_extension_numbers_of_type=each)
+        for each in (options, "conversations.v1.Item", SERVICE)
+    ]
+    item_type, validate, *unknown, numbers, none, no_message = await reflected(
+        service, REFLECTION[0], *by_number, *by_type
+    )
+    assert "conversations/v1/options.proto" == described(item_type)[0].name
+    assert "buf/validate/validate.proto" == described(validate)[0].name
+    assert [NOT_FOUND] * 3 == [each.error_response.error_code for each in (*unknown, no_message)]
+    told = numbers.all_extension_numbers_response
+    assert (options, sorted(told.extension_number)) == (told.base_type_name, list(told.extension_number))
+    assert {1052, 1159, 50202, 50203, 50204} <= set(told.extension_number)
+    assert none.HasField("all_extension_numbers_response")
+    assert not none.all_extension_numbers_response.extension_number
+
+
+async def test_a_question_of_no_known_kind(service: Service) -> None:
+    """It is told so, and the stream goes on."""
+    strange, services = await reflected(
+        service, REFLECTION[0], ServerReflectionRequest(host="x"), ServerReflectionRequest(list_services="")
+    )
+    assert INVALID_ARGUMENT == strange.error_response.error_code
+    assert services.list_services_response.service
