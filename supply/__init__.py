@@ -1,0 +1,1 @@
+"""What this project is made of that others wrote: packages, their versions and their licences."""
