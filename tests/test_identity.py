@@ -46,7 +46,7 @@ from server.interceptors.failures import Failures
 from server.interceptors.identity import Identify
 from server.policy.principal import Principal, current_principal
 from server.settings import Settings, SettingsInvalid, load
-from server.tls import TlsUnfit, credentials_of
+from server.tls import TlsUnfit, watched
 from tests.conftest import fresh_database, problem, running
 
 ISSUER, AUDIENCE = "https://issuer.example", "conversations"
@@ -929,12 +929,12 @@ def test_tls_files_are_checked(tls_files: dict[str, Path], authority: Authority,
     other, text = tmp_path / "key", tmp_path / "text"
     other.write_bytes(authority.issue("x")[0])
     text.write_text("no PEM")
-    assert credentials_of(settings()) is None
-    assert credentials_of(settings(**tls_files)) is not None
+    assert watched(settings()) is None
+    assert watched(settings(**tls_files)) is not None
     wrong = [("tls_key", other), ("tls_key", text), ("tls_certificate", text), ("tls_client_ca", text)]
     for name, path in [*wrong, ("tls_key", tmp_path / "none")]:
         with pytest.raises(TlsUnfit, match=name):
-            credentials_of(settings(**tls_files | {name: path}))
+            watched(settings(**tls_files | {name: path}))
 
 
 # --- the whole service

@@ -1,0 +1,127 @@
+"""PEM files of TLS, read and checked: what is wrong is said here, not by gRPC to every client.
+
+`cryptography` is imported where it is used: a server without TLS saves 10 MB.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.complaint import Complaint
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
+
+
+class TlsUnfit(Complaint):
+    """A file for TLS cannot be used; the text is for the operator, and says nothing of what is in it."""
+
+
+@dataclass(frozen=True)
+class PemFile:
+    """A file, and what people know it by: a setting or an option."""
+
+    name: str
+    path: Path
+
+    def read(self) -> bytes:
+        """What it holds.
+
+        Raises:
+            TlsUnfit: It cannot be read.
+        """
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise TlsUnfit(f"{self.name}: the file cannot be read ({error.strerror}).") from None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A certificate with the chain that proves it, and its private key; they belong together."""
+
+    chain: bytes
+    key: bytes
+    expires_at: datetime
+
+
+def pair(certificate: PemFile, key: PemFile) -> Pair:
+    """What the two files hold.
+
+    Raises:
+        TlsUnfit: One of them cannot be used, or they are not of each other.
+    """
+    chain, secret = certificate.read(), key.read()
+    leaf = _certificates(certificate.name, chain)[0]
+    if _public_key(key.name, secret) != leaf.public_key():
+        raise TlsUnfit(f"{certificate.name}, {key.name}: not a pair, the first certificate is of another key.")
+    if leaf.not_valid_after_utc <= datetime.now(UTC):
+        raise TlsUnfit(f"{certificate.name}: the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC.")
+    return Pair(chain, secret, leaf.not_valid_after_utc)
+
+
+def authorities(file: PemFile) -> bytes:
+    """The certificates of CAs.
+
+    Raises:
+        TlsUnfit: It holds none, or something else beside them.
+    """
+    pem = file.read()
+    _certificates(file.name, pem)
+    return pem
+
+
+def name_of(pem: bytes) -> str | None:
+    """A name that gRPC finds in the certificate; None if it has none, as one with a SPIFFE id only."""
+    from cryptography import x509  # noqa: PLC0415
+
+    leaf = x509.load_pem_x509_certificate(pem)
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        common = leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        return str(common[0].value) if common else None
+    hosts = names.get_values_for_type(x509.DNSName)
+    found = [*hosts, *map(str, names.get_values_for_type(x509.IPAddress))]
+    return found[0].replace("*", "any", 1) if found else None
+
+
+def _certificates(name: str, pem: bytes) -> "list[x509.Certificate]":
+    from cryptography import x509  # noqa: PLC0415
+
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        found = []
+    if not found or len(found) < pem.count(_BEGIN):  # one that is cut off is not counted
+        raise TlsUnfit(f"{name}: holds no PEM certificate, or a broken one.")
+    return found
+
+
+def _public_key(name: str, pem: bytes) -> Any:
+    """Of a private key."""
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
+
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        raise TlsUnfit(f"{name}: holds no PEM private key without a password.") from None
+    if not _is_served(key):
+        raise TlsUnfit(f"{name}: must be RSA of 2048 bits or more, ECDSA on P-256, P-384 or P-521, or Ed25519.")
+    return key.public_key()
+
+
+def _is_served(key: Any) -> bool:
+    """Whether gRPC takes such a key, and a careful client the certificate."""
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa  # noqa: PLC0415
+
+    match key:
+        case rsa.RSAPrivateKey():
+            return key.key_size >= 2048
+        case ec.EllipticCurvePrivateKey():
+            return isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1)
+    return isinstance(key, ed25519.Ed25519PrivateKey)
