@@ -1,0 +1,48 @@
+// Command interop uses the service as a Go client does, and says after each step that it went well.
+package main
+
+//go:generate buf generate
+
+import (
+	"context"
+	"fmt"
+	"os"
+)
+
+func main() {
+	if err := run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	conn, err := dial(os.Getenv("TARGET"), os.Getenv("SERVICE_CONFIG"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+
+	s := newScenario(conn, os.Getenv("LOCKED"))
+	steps := []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"create", s.create},
+		{"append", s.append},
+		{"pages", s.pages},
+		{"etag", s.etag},
+		{"not_found", s.notFound},
+		{"denied", s.denied},
+		{"deadline", s.deadline},
+		{"stream", s.stream},
+		{"restart", s.restart},
+	}
+	for _, step := range steps {
+		if err := step.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+		fmt.Println("ok", step.name)
+	}
+	return nil
+}

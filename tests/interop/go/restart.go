@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	pb "interop/gen/conversations/v1"
+)
+
+const (
+	workers = 4
+	after   = 20 // calls of each kind once the server is back
+)
+
+// restart calls without pause while the server goes and comes back: no call may fail, no append be lost or doubled.
+// The retries are those of the service config; there is no other here.
+func (s *scenario) restart(ctx context.Context) error {
+	before, err := s.list(ctx, pb.Order_ORDER_ASCENDING, 100)
+	if err != nil {
+		return err
+	}
+	back, answered := restarted(), make([][]string, workers)
+	group, calls := errgroup.WithContext(ctx)
+	for w := range workers {
+		group.Go(func() (err error) {
+			answered[w], err = s.work(calls, back)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	items, err := s.list(ctx, pb.Order_ORDER_ASCENDING, 100)
+	if err != nil {
+		return err
+	}
+	return same(ids(items[len(before):]), slices.Concat(answered...))
+}
+
+// restarted asks for the restart; the channel is closed when the server is back.
+func restarted() <-chan struct{} {
+	fmt.Println("restart?")
+	back := make(chan struct{})
+	go func() {
+		defer close(back)
+		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+	}()
+	return back
+}
+
+// work returns the ids of the items that were appended as far as the answers tell.
+func (s *scenario) work(ctx context.Context, back <-chan struct{}) ([]string, error) {
+	var appended []string
+	for left := after; left > 0; {
+		select {
+		case <-back:
+			left--
+		default:
+		}
+		id, err := s.once(ctx)
+		if err != nil {
+			return nil, err
+		}
+		appended = append(appended, id)
+	}
+	return appended, nil
+}
+
+// once reads, and appends one item. The request id makes the append safe to retry.
+func (s *scenario) once(ctx context.Context) (string, error) {
+	id := s.conversation.GetId()
+	if _, err := s.client.GetConversation(ctx, &pb.GetConversationRequest{ConversationId: id}); err != nil {
+		return "", err
+	}
+	answer, err := s.client.CreateItems(ctx, &pb.CreateItemsRequest{
+		ConversationId: id,
+		Items:          []*pb.NewItem{text("still there?")},
+		RequestId:      uuid.NewString(),
+	})
+	if err != nil {
+		return "", err
+	}
+	return answer.GetItems()[0].GetId(), nil
+}
+
+// same compares what is stored with what was answered: lost, doubled and foreign items all show in it.
+func same(stored, answered []string) error {
+	slices.Sort(stored)
+	slices.Sort(answered)
+	if !slices.Equal(stored, answered) {
+		return fmt.Errorf("%d appends were answered, %d items are stored", len(answered), len(stored))
+	}
+	return nil
+}

@@ -1,0 +1,39 @@
+package interop;
+
+import com.google.gson.Gson;
+import com.google.gson.reflect.TypeToken;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
+import io.grpc.ManagedChannel;
+import io.grpc.ManagedChannelBuilder;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Map;
+
+/** Channels that behave as a service config says. */
+final class Channels {
+
+    private static final int MAX_MESSAGE_BYTES = 32 << 20; // the server's; Java receives 4 MiB unless told otherwise
+
+    private Channels() {}
+
+    /** The config is a default: one that a resolver finds goes before it. Its health checks need grpc-services. */
+    static ManagedChannel open(String target, Path serviceConfig) throws IOException {
+        ManagedChannelBuilder<?> builder = Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
+                .defaultServiceConfig(json(serviceConfig))
+                .enableRetry()
+                .perRpcBufferLimit(MAX_MESSAGE_BYTES) // a request that is larger is not retried; else 1 MiB
+                .retryBufferSize(4L * MAX_MESSAGE_BYTES) // of all calls under way; else 16 MiB
+                .maxInboundMessageSize(MAX_MESSAGE_BYTES);
+        if (target.startsWith("unix:")) {
+            builder.overrideAuthority("localhost"); // else the path, which is no host name
+        }
+        return builder.build();
+    }
+
+    /** With all numbers as Double, as gRPC wants them. */
+    private static Map<String, ?> json(Path file) throws IOException {
+        return new Gson().fromJson(Files.readString(file), new TypeToken<Map<String, ?>>() {});
+    }
+}

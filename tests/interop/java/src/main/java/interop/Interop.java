@@ -1,0 +1,57 @@
+package interop;
+
+import io.grpc.ManagedChannel;
+import java.nio.file.Path;
+import java.util.LinkedHashMap;
+import java.util.Map;
+
+/** Uses the service as a Java client does, and says after each step that it went well. */
+public final class Interop {
+
+    private interface Step {
+        void run() throws Exception;
+    }
+
+    private Interop() {}
+
+    public static void main(String[] args) throws Exception {
+        ManagedChannel channel = Channels.open(env("TARGET"), Path.of(env("SERVICE_CONFIG")));
+        try {
+            run(steps(new Scenario(channel, env("LOCKED"))));
+        } catch (Exception | AssertionError problem) {
+            problem.printStackTrace();
+            System.exit(1); // a worker that failed leaves others at work
+        } finally {
+            channel.shutdownNow();
+        }
+    }
+
+    private static Map<String, Step> steps(Scenario scenario) {
+        Map<String, Step> steps = new LinkedHashMap<>();
+        steps.put("create", scenario::create);
+        steps.put("append", scenario::append);
+        steps.put("pages", scenario::pages);
+        steps.put("etag", scenario::etag);
+        steps.put("not_found", scenario::notFound);
+        steps.put("denied", scenario::denied);
+        steps.put("deadline", scenario::deadline);
+        steps.put("stream", scenario::stream);
+        steps.put("restart", () -> new Restart(scenario).run());
+        return steps;
+    }
+
+    private static void run(Map<String, Step> steps) throws Exception {
+        for (Map.Entry<String, Step> step : steps.entrySet()) {
+            step.getValue().run();
+            System.out.println("ok " + step.getKey());
+        }
+    }
+
+    private static String env(String name) {
+        String value = System.getenv(name);
+        if (value == null) {
+            throw new IllegalArgumentException("the environment variable " + name + " is missing");
+        }
+        return value;
+    }
+}

@@ -1,0 +1,72 @@
+package interop;
+
+import conversations.v1.ItemOuterClass.Item;
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.nio.charset.StandardCharsets;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.List;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
+
+/**
+ * Calls without pause while the server goes and comes back: no call may fail, no append be lost or doubled. The retries
+ * are those of the service config; there is no other here.
+ */
+final class Restart {
+
+    private static final int WORKERS = 4;
+    private static final int AFTER = 20; // calls of each kind once the server is back
+
+    private final Scenario scenario;
+    private final CountDownLatch back = new CountDownLatch(1);
+
+    Restart(Scenario scenario) {
+        this.scenario = scenario;
+    }
+
+    void run() throws Exception {
+        int before = scenario.all().size();
+        ExecutorService threads = Executors.newFixedThreadPool(WORKERS);
+        List<Future<List<String>>> working =
+                Collections.nCopies(WORKERS, threads).stream().map(each -> each.submit(this::work)).toList();
+        awaitRestart();
+        List<String> answered = new ArrayList<>();
+        for (Future<List<String>> ids : working) {
+            answered.addAll(ids.get());
+        }
+        threads.shutdown();
+        List<Item> items = scenario.all();
+        same(answered, Scenario.ids(items.subList(before, items.size())));
+    }
+
+    private void awaitRestart() throws IOException {
+        System.out.println("restart?");
+        new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8)).readLine();
+        back.countDown();
+    }
+
+    /** The ids of the items that were appended as far as the answers tell. */
+    private List<String> work() {
+        List<String> appended = new ArrayList<>();
+        for (int left = AFTER; left > 0; ) {
+            if (back.getCount() == 0) {
+                left--;
+            }
+            scenario.read();
+            appended.add(scenario.appendOne("still there?"));
+        }
+        return appended;
+    }
+
+    /** Lost, doubled and foreign items all show here. */
+    private static void same(List<String> answered, List<String> stored) {
+        Check.that(
+                answered.stream().sorted().toList().equals(stored.stream().sorted().toList()),
+                "%d appends were answered, %d items are stored".formatted(answered.size(), stored.size()));
+    }
+}

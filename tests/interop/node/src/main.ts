@@ -1,0 +1,33 @@
+/** Uses the service as a Node client does, and says after each step that it went well. */
+
+import { connect } from "./client.js";
+import { restart } from "./restart.js";
+import { Scenario } from "./scenario.js";
+
+const { TARGET = "", SERVICE_CONFIG = "", LOCKED = "" } = process.env;
+const client = connect(TARGET, SERVICE_CONFIG);
+const scenario = new Scenario(client, LOCKED);
+const steps: [string, () => Promise<void>][] = [
+  ["create", () => scenario.create()],
+  ["append", () => scenario.append()],
+  ["pages", () => scenario.pages()],
+  ["etag", () => scenario.etag()],
+  ["not_found", () => scenario.notFound()],
+  ["denied", () => scenario.denied()],
+  ["deadline", () => scenario.deadline()],
+  ["stream", () => scenario.stream()],
+  ["restart", () => restart(scenario)],
+];
+
+for (const [name, run] of steps) {
+  try {
+    await run();
+  } catch (error) {
+    console.error(`${name}:`, error);
+    process.exitCode = 1;
+    break;
+  }
+  console.log("ok", name);
+}
+client.close();
+process.stdin.destroy();

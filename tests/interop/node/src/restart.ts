@@ -1,0 +1,48 @@
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { once } from "node:events";
+
+import { CreateItemsRequest, Order } from "../gen/conversations/v1/conversations_service.js";
+import { call } from "./client.js";
+import { ids, type Scenario, text } from "./scenario.js";
+
+const workers = 4;
+const after = 20; // calls of each kind once the server is back
+
+/**
+ * Calls without pause while the server goes and comes back: no call may fail, no append be lost or doubled.
+ *
+ * The retries are those of the service config; there is no other here.
+ */
+export async function restart(scenario: Scenario): Promise<void> {
+  const before = await scenario.list(Order.ORDER_ASCENDING, 100);
+  let back = false;
+  void once(process.stdin, "data").then(() => (back = true));
+  console.log("restart?");
+
+  const work = async () => {
+    const appended: string[] = [];
+    for (let left = after; left > 0; left -= Number(back)) {
+      appended.push(await readAndAppend(scenario));
+    }
+    return appended;
+  };
+  const answered = (await Promise.all(Array.from({ length: workers }, work))).flat();
+
+  const items = await scenario.list(Order.ORDER_ASCENDING, 100);
+  // Lost, doubled and foreign items all show in it.
+  assert.deepEqual(ids(items.slice(before.length)).sort(), answered.sort());
+}
+
+/** The id of the item that was appended. The request id makes that safe to retry. */
+async function readAndAppend(scenario: Scenario): Promise<string> {
+  const { client, conversationId } = scenario;
+  await call(client, client.getConversation, scenario.get());
+  const request = CreateItemsRequest.create({
+    conversationId,
+    items: [text("still there?")],
+    requestId: randomUUID(),
+  });
+  const { items } = await call(client, client.createItems, request);
+  return items.map(({ id }) => id).join();
+}

@@ -1,0 +1,43 @@
+//! Clients that behave as a service config says, and what their errors say beside the code.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tonic::transport::{Endpoint, Uri};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::configured::Configured;
+use crate::pb::conversations_service_client::ConversationsServiceClient;
+
+pub type Client = ConversationsServiceClient<Configured>;
+
+const DOMAIN: &str = "conversations.v1";
+const MAX_MESSAGE_BYTES: usize = 32 << 20; // the server's; tonic receives 4 MiB unless told otherwise
+
+/// A client of `host:port` or `unix:/path`, without TLS. It connects when it is used.
+pub fn connect(target: &str, service_config: &str) -> Result<Client> {
+    let channel = endpoint(target)?
+        .connect_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(Duration::from_secs(30)) // notices a server that is gone without a word
+        .keep_alive_timeout(Duration::from_secs(10))
+        .connect_lazy();
+    let configured = Configured::new(channel, serde_json::from_str(service_config)?);
+    Ok(ConversationsServiceClient::new(configured)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+fn endpoint(target: &str) -> Result<Endpoint> {
+    if target.starts_with("unix:") {
+        let authority = Uri::from_static("http://localhost"); // tonic's own would be "tonic"
+        return Ok(Endpoint::from_shared(target.to_owned())?.origin(authority));
+    }
+    Ok(Endpoint::from_shared(format!("http://{target}"))?)
+}
+
+/// Whether the error has this code and this reason. Messages are for people and may change; reasons do not.
+pub fn is(status: &Status, code: Code, reason: &str) -> bool {
+    let told = status.get_details_error_info();
+    status.code() == code && told.is_some_and(|info| info.domain == DOMAIN && info.reason == reason)
+}

@@ -1,0 +1,49 @@
+//! Uses the service as a Rust client does, and says after each step that it went well.
+
+mod backoff;
+mod client;
+mod configured;
+mod health;
+mod restart;
+mod scenario;
+mod service_config;
+
+mod pb {
+    #![allow(dead_code, clippy::all)]
+    tonic::include_proto!("conversations.v1");
+}
+
+use std::{env, fs, process};
+
+use anyhow::{Context, Result};
+
+use scenario::Scenario;
+
+#[tokio::main]
+async fn main() {
+    if let Err(problem) = run().await {
+        eprintln!("{problem:#}"); // with what it came from
+        process::exit(1); // a return would wait for whoever still reads stdin
+    }
+}
+
+async fn run() -> Result<()> {
+    let config = fs::read_to_string(env::var("SERVICE_CONFIG")?)?;
+    let client = client::connect(&env::var("TARGET")?, &config)?;
+    let mut scenario = Scenario::new(client, env::var("LOCKED")?);
+    done("create", scenario.create().await)?;
+    done("append", scenario.append().await)?;
+    done("pages", scenario.pages().await)?;
+    done("etag", scenario.etag().await)?;
+    done("not_found", scenario.not_found().await)?;
+    done("denied", scenario.denied().await)?;
+    done("deadline", scenario.deadline().await)?;
+    done("stream", scenario.stream().await)?;
+    done("restart", restart::run(&scenario).await)
+}
+
+fn done(step: &'static str, outcome: Result<()>) -> Result<()> {
+    outcome.context(step)?;
+    println!("ok {step}");
+    Ok(())
+}
