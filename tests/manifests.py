@@ -1,0 +1,398 @@
+"""What is wrong with rendered manifests, beyond what the schemas of Kubernetes know.
+
+Each check takes the objects of one rendering and yields a sentence for each thing that does not fit; `problems` has
+those of all checks. "Ours" is a container with the service's image.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import PurePosixPath
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import click
+import typer.main
+from pydantic import ValidationError
+
+from server.cli import app
+from server.health import LIVENESS, READINESS, STARTUP
+from server.settings import PREFIX, Settings, is_socket
+from server.workers import _MARGIN as TO_CLOSE_UP
+
+Object = dict[str, Any]
+Objects = list[Object]
+Problems = Iterator[str]
+
+IMAGE = "conversation-service"
+UID = 65532
+CONNECTIONS = 100 - 3 - 2  # of PostgreSQL by default, but those of superusers, the migration's and the purge's
+MADE_ELSEWHERE = {"conversations-database": {"url"}, "conversations-tls": {"tls.crt", "tls.key", "ca.crt"}}
+OWNERS = ("Deployment", "Job")
+PROBES = {"startupProbe": STARTUP, "readinessProbe": READINESS, "livenessProbe": LIVENESS}
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A container of the service, and the pod it is in."""
+
+    objects: Objects
+    owner: Object
+    container: Object
+
+    @property
+    def pod(self) -> Object:
+        """The template."""
+        found: Object = self.owner["spec"]["template"]
+        return found
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """Its variables; what a Secret holds, as a made-up address of a database."""
+        found: dict[str, str] = {}
+        for source in self.container.get("envFrom", ()):
+            found |= named(self.objects, "ConfigMap", source["configMapRef"]["name"]).get("data", {})
+        return found | {each["name"]: each.get("value", "postgresql://x@y/z") for each in self.container["env"]}
+
+    @property
+    def is_sidecar(self) -> bool:
+        """Whether it is beside the application of its pod."""
+        return self.container in self.pod["spec"].get("initContainers", ())
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Its settings, by name."""
+        own = {name: value for name, value in self.environment.items() if name.startswith(PREFIX)}
+        return {name.removeprefix(PREFIX).lower(): value for name, value in own.items()}
+
+    @cached_property
+    def settings(self) -> Settings:
+        """As the service reads them: the image says the profile, and where to listen."""
+        return Settings(**({"profile": "prod", "listen": "0.0.0.0:50051"} | self.given))  # type: ignore[arg-type]
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """By name."""
+        return {port["name"]: port["containerPort"] for port in self.container.get("ports", ())}
+
+
+def ours(objects: Objects) -> list[Ours]:
+    """All containers of the service."""
+    return [
+        Ours(objects, owner, container)
+        for owner in of_kind(objects, *OWNERS)
+        for container in containers(owner)
+        if is_ours(container)
+    ]
+
+
+def servers(objects: Objects) -> list[Ours]:
+    """Those that serve."""
+    return [each for each in ours(objects) if each.container["args"][0] == "serve"]
+
+
+def containers(owner: Object) -> list[Object]:
+    """Of a Deployment or a Job."""
+    pod = owner["spec"]["template"]["spec"]
+    return [*pod.get("initContainers", ()), *pod["containers"]]
+
+
+def is_ours(container: Object) -> bool:
+    """By the image's name, whatever its registry and tag."""
+    return str(container["image"]).rpartition("/")[2].partition(":")[0] == IMAGE
+
+
+def named(objects: Objects, kind: str, name: str) -> Object:
+    """The object; an empty one if there is none."""
+    return next((each for each in objects if (kind, name) == (each["kind"], each["metadata"]["name"])), {})
+
+
+def of_kind(objects: Objects, *kinds: str) -> Objects:
+    """The objects of these kinds."""
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def standing(objects: Objects) -> list[Ours]:
+    """Those that serve in pods of their own."""
+    return [each for each in servers(objects) if not each.is_sidecar]
+
+
+# -- settings
+
+
+def settings_exist(objects: Objects) -> Problems:
+    """A variable that no setting reads is a setting somebody believes in."""
+    for each in ours(objects):
+        yield from (f"{name}: no setting" for name in each.given if name not in Settings.model_fields)
+
+
+def settings_are_taken(objects: Objects) -> Problems:
+    """Together they would not stop the start."""
+    for each in ours(objects):
+        try:
+            assert each.settings
+        except ValidationError as error:
+            yield from (f"settings: {problem['msg']}" for problem in error.errors())
+
+
+def files_are_mounted(objects: Objects) -> Problems:
+    """Each file that a setting names is a key of what is mounted there, and not by subPath, which never changes."""
+    for each in servers(objects):
+        mounted = set(_mounted(each))
+        for name, value in each.given.items():
+            if value.startswith("/") and PurePosixPath(value) not in mounted:
+                yield f"{name}: {value} is not mounted"
+
+
+def _mounted(each: Ours) -> Iterator[PurePosixPath]:
+    volumes = {volume["name"]: volume for volume in each.pod["spec"]["volumes"]}
+    for mount in each.container["volumeMounts"]:
+        volume = volumes[mount["name"]]
+        if "configMap" in volume and "subPath" not in mount:
+            keys = named(each.objects, "ConfigMap", volume["configMap"]["name"]).get("data", ())
+        else:
+            keys = MADE_ELSEWHERE.get(volume.get("secret", {}).get("secretName"), ())
+        yield from (PurePosixPath(mount["mountPath"]) / key for key in keys)
+
+
+def policy_is_accepted(objects: Objects) -> Problems:
+    """By the service's own check."""
+    for each in of_kind(objects, "ConfigMap"):
+        texts = [text for name, text in each["data"].items() if name == "policy.yaml"]
+        yield from (f"policy: {mistakes}" for text in texts if (mistakes := _mistakes(text)))
+
+
+@cache
+def _mistakes(policy: str) -> str:
+    with NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(policy)
+        file.flush()
+        command = [sys.executable, "-m", "server", "policy", "check", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{done.stdout}{done.stderr}" if done.returncode else ""
+
+
+def references_exist(objects: Objects) -> Problems:
+    """Each ConfigMap and Secret that is named is rendered, or known to be made elsewhere."""
+    known = {each["metadata"]["name"] for each in of_kind(objects, "ConfigMap", "Secret", "ServiceAccount")}
+    for each in ours(objects):
+        sources = [next(iter(source.values())) for source in each.container.get("envFrom", ())]
+        keys = [entry["valueFrom"]["secretKeyRef"] for entry in each.container["env"] if "valueFrom" in entry]
+        volumes = each.pod["spec"].get("volumes", ())
+        names = {source["name"] for source in (*sources, *keys)}
+        names |= {volume[kind][key] for volume in volumes for kind, key in _BY_NAME.items() if kind in volume}
+        names |= {each.pod["spec"]["serviceAccountName"]} if "serviceAccountName" in each.pod["spec"] else set()
+        yield from (f"{name}: nobody makes it" for name in sorted(names - known - MADE_ELSEWHERE.keys()))
+
+
+_BY_NAME = {"configMap": "name", "secret": "secretName"}
+
+
+# -- what runs, and how it is watched
+
+
+def one_image(objects: Objects) -> Problems:
+    """A migration of another version than the service would bring the wrong schema."""
+    images = {each.container["image"] for each in ours(objects)}
+    if len(images) != 1:
+        yield f"images: {', '.join(sorted(images)) or 'none'}"
+
+
+def commands_are_known(objects: Objects) -> Problems:
+    """What containers and exec probes run is a command of the service, with options it has."""
+    for each in ours(objects):
+        commands = [each.container["args"]]
+        for probe in (each.container[name] for name in PROBES if "exec" in each.container.get(name, {})):
+            prefix, rest = probe["exec"]["command"][:3], probe["exec"]["command"][3:]
+            yield from () if prefix == ["python", "-m", "server"] else [f"probe: {prefix} is not the service"]
+            commands.append(rest)
+        yield from (f"command: {problem}" for command in commands if (problem := _unknown(command)))
+
+
+def _unknown(arguments: list[str]) -> str:
+    command: Any = typer.main.get_command(app)
+    try:
+        with click.Context(command) as context:
+            name, found, rest = command.resolve_command(context, list(arguments))
+            found.make_context(name, rest, parent=context)
+    except click.ClickException as error:
+        return error.format_message()
+    except Exception as error:  # noqa: BLE001 - typer may bring a click of its own, with exceptions of its own
+        return str(error)
+    return ""
+
+
+def probes_ask_the_right_thing(objects: Objects) -> Problems:
+    """Each probe asks the health service by its own name; that of liveness, which restarts, never for the database."""
+    for each in servers(objects):
+        for name, service in PROBES.items():
+            probe = each.container.get(name)
+            if probe is None:
+                needed = name != "readinessProbe" or not each.is_sidecar
+                yield from [f"{name}: none"] if needed else ()
+            elif (asked := _asked(probe)) != service:
+                yield f"{name}: asks for {asked!r}"
+
+
+def _asked(probe: Object) -> str:
+    if "grpc" in probe:
+        return str(probe["grpc"].get("service", ""))
+    option, service = probe["exec"]["command"][-2:] if len(probe["exec"]["command"]) > 1 else ("", "")
+    return service if option == "--service" else ""
+
+
+def probes_reach_it(objects: Objects) -> Problems:
+    """The kubelet asks by gRPC without TLS, on the address of the pod."""
+    for each in servers(objects):
+        served = {port(listen) for listen in each.settings.listen if not is_socket(listen)}
+        plain = served if each.settings.tls_certificate is None else set()
+        asked = {each.container[name]["grpc"]["port"] for name in PROBES if "grpc" in each.container.get(name, {})}
+        yield from (f"probe: {number} is no port served without TLS" for number in sorted(asked - plain))
+
+
+def port(address: str) -> int:
+    """Of `host:port`."""
+    return int(address.rpartition(":")[2])
+
+
+def ports_agree(objects: Objects) -> Problems:
+    """Settings, container, scraping, Service and NetworkPolicy mean the same ports."""
+    for each in standing(objects):
+        annotations = each.pod["metadata"].get("annotations", {})
+        expected = {"grpc": port(each.settings.listen[0]), "metrics": port(each.settings.metrics_listen)}
+        if each.ports != expected:
+            yield f"ports: {each.ports}, but the settings say {expected}"
+        if annotations.get("prometheus.io/port") != str(expected["metrics"]):
+            yield f"ports: Prometheus is sent to {annotations.get('prometheus.io/port')}"
+        for name in _wanted(objects) - each.ports.keys():
+            yield f"ports: the container has no {name}"
+
+
+def _wanted(objects: Objects) -> set[Any]:
+    """Ports that others name."""
+    services = [each for each in of_kind(objects, "Service") if each["metadata"]["name"] == "conversations"]
+    targets = {entry["targetPort"] for each in services for entry in each["spec"]["ports"]}
+    rules = [rule for each in of_kind(objects, "NetworkPolicy") for rule in each["spec"]["ingress"]]
+    return targets | {entry["port"] for rule in rules for entry in rule["ports"]}
+
+
+# -- how pods are found, replaced and kept in
+
+
+def selectors_match(objects: Objects) -> Problems:
+    """Whoever selects pods selects some, a Service those of one owner alone."""
+    for each in of_kind(objects, "Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy"):
+        name, selector = f"{each['kind']} {each['metadata']['name']}", _selector(each)
+        found = [owner for owner in of_kind(objects, *OWNERS) if selector.items() <= _labels(owner).items()]
+        if not selector or not found or (each["kind"] == "Deployment" and each not in found):
+            yield f"{name}: selects nothing"
+        elif len(found) > 1 and each["kind"] != "NetworkPolicy":
+            yield f"{name}: selects pods of {len(found)} owners"
+
+
+def others_mean_the_deployment(objects: Objects) -> Problems:
+    """Pods are spread among their own kind, and the autoscaler has something to scale."""
+    for each in of_kind(objects, "Deployment"):
+        for spread in each["spec"]["template"]["spec"].get("topologySpreadConstraints", ()):
+            if not spread["labelSelector"]["matchLabels"].items() <= _labels(each).items():
+                yield "spread: over other pods"
+    for each in of_kind(objects, "HorizontalPodAutoscaler"):
+        target = each["spec"]["scaleTargetRef"]
+        yield from () if named(objects, target["kind"], target["name"]) else ["autoscaler: of nothing"]
+
+
+def _labels(owner: Object) -> dict[str, str]:
+    found: dict[str, str] = owner["spec"]["template"]["metadata"]["labels"]
+    return found
+
+
+def _selector(each: Object) -> dict[str, str]:
+    spec = each["spec"]
+    found: Object = spec.get("podSelector") or spec["selector"]
+    labels: dict[str, str] = found.get("matchLabels", {}) if each["kind"] != "Service" else found
+    return labels
+
+
+def nobody_is_privileged(objects: Objects) -> Problems:
+    """What the restricted profile of Kubernetes asks, and a file system that cannot be changed."""
+    for owner in of_kind(objects, *OWNERS):
+        pod = owner["spec"]["template"]["spec"]
+        for container in containers(owner):
+            context = pod.get("securityContext", {}) | container.get("securityContext", {})
+            for key, value in _RESTRICTED.items():
+                if context.get(key) != value:
+                    yield f"{container['name']}: {key} is {context.get(key)}"
+            if is_ours(container) and (UID, UID) != (context.get("runAsUser"), context.get("runAsGroup")):
+                yield f"{container['name']}: runs as {context.get('runAsUser')}:{context.get('runAsGroup')}"
+        for key in ("automountServiceAccountToken", "enableServiceLinks"):
+            yield from [f"{owner['metadata']['name']}: {key}"] if pod.get(key) is not False else ()
+
+
+_RESTRICTED: dict[str, Any] = {
+    "runAsNonRoot": True,
+    "readOnlyRootFilesystem": True,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def time_to_end(objects: Objects) -> Problems:
+    """SIGKILL comes after the grace of running calls and what follows it."""
+    for each in servers(objects):
+        needed = each.settings.grace_seconds + TO_CLOSE_UP
+        given = each.pod["spec"].get("terminationGracePeriodSeconds", 30)
+        if given <= needed:
+            yield f"terminationGracePeriodSeconds: {given}, must be more than {needed:g}"
+
+
+def rollouts_lose_nothing(objects: Objects) -> Problems:
+    """A pod goes when its successor is ready, and all of them together leave connections to the database."""
+    for each in standing(objects):
+        rolling = each.owner["spec"].get("strategy", {}).get("rollingUpdate", {})
+        if rolling.get("maxUnavailable") != 0:
+            yield f"rollout: maxUnavailable is {rolling.get('maxUnavailable')}"
+        for scaler in of_kind(objects, "HorizontalPodAutoscaler"):
+            pods = scaler["spec"]["maxReplicas"] + rolling.get("maxSurge", 1)
+            if (taken := pods * each.settings.workers * each.settings.pool_size) > CONNECTIONS:
+                yield f"rollout: {pods} pods take {taken} connections"
+
+
+def sockets_are_shared(objects: Objects) -> Problems:
+    """The folder of a Unix socket is a volume that every container of the pod has and its group may use."""
+    for each in ours(objects):
+        for listen in filter(is_socket, each.settings.listen):
+            folder = str(PurePosixPath(listen.removeprefix("unix:")).parent)
+            emptied = {volume["name"] for volume in each.pod["spec"].get("volumes", ()) if "emptyDir" in volume}
+            for container in containers(each.owner):
+                there = {mount["mountPath"] for mount in container.get("volumeMounts", ()) if mount["name"] in emptied}
+                yield from () if folder in there else [f"{container['name']}: has no {folder}"]
+            if each.pod["spec"]["securityContext"].get("fsGroup") != UID:
+                yield "fsGroup: not that of the socket"
+
+
+# What the others take for granted.
+_FIRST: tuple[Callable[[Objects], Problems], ...] = (references_exist, settings_exist, settings_are_taken)
+_THEN: tuple[Callable[[Objects], Problems], ...] = (
+    files_are_mounted,
+    policy_is_accepted,
+    one_image,
+    commands_are_known,
+    probes_ask_the_right_thing,
+    probes_reach_it,
+    ports_agree,
+    selectors_match,
+    others_mean_the_deployment,
+    nobody_is_privileged,
+    time_to_end,
+    rollouts_lose_nothing,
+    sockets_are_shared,
+)
+
+
+def problems(objects: Objects) -> list[str]:
+    """What does not fit."""
+    found = [problem for check in _FIRST for problem in check(objects)]
+    return found or [problem for check in _THEN for problem in check(objects)]
