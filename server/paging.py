@@ -10,6 +10,7 @@ import hmac
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as NotBase64
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 
@@ -35,7 +36,11 @@ class PageTokens:
             so that keys can be rotated.
     """
 
-    def __init__(self, keys: list[bytes]) -> None:
+    def __init__(self, keys: Sequence[bytes] = ()) -> None:
+        self._keys = keys
+
+    def use(self, keys: Sequence[bytes]) -> None:
+        """Replaces the keys: they are in the database, which may come later than the server."""
         self._keys = keys
 
     def sign(self, position: bytes, *query: str) -> str:

@@ -25,7 +25,7 @@ from server.cli import app
 from server.items import to_json
 from server.store.migrate import HEAD
 from tests.build import append, create, delete, delete_item, get_item, list_items, user_message
-from tests.conftest import Service, fresh_database
+from tests.conftest import Service, fresh_database, problem
 from tests.test_items import SAMPLES, exact, stored
 from tests.test_store import EMPTY
 from tests.test_store import run as sql
@@ -163,12 +163,29 @@ async def test_a_taken_port_is_told(service: Service) -> None:
     assert service.address in told
 
 
+UNREACHABLE = "postgresql://user:hunter2@127.0.0.1:1/db"
+
+
 async def test_an_unreachable_database_is_told() -> None:
-    """A database that does not answer ends the start with one line, without the password."""
-    url = "postgresql://user:hunter2@127.0.0.1:1/db"
-    commands = [complaint(command, "--database-url", url) for command in ("serve", "migrate", "purge")]
-    for told in await asyncio.gather(*commands):
+    """A database that does not answer ends a command with one line, without the password."""
+    for told in await asyncio.gather(
+        *(complaint(name, "--database-url", UNREACHABLE) for name in ("migrate", "purge"))
+    ):
         assert "hunter2" not in told
+
+
+async def test_an_unreachable_database_is_waited_for() -> None:
+    """`serve` says that it waits, is alive but not ready, refuses calls, and ends when told."""
+    async with serving(UNREACHABLE) as (process, line), client(address_of(line)) as stub:
+        assert process.stdout is not None
+        assert "Not ready yet: The store is not available; try again.\n" == (await process.stdout.readline()).decode()
+        assert (1, "NOT_SERVING\n", "") == await run("healthcheck", "--target", address_of(line))
+        assert "UNAVAILABLE" == (await problem(stub.CreateConversation(create()))).code
+        process.terminate()
+        code, output, errors = await ended(process)
+        assert (0, "Stopping …\n") == (code, output)
+        assert "hunter2" not in errors
+        assert 1 == errors.count("waiting for the database")
 
 
 async def test_a_missing_database_is_told(postgres: str) -> None:
@@ -262,10 +279,23 @@ async def test_migrate(postgres: str) -> None:
 
 
 async def test_serve_without_migrating(postgres: str) -> None:
-    """Told not to migrate, it does not serve an empty database and says which command to run."""
-    async with fresh_database(postgres, EMPTY) as url:
-        told = await complaint("serve", "--listen", "127.0.0.1:0", url=url, migrate="false")
-        assert "python -m server migrate" in told
+    """Told not to migrate, it says which command to run, and serves once somebody has."""
+    async with fresh_database(postgres, EMPTY) as url, serving(url, migrate="false") as (process, line):
+        assert process.stdout is not None
+        assert "python -m server migrate" in (await process.stdout.readline()).decode()
+        await printed("migrate", url=url)
+        async with client(address_of(line)) as stub, asyncio.timeout(10):
+            while not await _serves(stub):
+                await asyncio.sleep(0.1)
+
+
+async def _serves(stub: Any) -> bool:
+    try:
+        await stub.CreateConversation(create())
+    except grpc.aio.AioRpcError as error:
+        assert grpc.StatusCode.UNAVAILABLE is error.code()
+        return False
+    return True
 
 
 async def test_purge(own_service: Service) -> None:

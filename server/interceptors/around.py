@@ -6,8 +6,9 @@ method only, so it is made once, out of all links, and kept.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -30,6 +31,9 @@ class Link:
         """What to put around the calls of ``method``, as ``/package.Service/Method``; by default nothing."""
         return None
 
+    def missed(self) -> None:
+        """Sees a call of a method that is not served; by default nothing."""
+
 
 class Chain(grpc.aio.ServerInterceptor):
     """The one interceptor that grpc.aio sees: for each of its own it makes coroutines anew at every call."""
@@ -50,6 +54,8 @@ class Chain(grpc.aio.ServerInterceptor):
             return wrapped
         handler = await continuation(details)
         if handler is None:
+            for link in self.links:
+                link.missed()
             return None
         for link in reversed(self.links):
             handler = link.wrap(details.method, handler)
@@ -77,11 +83,18 @@ def around(handler: Handler, guard: Guard) -> Handler:
 
 def _around_stream(handler: Handler, guard: Guard) -> Handler:
     method: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+    make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+
+    async def writing(request: Any, context: Context) -> None:
+        async with guard(context):
+            await method(request, context)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with guard(context):
-            async for response in method(request, context):
+        # Closed here and now: left to the collector, a cancelled stream ends link by link, much later.
+        async with guard(context), aclosing(method(request, context)) as responses:
+            async for response in responses:
                 yield response
 
-    make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
-    return make(stream, handler.request_deserializer, handler.response_serializer)
+    # A method may also write its responses itself, as the health service's does.
+    wrapped: Any = writing if inspect.iscoroutinefunction(method) else stream
+    return make(wrapped, handler.request_deserializer, handler.response_serializer)

@@ -1,4 +1,4 @@
-"""Running: the calls under way, so that a drain can wait for them.
+"""Running: no call before the store is prepared and none in a drain; those under way are waited for.
 
 `grpc.aio.Server.stop` returns before aborted handlers ran to their end
 (traps §2.5), and the pool must not close under them.
@@ -7,22 +7,24 @@
 import asyncio
 from types import TracebackType
 
-from server.errors import ShuttingDown
+from server.errors import ShuttingDown, StoreUnavailable
+from server.interceptors.access import OPEN
 from server.interceptors.around import Guard, Link
 
 
 class Running(Link):
-    """Counts the calls under way, and refuses new ones once told to."""
+    """Counts the calls under way, and refuses new ones before it is opened and once it is told to."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
+        self.opened = False
         self.draining = asyncio.Event()  # streams end then
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def guard(self, method: str) -> Guard:
-        """A guard that counts; it holds no state of its own, so one serves all calls."""
-        return lambda _context: self
+    def guard(self, method: str) -> Guard | None:
+        """A guard that counts; health and reflection answer from the first moment to the last."""
+        return None if method.startswith(OPEN) else lambda _context: self
 
     def refuse(self) -> None:
         """Lets no new call in, and streams end."""
@@ -31,14 +33,16 @@ class Running(Link):
     async def __aenter__(self) -> None:
         if self.draining.is_set():
             raise ShuttingDown
-        self._count += 1
+        if not self.opened:
+            raise StoreUnavailable
+        self.count += 1
         self._idle.clear()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._count -= 1
-        if not self._count:
+        self.count -= 1
+        if not self.count:
             self._idle.set()
 
     async def ended(self, seconds: float) -> bool:

@@ -31,6 +31,11 @@ async def revision(url: str) -> str | None:
         return version
 
 
+def is_behind(found: str | None) -> bool:
+    """Whether a schema is too old for this version; a newer one works, for migrations only add (traps §4.7)."""
+    return found is None or found < HEAD
+
+
 async def migrate(url: str, wait_seconds: float = 60) -> bool:
     """Whether anything had to be done to reach `HEAD`.
 
@@ -38,11 +43,11 @@ async def migrate(url: str, wait_seconds: float = 60) -> bool:
         MigrationFailed: Another process held the lock for longer than
             ``wait_seconds``, or a revision failed; it was rolled back.
     """
-    if await revision(url) == HEAD:
+    if not is_behind(await revision(url)):
         return False
     async with direct(url) as lock:  # closing it gives the lock back
         await _take(lock, wait_seconds)
-        if await revision(url) == HEAD:
+        if not is_behind(await revision(url)):
             return False
         await asyncio.to_thread(_upgrade, url)
         return True
