@@ -13,6 +13,7 @@
     ├── PageTokenInvalid         INVALID_ARGUMENT
     ├── FilterInvalid            INVALID_ARGUMENT
     ├── ResponseTooLarge         RESOURCE_EXHAUSTED
+    ├── Overloaded               RESOURCE_EXHAUSTED
     ├── ItemExists               ALREADY_EXISTS
     ├── RequestIdReused          FAILED_PRECONDITION
     ├── EtagMismatch             ABORTED
@@ -248,6 +249,17 @@ class ResponseTooLarge(Failure):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The items hold more than {limit} bytes together; ask for fewer.", limit=str(limit))
+
+
+class Overloaded(Failure):
+    """As much as is allowed runs already; nothing was done."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "RATE_LIMITED"
+    retry_after_ms = 100
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"More than {limit} {what} at once; try again.", limit=str(limit))
 
 
 class ItemExists(Failure):

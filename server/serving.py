@@ -9,20 +9,17 @@ import grpc
 import grpc.aio
 import structlog
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection_pb2
-from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
-from grpc_reflection.v1alpha.reflection import aio as reflection
 
+from server import reflection
 from server.complaint import Complaint
+from server.health import Health
 from server.interceptors.around import Chain
 from server.interceptors.running import Running
 from server.settings import Settings, is_socket
 
 log = structlog.get_logger(__name__)
 
-_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"  # grpcurl asks it first; the package serves v1alpha only
-_REFUSAL_SECONDS = 0.25  # shorter than the pushback of ShuttingDown
+REFUSAL_SECONDS = 0.25  # shorter than the pushback of ShuttingDown
 
 
 class StartFailed(Complaint):
@@ -45,8 +42,11 @@ def built(settings: Settings, chain: Chain) -> grpc.aio.Server:
         ("grpc.max_connection_idle_ms", _milliseconds(settings.connection_idle_seconds)),
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_seconds)),
         ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout_seconds)),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _milliseconds(settings.min_ping_interval_seconds)),
+        # What keepalive_timeout_ms promises happens by this one alone (ADR 15).
+        ("grpc.http2.ping_timeout_ms", _milliseconds(settings.keepalive_timeout_seconds)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(settings.min_ping_interval_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.enable_channelz", int(bool(settings.admin_listen))),  # gRPC's default is yes, for nobody to look at
     ]
     return grpc.aio.server(interceptors=[chain], options=options)
 
@@ -56,20 +56,8 @@ def _milliseconds(seconds: float) -> int:
 
 
 def reflect(server: grpc.aio.Server, names: Iterable[str]) -> None:
-    """Serves reflection of the services ``names``, under its present and its older name."""
-    servicer = reflection.ReflectionServicer((*names, HEALTH, REFLECTION, _REFLECTION_V1))
-    for name in (REFLECTION, _REFLECTION_V1):
-        server.add_generic_rpc_handlers((_reflection_handler(name, servicer),))
-
-
-def _reflection_handler(name: str, servicer: reflection.ReflectionServicer) -> grpc.GenericRpcHandler:
-    """Reflection under ``name``: the messages of v1 and v1alpha are the same on the wire."""
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    return grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler})
+    """Serves reflection of the services ``names`` and of health."""
+    reflection.reflect(server, (*names, HEALTH))
 
 
 def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
@@ -115,16 +103,17 @@ def _clear_socket(path: Path) -> None:
     raise StartFailed(f"Cannot listen on unix:{path}: another process serves it.")
 
 
-async def drain(server: grpc.aio.Server, check: health.HealthServicer, running: Running, grace: float) -> None:
+async def drain(server: grpc.aio.Server, health: Health, running: Running, grace: float) -> None:
     """No new calls, then the end of the running ones, before the pool closes.
 
     `stop` fails calls it has received but not started with CANCELLED, which no
     client retries; so new ones are refused as UNAVAILABLE for a while first
     (traps §2.3).
     """
-    await check.enter_graceful_shutdown()
+    await health.refuse()
     running.refuse()
-    await asyncio.sleep(_REFUSAL_SECONDS)
+    await asyncio.sleep(REFUSAL_SECONDS)
+    health.end()
     await server.stop(grace)
     if not await running.ended(seconds=2):
         log.warning("calls were still running at the end")

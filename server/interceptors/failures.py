@@ -19,6 +19,9 @@ from server.interceptors.around import Context, Guard, Link
 log = structlog.get_logger(__name__)
 
 
+_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)  # by retry policies
+
+
 class Failures(Link):
     """Tells callers what went wrong, and nothing else."""
 
@@ -45,7 +48,7 @@ class _Told:
         failure = error if isinstance(error, Failure) else self._internal(error)
         status = failure.status()
         trailers: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", status.SerializeToString()),)
-        if failure.code is grpc.StatusCode.UNAVAILABLE and failure.retry_after_ms is not None:
+        if failure.code in _RETRIED and failure.retry_after_ms is not None:
             # What a client's retry policy waits for (gRFC A6).
             trailers = (*trailers, ("grpc-retry-pushback-ms", str(failure.retry_after_ms)))
         await self._context.abort(failure.code, status.message, trailers)
