@@ -16,6 +16,7 @@ from server.errors import ActionDenied, ConversationNotFound, Failure, ItemNotFo
 from server.policy.evaluate import explain
 from server.policy.plan import Conditional
 from server.store.access import Access
+from server.tracing import current_trace
 
 # The field tells these lines from all others; no log level hides them.
 _Unhidden = structlog.make_filtering_bound_logger(logging.INFO)
@@ -26,8 +27,6 @@ _NAMED = {"conversation_id": "conversationId", "item_id": "itemId"}  # and as a 
 
 # The request of this call, once it is decoded: the audit names what it is about.
 current_request: ContextVar[Any] = ContextVar("current_request", default=None)
-# The trace it belongs to (W3C Trace Context); '' for none.
-current_trace: ContextVar[str] = ContextVar("current_trace", default="")
 
 
 def trace_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:

@@ -8,20 +8,24 @@ from server.identity.source import IdentityUnfit, Source
 from server.identity_settings import IdentitySettings
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
     from server.identity.jwks import Keys
 
 __all__ = ["IdentityUnfit", "Source", "source_of"]
 
 
-def source_of(settings: IdentitySettings) -> Source:
+def source_of(settings: IdentitySettings, tracer: "Tracer | None" = None) -> Source:
     """The configured source, not yet open; what the others need is not even imported.
+
+    ``tracer``: of what it asks of others; None: they are not traced.
 
     Raises:
         IdentityUnfit: A file that it needs cannot be used.
     """
     match settings.identity:
         case "jwt":
-            return _jwt(settings)
+            return _jwt(settings, tracer)
         case "mtls":
             from server.identity.mtls import Mtls
 
@@ -34,18 +38,22 @@ def source_of(settings: IdentitySettings) -> Source:
             return Nobody()
 
 
-def _jwt(settings: IdentitySettings) -> Source:
+def _jwt(settings: IdentitySettings, tracer: "Tracer | None") -> Source:
     from server.identity.jwt import Jwt
 
-    return Jwt(settings, _keys(settings.jwt_jwks))
+    return Jwt(settings, _keys(settings.jwt_jwks, tracer))
 
 
-def _keys(place: str) -> "Keys":
+def _keys(place: str, tracer: "Tracer | None") -> "Keys":
     """The issuer's keys; an HTTP client is loaded for a URL only."""
     if "://" in place:
         from server.identity.jwks_url import UrlKeys
 
-        return UrlKeys(place)
+        if tracer is None:
+            return UrlKeys(place)
+        from server.identity.fetch_trace import fetch_trace
+
+        return UrlKeys(place, traces=(fetch_trace(tracer),))
     from server.identity.jwks import FileKeys
 
     return FileKeys(Path(place))

@@ -1,7 +1,7 @@
 """The issuer's public keys at a URL, fetched beside the calls."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from time import monotonic
 from types import TracebackType
@@ -25,12 +25,16 @@ log = structlog.get_logger(__name__)
 class UrlKeys:
     """Keys at a URL, fetched every ten minutes and, rarely, when a call names an unknown one."""
 
-    def __init__(self, url: str, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, url: str, clock: Callable[[], float] = monotonic, traces: Sequence[aiohttp.TraceConfig] = ()
+    ) -> None:
         self._url = url
+        self._traces = traces
         self._clock = clock
         self._held = Held()
         self._good = False  # how the last fetch ended
         self._good_at = clock()  # when the last good one did
+        self.fetches = {"good": 0, "failed": 0}
         self._asked = float("-inf")  # when an unknown key last made us fetch
         self._fetch: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession  # like what closes it, from __aenter__ on
@@ -38,7 +42,12 @@ class UrlKeys:
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=FETCH_SECONDS)
-        session = aiohttp.ClientSession(timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
+        session = aiohttp.ClientSession(
+            timeout=timeout,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=list(self._traces),
+        )
         async with AsyncExitStack() as stack:
             self._session = await stack.enter_async_context(session)
             stack.push_async_callback(self._end_fetch)
@@ -51,6 +60,11 @@ class UrlKeys:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._open.aclose()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last good fetch, or since the start."""
+        return self._clock() - self._good_at
 
     def version(self) -> int:
         """As `Keys.version`."""
@@ -89,12 +103,14 @@ class UrlKeys:
         try:
             self._held.take(await self._body())
             self._good, self._good_at = True, self._clock()
+            self.fetches["good"] += 1
         except (aiohttp.ClientError, OSError, ValueError, JwksInvalid) as error:
             self._failed(str(error) if isinstance(error, JwksInvalid) else type(error).__name__)
 
     def _failed(self, why: str) -> None:
         """No word from the issuer: the keys stay, for a while."""
         self._good = False
+        self.fetches["failed"] += 1
         if self._clock() - self._good_at > KEPT_SECONDS:
             self._held.drop()
         log.warning("identity keys cannot be fetched", why=why, kept=self._held.keys is not None)

@@ -70,6 +70,11 @@ class Jwt:
         )
         self._verified: Recent[bytes, _Verified] = Recent(MAX_TOKENS)
 
+    @property
+    def keys(self) -> Keys:
+        """The issuer's keys."""
+        return self._keys
+
     async def __aenter__(self) -> Self:
         await self._keys.__aenter__()
         return self

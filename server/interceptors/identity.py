@@ -4,12 +4,13 @@ from types import TracebackType
 
 import structlog
 
-from server.audit import current_trace, trace_of
+from server.audit import trace_of
 from server.errors import Unauthenticated
 from server.identity.source import Source
 from server.interceptors.access import OPEN
 from server.interceptors.around import Context, Guard, Link
 from server.policy.principal import current_principal
+from server.tracing import current_trace
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +37,8 @@ class _Known:
         self._context = context
 
     async def __aenter__(self) -> None:
-        trace = trace_of(self._context.invocation_metadata() or ())
+        # With tracing on it is set, and may have begun here.
+        trace = current_trace.get() or trace_of(self._context.invocation_metadata() or ())
         current_trace.set(trace)
         try:
             principal = await self._source.principal(self._context)
