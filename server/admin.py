@@ -1,0 +1,63 @@
+"""The admin address: a server beside that of the callers, for operators on this machine.
+
+It asks nobody who they are, so it is served on loopback only; in Kubernetes, a port-forward
+gets there. It is in the same process and loop: it shows what the callers' server does, also
+by channelz, and cannot answer while the loop is stuck.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc.aio
+import structlog
+from conversations.admin.v1 import admin_service_pb2
+from conversations.admin.v1.admin_service_pb2_grpc import add_AdminServiceServicer_to_server
+from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_health.v1 import health_pb2_grpc
+
+from server.health import Health
+from server.interceptors.around import Chain
+from server.interceptors.decode import Decode
+from server.interceptors.failures import Failures
+from server.services.admin import Admin, Process
+from server.serving import bind, reflect
+from server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+SERVICES = tuple(
+    service.full_name
+    for file in (admin_service_pb2.DESCRIPTOR, channelz_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+)
+_GRACE_SECONDS = 1.0  # for what operators are in the middle of
+
+
+@asynccontextmanager
+async def admin(settings: Settings, process: Process, health: Health) -> AsyncIterator[None]:
+    """Serves the admin address, if there is one, as long as this is open.
+
+    Raises:
+        StartFailed: The address is taken.
+    """
+    if not settings.admin_listen:
+        yield
+        return
+    server = grpc.aio.server(interceptors=[Chain((Failures(), Decode()))], options=[("grpc.so_reuseport", 0)])
+    add_AdminServiceServicer_to_server(Admin(process, settings.log_level), server)
+    channelz.add_channelz_servicer(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflect(server, SERVICES)
+    address = bind(server, address_of(settings.admin_listen, process.worker), None)
+    await server.start()
+    try:
+        log.info("admin address", listen=address)
+        yield
+    finally:
+        await server.stop(_GRACE_SECONDS)
+
+
+def address_of(listen: str, worker: int) -> str:
+    """Where a worker serves it: each has a port of its own, one after the other; 0 stays 0, any."""
+    host, _, port = listen.rpartition(":")
+    return f"{host}:{int(port) + worker if int(port) else 0}"
