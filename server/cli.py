@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import grpc
 import typer
 
+from server.channel import Target, connection, own_connection, targeted
 from server.complaint import Complaint
 from server.errors import Failure
 from server.items import ItemJsonError
@@ -36,8 +37,6 @@ Listen = Annotated[
 DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://… of PostgreSQL 15 or newer.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the private PostgreSQL.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that serve the address. [1]")]
-Target = Annotated[str, typer.Option(help="Address of a running service.")]
-DEFAULT_TARGET = "127.0.0.1:50051"
 
 
 def main() -> None:
@@ -92,8 +91,15 @@ async def _serve(settings: Settings) -> None:
     async with serving(settings) if settings.workers == 1 else serving_by_workers(settings) as running:
         loop.add_signal_handler(signal.SIGHUP, running.reload)
         print(f"Conversation Service on {' and '.join(running.addresses)}, {running.name}", flush=True)
+        if running.waits_for:
+            print(f"Not ready yet: {running.waits_for}", flush=True)
         await stop.wait()
         print("Stopping …", flush=True)
+
+
+def _stored(**flags: Any) -> Settings:
+    """The settings of a command that serves nobody: whom strangers may reach is not its matter."""
+    return load(allow_anonymous=True, **flags)
 
 
 @app.command()
@@ -103,11 +109,11 @@ def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if there is something to do.")] = False,
 ) -> None:
     """Bring the database schema up to date."""
-    _run(_migrate(load(database_url=database_url, data_dir=data_dir), check=check))
+    _run(_migrate(_stored(database_url=database_url, data_dir=data_dir), check=check))
 
 
 async def _migrate(settings: Settings, *, check: bool) -> None:
-    from server.app import database_url
+    from server.storage import database_url
     from server.store.migrate import HEAD, revision
     from server.store.migrate import migrate as bring_up_to_date
 
@@ -128,16 +134,16 @@ def purge(
     data_dir: DataDir = None,
     after_hours: Annotated[float | None, typer.Option(help="Remove what was deleted longer ago. [720]")] = None,
 ) -> None:
-    """Remove deleted conversations and items, and request ids older than a day."""
-    _run(_purge(load(database_url=database_url, data_dir=data_dir, purge_after_hours=after_hours)))
+    """Remove deleted conversations and items, and old request ids."""
+    _run(_purge(_stored(database_url=database_url, data_dir=data_dir, purge_after_hours=after_hours)))
 
 
 async def _purge(settings: Settings) -> None:
-    from server.app import database_url
+    from server.storage import database_url
     from server.store.purge import purge as remove
 
     async with database_url(settings) as (url, name):
-        purged = await remove(url, settings.purge_after)
+        purged = await remove(url, settings.purge_after, settings.keep_requests)
         if purged is None:
             print(f"{name}: another process is purging")
         else:
@@ -145,18 +151,15 @@ async def _purge(settings: Settings) -> None:
 
 
 @item_app.command("show")
-def item_show(
-    conversation_id: str,
-    item_id: str,
-    target: Target = DEFAULT_TARGET,
-) -> None:
+@targeted
+def item_show(conversation_id: str, item_id: str, target: Target) -> None:
     """Print one item as OpenAI JSON."""
     from conversations.v1 import conversations_service_pb2 as pb
     from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
     from server.items import to_json
 
-    with _channel(target) as channel:
+    with connection(target).open() as channel:
         item = ConversationsServiceStub(channel).GetItem(
             pb.GetItemRequest(conversation_id=conversation_id, item_id=item_id), timeout=30
         )
@@ -164,20 +167,22 @@ def item_show(
 
 
 @app.command("export-jsonl")
-def export_jsonl(conversation_id: str, target: Target = DEFAULT_TARGET) -> None:
+@targeted
+def export_jsonl(conversation_id: str, target: Target) -> None:
     """Print a conversation's items as OpenAI JSON, oldest first, one a line."""
     from server.transfer import exported
 
-    with _channel(target) as channel:
+    with connection(target).open() as channel:
         for line in exported(channel, conversation_id):
             print(line)
 
 
 @app.command("import-jsonl")
+@targeted
 def import_jsonl(
     file: Annotated[Path, typer.Argument(help="OpenAI items, one JSON object a line; - for standard input.")],
+    target: Target,
     conversation: Annotated[str | None, typer.Option(help="Append to this one instead of a new one.")] = None,
-    target: Target = DEFAULT_TARGET,
 ) -> None:
     """Append the items of a file to a conversation and print the conversation's id."""
     from server.transfer import imported
@@ -186,26 +191,26 @@ def import_jsonl(
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         sys.exit(f"Error: not UTF-8: {file}")
-    with _channel(target) as channel:
+    with connection(target).open() as channel:
         print(imported(channel, text.split("\n"), conversation))
 
 
 @app.command()
-def healthcheck(target: Target = DEFAULT_TARGET) -> None:
-    """Exit 0 if the service is ready to serve, else 1."""
+@targeted
+def healthcheck(
+    target: Target,
+    service: Annotated[str, typer.Option(help="What to ask for: liveness, startup, readiness, a service's name.")] = "",
+) -> None:
+    """Exit 0 if the service is ready to serve, else 1.
+
+    Without --target it asks the service that the settings (CONVERSATIONS_LISTEN and others) describe.
+    """
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with _channel(target) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=3)
+    with (connection(target) if target.target else own_connection(load(), target)).open() as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     print(status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise typer.Exit(1)
-
-
-def _channel(target: str) -> grpc.Channel:
-    size = 64 * 1024 * 1024
-    options = [("grpc.max_receive_message_length", size), ("grpc.max_send_message_length", size)]
-    if target.startswith("unix:"):
-        options.append(("grpc.default_authority", "localhost"))  # type: ignore[arg-type] # traps §2.21
-    return grpc.insecure_channel(target, options=options)

@@ -1,41 +1,130 @@
-"""Log lines: for people on a console, or JSON; on standard error."""
+"""Log lines: for people on a console, or JSON; on standard error.
+
+Every line goes the same way, those of libraries too, and the level can be changed
+while the service runs. structlog's own filter cannot: loggers keep the class they
+were first used with. So the filter is a processor, the first of all.
+"""
 
 import logging
 import sys
+import traceback
+from typing import Any
 
 import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
 
+from server.tracing import trace_fields
+
+LEVELS = ("debug", "info", "warning", "error")
+_NUMBERS = {name: logging.getLevelNamesMapping()[name.upper()] for name in (*LEVELS, "critical")}
 _LONGEST = 256  # characters of a value; what a caller sent may be long
+_FRAMES = 6  # of a traceback, the innermost
+
+
+class _Now:
+    """What is in force; until `configure`, everything is logged."""
+
+    level = "debug"
+    form = "console"
 
 
 def configure(level: str, form: str) -> None:
     """Sets up structlog, and the standard library's logging to go through it."""
-    threshold = logging.getLevelNamesMapping()[level.upper()]
-    shared: list[structlog.typing.Processor] = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
+        _traced,
         _cut,
     ]
-    last: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if form == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
-    )
+    last = _renderer(form)
     structlog.configure(
-        processors=[*shared, last],
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        processors=[_hidden, *shared, last],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[_foreign, structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+        )
+    )
+    logging.basicConfig(handlers=[handler], force=True)
+    _Now.form = form
+    set_level(level)
 
 
-def _cut(
-    _logger: structlog.typing.WrappedLogger, _name: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
+def set_level(level: str) -> None:
+    """Changes the least severe level that is logged, at once and for all; the audit log has none.
+
+    Libraries are heard from `warning` on, whatever the level: below, they say what they work on.
+    """
+    number = _NUMBERS[level]
+    _Now.level = level
+    logging.getLogger().setLevel(max(number, logging.WARNING))
+
+
+def level() -> str:
+    """The least severe level that is logged."""
+    return _Now.level
+
+
+def is_logged(severity: str) -> bool:
+    """Whether lines of a level are."""
+    return _NUMBERS[severity] >= _NUMBERS[_Now.level]
+
+
+def is_json() -> bool:
+    """Whether lines are JSON."""
+    return _Now.form == "json"
+
+
+def escaped(text: str) -> str:
+    """``text`` cut, with signs that would end a line, or that a terminal obeys, written out."""
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + "…"
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def _renderer(form: str) -> Processor:
+    if form == "json":
+        return structlog.processors.JSONRenderer()
+    colors, plain = sys.stderr.isatty(), structlog.dev.plain_traceback
+    return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
+
+
+def _hidden(_logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """Drops what is below the level, but for the audit log.
+
+    Raises:
+        DropEvent: That is how structlog drops a line.
+    """
+    if event.get("log") != "audit" and not is_logged(name):
+        raise structlog.DropEvent
+    return event
+
+
+def _traced(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """The call's trace, where the line does not say it itself."""
+    return {**trace_fields(), **event}
+
+
+def _foreign(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Of an exception what it is and where it came from; its text may hold content, so it stays unsaid."""
+    found: Any = event.pop("exc_info", None)
+    error = found[1] if isinstance(found, tuple) else found
+    if isinstance(error, BaseException):
+        frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+        event["error"] = type(error).__name__
+        event["frames"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+    return event
+
+
+def _cut(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
     for key, value in event.items():
         if isinstance(value, str) and len(value) > _LONGEST:
             event[key] = value[:_LONGEST] + "…"

@@ -1,6 +1,7 @@
 """The policy in force: read at the start, and again whenever its file changes."""
 
 import asyncio
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,8 @@ class PolicyFile:
         self.accesses = Accesses(self._read())
         self.reloads = 0
         self.refused = 0  # changes that were broken
+        self.stale = False  # whether the last change was
+        self.loaded_at = time.time()
 
     def reload(self) -> None:
         """Has the file read soon, changed or not; safe in a signal handler."""
@@ -67,10 +70,13 @@ class PolicyFile:
             policy = await asyncio.to_thread(self._read)  # a long policy takes a while to check
         except PolicyUnfit as error:
             self.refused += 1
+            self.stale = True
             log.warning("policy refused", problems=str(error), in_force=self.accesses.policy.digest)
             return
+        self.stale = False
         if policy.digest != self.accesses.policy.digest:
             self.reloads += 1
+            self.loaded_at = time.time()
             self.accesses.replace(policy)
             log.info("policy loaded", file=policy.source, rules=len(policy.rules), digest=policy.digest)
 

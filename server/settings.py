@@ -13,6 +13,7 @@ from server.operation_settings import OperationSettings, host_port
 from server.transport_settings import Seconds, TransportSettings
 
 PREFIX = "CONVERSATIONS_"
+CALLS_PER_CONNECTION = 32  # of the pool: as many calls share what it does (ADR 15)
 _SCHEMES = ("postgresql://", "postgres://")
 
 
@@ -99,6 +100,20 @@ class Settings(OperationSettings, TransportSettings, IdentitySettings, BasicSett
             raise ValueError(f"must be 1 to serve a Unix socket ({PREFIX}LISTEN), which processes cannot share")
         return value
 
+    @field_validator("admin_listen")
+    @classmethod
+    def _operators_on_this_machine(cls, value: str) -> str:
+        if value and not is_local(value):
+            raise ValueError("must be a loopback address: whoever reaches it is an operator (docs/operations.md)")
+        return value
+
+    @field_validator("admin_listen", "metrics_listen")
+    @classmethod
+    def _a_port_for_each_worker(cls, value: str, others: ValidationInfo) -> str:
+        if value and int(value.rpartition(":")[2]) + others.data.get("workers", 1) > 2**16:
+            raise ValueError("must leave a port for each worker")
+        return value
+
     @field_validator("max_item_bytes")
     @classmethod
     def _an_item_fits_a_message(cls, value: int, others: ValidationInfo) -> int:
@@ -115,6 +130,11 @@ class Settings(OperationSettings, TransportSettings, IdentitySettings, BasicSett
         return value
 
     @property
+    def calls_limit(self) -> int:
+        """Unary calls at once in a process."""
+        return self.max_calls or CALLS_PER_CONNECTION * self.pool_size
+
+    @property
     def max_items_bytes(self) -> int:
         """What the items of one message may hold together."""
         return items_bytes(self.max_message_bytes)
@@ -129,6 +149,11 @@ class Settings(OperationSettings, TransportSettings, IdentitySettings, BasicSett
     def purge_after(self) -> timedelta:
         """How long deleted rows are kept."""
         return timedelta(hours=self.purge_after_hours)
+
+    @property
+    def keep_requests(self) -> timedelta:
+        """How long request ids are kept."""
+        return timedelta(hours=self.request_id_hours)
 
 
 def load(**flags: Any) -> Settings:

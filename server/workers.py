@@ -25,11 +25,12 @@ from typing import Any
 import structlog
 
 from server import logs
-from server.app import prepared, serving
+from server.app import serving
 from server.complaint import Complaint
 from server.errors import Failure
 from server.serving import cannot_listen
 from server.settings import Settings, load
+from server.storage import database_url
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,7 @@ _TRIES = 3  # of a worker that dies without a reason before all have served once
 _STEADY = 60.0  # seconds of service after which earlier failures are forgotten
 _SHORTEST, _LONGEST = 0.25, 30.0  # seconds between the end of a worker and the next start
 _LONGEST_LINE = 16 * 1024 * 1024  # bytes: a policy may have many mistakes
-_MARGIN = 10.0  # seconds beyond the grace in which a worker refuses calls, closes its pool and ends
+_MARGIN = 15.0  # seconds beyond the grace in which a worker refuses calls, closes its pool and ends
 
 
 class WorkersFailed(Complaint):
@@ -111,6 +112,7 @@ class Workers:
         self._patience = patience
         self._running: dict[int, Worker] = {}
         self._complete = asyncio.Event()  # all have served at the same time
+        self.waits_for = ""  # each worker says in its log what it waits for
 
     def reload(self) -> None:
         """Has all read their policy again; safe in a signal handler."""
@@ -205,11 +207,11 @@ async def serving_by_workers(settings: Settings) -> AsyncIterator[Workers]:
 
     Raises:
         WorkersFailed: In the words of the worker that could not start.
-        StartFailed: The address or the schema cannot be used.
+        StartFailed: The address cannot be used.
     """
     with ExitStack() as stack:
         addresses = tuple(stack.enter_context(reserved(listen)) for listen in settings.listen)
-        async with prepared(settings) as (url, name):
+        async with database_url(settings) as (url, name):
             job = json.dumps({"listen": addresses, "database_url": url, "workers": settings.workers}).encode()
             patience = settings.grace_seconds + _MARGIN
             workers = Workers(addresses, name, settings.workers, lambda number: _started(number, job), patience)

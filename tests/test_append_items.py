@@ -350,6 +350,27 @@ async def test_exactly_once_over_broken_streams(service: Service, by: str) -> No
     assert texts == list(map(text_of, items))
 
 
+async def test_a_cancelled_stream_is_left_out_whole(service: Service, target: str) -> None:
+    """At no moment is an append out of line while one behind it is in: a statement might begin then."""
+    other = await new(service.stub)
+    call = service.stub.AppendItems()
+    async with held(service.database) as line:
+        holding = asyncio.ensure_future(service.stub.CreateItems(append(other, user_message("holds the line"))))
+        await line.begun.wait()
+        for n in range(5):
+            await call.write(ahead(target, user_message(str(n))))
+        await line.until(lambda: len(line.appends) == 5)
+        call.cancel()
+        left: list[bool] = []
+        async with asyncio.timeout(10):
+            while not all(left) or not left:
+                left = [each.placed.done() for each in line.appends]
+                assert len(set(left)) == 1
+                await asyncio.sleep(0)
+    await holding
+    assert 1 == (await service.stub.GetConversation(get(target))).last_sequence
+
+
 async def test_a_cancelled_stream(service: Service, target: str) -> None:
     """What was not begun is not appended, and the server goes on."""
     call = service.stub.AppendItems()

@@ -20,7 +20,7 @@ from server.settings import load
 from server.store.access import Accesses
 from tests.conftest import Service, problem
 
-ORDER = ["Observe", "Failures", "Running", "Deadline", "Identify", "Access", "Decode"]
+ORDER = ["Observe", "Failures", "Running", "Calls", "Deadline", "Identify", "Streams", "Access", "Decode"]
 
 
 def undeclared() -> Any:
@@ -52,7 +52,9 @@ def test_a_method_without_a_need_stops_the_start() -> None:
 
 async def test_a_method_outside_of_the_contract_is_refused() -> None:
     """A service that somebody registers beside the contract is not reached."""
-    chain = interceptors(load(), needs(*CONTRACT), Running(), Nobody(), Accesses(ONE_USER))
+    running = Running()
+    running.opened = True
+    chain = interceptors(load(), needs(*CONTRACT), running, Nobody(), Accesses(ONE_USER))
     assert ORDER == [type(each).__name__ for each in chain.links]
     reached: list[bytes] = []
 

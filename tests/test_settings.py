@@ -210,6 +210,20 @@ def test_a_profile_is_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (True, "", "json") == (load().reflection, load().admin_listen, load().log_format)
 
 
+@pytest.mark.parametrize("listen", ["0.0.0.0:50052", "10.0.0.1:1", "[::]:1", "*:1"])
+def test_operators_are_on_this_machine(listen: str) -> None:
+    """The admin address asks nobody who they are: nobody else reaches it."""
+    assert variable("admin_listen") in refusal(admin_listen=listen, allow_anonymous=True)
+    assert "[::1]:1" == load(admin_listen="[::1]:1").admin_listen
+
+
+@pytest.mark.parametrize("name", ["admin_listen", "metrics_listen"])
+def test_each_worker_has_a_port(name: str) -> None:
+    """The last worker's port is a port."""
+    assert variable(name) in refusal(**{name: "127.0.0.1:65533"}, workers=4)
+    assert load(**{name: "127.0.0.1:65532"}, workers=4)
+
+
 def test_settings_do_not_change() -> None:
     """What the process was told holds until it ends."""
     found = load()

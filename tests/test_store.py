@@ -25,6 +25,7 @@ from server.app import _purge_for_ever
 from server.errors import StoreUnavailable
 from server.settings import load
 from server.store import database as database_module
+from server.store.counts import Purges
 from server.store.database import Bounds, Database, DatabaseUnfit, connected
 from server.store.embedded import embedded
 from server.store.migrate import HEAD, MigrationFailed, migrate, revision
@@ -510,7 +511,8 @@ async def test_the_purge_outlives_the_database() -> None:
     """A database that cannot be reached is told of, and asked again."""
     settings = load(purge_every_minutes=0.0005, database_url="postgresql://127.0.0.1:1/nothing")
     with capture_logs() as lines:
-        task = asyncio.create_task(_purge_for_ever(settings, "postgresql://127.0.0.1:1/nothing"))
+        purges = Purges()
+        task = asyncio.create_task(_purge_for_ever(settings, "postgresql://127.0.0.1:1/nothing", purges))
         async with asyncio.timeout(20):
             while len(lines) < 2 and not task.done():  # noqa: ASYNC110 - the lines come from a task
                 await asyncio.sleep(0.02)
@@ -518,3 +520,4 @@ async def test_the_purge_outlives_the_database() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert {"purge failed"} == {line["event"] for line in lines}
+    assert 2 <= purges.runs["failed"]

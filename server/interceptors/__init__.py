@@ -1,10 +1,11 @@
 """What happens to every call before its method runs, in order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from server.identity.source import Source
 from server.interceptors.access import Access, Need
-from server.interceptors.around import Chain
+from server.interceptors.around import Chain, Link
+from server.interceptors.capacity import Calls, Streams
 from server.interceptors.deadline import Deadline
 from server.interceptors.decode import Decode
 from server.interceptors.failures import Failures
@@ -16,15 +17,23 @@ from server.store.access import Accesses
 
 
 def interceptors(
-    settings: Settings, needs: Mapping[str, Need], running: Running, source: Source, accesses: Accesses
+    settings: Settings,
+    needs: Mapping[str, Need],
+    running: Running,
+    source: Source,
+    accesses: Accesses,
+    traces: Sequence[Link] = (),
 ) -> Chain:
     """The chain, outermost first."""
     links = (
-        Observe(),  # outermost: sees refusals too, with the code the caller gets
+        *traces,  # Trace, so that what the others log has its ids; nothing while tracing is off
+        Observe(needs, access_log=settings.access_log),  # outside: sees refusals too, with the code the caller gets
         Failures(),  # everything below leaves as a google.rpc.Status
         running,  # a drain refuses here, before any work, and waits for all that follows
+        Calls(settings.calls_limit),  # before anything is done for a call
         Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds all that waits
         Identify(source),  # who is asking
+        Streams(settings.max_streams, settings.max_streams_per_principal),
         # Needs the principal; refuses before the body is decoded.
         Access(needs, accesses, audit_permits=settings.audit_permits),
         Decode(),  # innermost: the method gets a request that keeps the contract's rules

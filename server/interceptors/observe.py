@@ -1,51 +1,147 @@
 """Observe: what every call was and how it ended, refusals with the code the caller gets.
 
-Outermost, or it would not see what Failures makes of an exception.
+Outside of Failures, or it would not see what that makes of an exception. Counts are kept
+for whoever asks (`server.metrics`); a line is written when the access log or level debug
+wants one.
 """
 
 import time
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any
 
 import grpc
-import structlog
+from google.protobuf import descriptor_pool
 
-from server.interceptors.around import Context, Guard, Link
+from server.access_log import AccessLog
+from server.interceptors.access import OPEN
+from server.interceptors.around import Context, Handler, Link, around
+from server.tally import Histogram
 
-log = structlog.get_logger(__name__)
-
+# Seconds. Most calls take a few milliseconds; a minute is the longest a unary call may take by default.
+SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 # grpc.aio gives what was set, a StatusCode or its number.
 _NAMES = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0])}
+_KINDS = {
+    (False, False): "unary",
+    (True, False): "client_stream",
+    (False, True): "server_stream",
+    (True, True): "bidi_stream",
+}
+
+
+class Calls:
+    """The calls of one method so far."""
+
+    __slots__ = ("codes", "kind", "received", "seconds", "sent", "started")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.started = 0
+        self.codes: Counter[str] = Counter(OK=0)  # of those that ended
+        self.seconds = Histogram(SECONDS)
+        self.received = 0  # messages of streams
+        self.sent = 0
 
 
 class Observe(Link):
-    """Writes a line for each call, at level debug: method, code and milliseconds."""
+    """Counts calls by method and code, and logs them.
 
-    def guard(self, method: str) -> Guard:
-        """A guard that times the call."""
-        return lambda context: _Seen(method, context)
+    Args:
+        methods: Of the contract, as ``/package.Service/Method``; they count from zero, others
+            that are served from their first call.
+        access_log: A line for each call, at any level that shows lines of level info.
+    """
+
+    def __init__(self, methods: Iterable[str], *, access_log: bool) -> None:
+        self.calls = {method: Calls(_described(method)) for method in methods}
+        self.unknown = 0  # calls of methods that are not
+        self._log = AccessLog(always=access_log)
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """``handler`` with its calls, and the messages of streams, counted."""
+        kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        calls = self.calls.setdefault(method, Calls(kind))
+        log = None if method.startswith(OPEN) else self._log
+        handler = _counted(handler, calls) if kind == "bidi_stream" else handler
+        return around(handler, lambda context: _Seen(method, calls, log, context))
+
+    def missed(self) -> None:
+        """Counts a call of no method: its name is the caller's, and must not become a label."""
+        self.unknown += 1
+
+
+def _described(method: str) -> str:
+    found = descriptor_pool.Default().FindMethodByName(method.removeprefix("/").replace("/", "."))
+    return _KINDS[found.client_streaming, found.server_streaming]
+
+
+def _counted(handler: Handler, calls: Calls) -> Handler:
+    method: Any = handler.stream_stream
+
+    async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        async for response in method(_Counted(requests, calls), context):
+            calls.sent += 1
+            yield response
+
+    return grpc.stream_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+
+
+class _Counted:
+    """Messages on their way in. No generator: one that is left early has to be closed by somebody."""
+
+    __slots__ = ("_calls", "_messages", "_source")
+
+    def __init__(self, source: AsyncIterable[Any], calls: Calls) -> None:
+        self._source = source
+        self._messages: AsyncIterator[Any] | None = None  # made when it is used: gRPC's is a generator
+        self._calls = calls
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._messages is None:
+            self._messages = aiter(self._source)
+        message = await anext(self._messages)
+        self._calls.received += 1
+        return message
 
 
 class _Seen:
-    __slots__ = ("_began", "_context", "_method")
+    __slots__ = ("_began", "_calls", "_context", "_log", "_method", "_peer")
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: str, calls: Calls, log: AccessLog | None, context: Context) -> None:
         self._method = method
+        self._calls = calls
+        self._log = log
         self._context = context
         self._began = 0.0
+        self._peer = ""
 
     async def __aenter__(self) -> None:
+        self._calls.started += 1
+        if self._log and self._log.is_on():
+            # Now, not at the end: a stream that is cancelled is left late, when gRPC has freed
+            # the call, and asking for its peer then crashes the process.
+            self._peer = self._context.peer()
         self._began = time.perf_counter()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        milliseconds = (time.perf_counter() - self._began) * 1e3
-        log.debug("call", method=self._method, code=self._code(error), ms=round(milliseconds, 2))
+        seconds = time.perf_counter() - self._began
+        code = code_of(self._context, error)
+        self._calls.codes[code] += 1
+        self._calls.seconds.add(seconds)
+        if self._log and (severity := self._log.severity(code)):
+            self._log.write(severity, self._method, code, seconds, self._peer)
 
-    def _code(self, error: BaseException | None) -> str:
-        """The name of the code that was set; a call that is cancelled sets none."""
-        code: Any = self._context.code()
-        if not code and error is not None:
-            return "CANCELLED"
+
+def code_of(context: Context, error: BaseException | None) -> str:
+    """The name of the code that was set; a call that is cancelled sets none, and may be so for its time is over."""
+    code: Any = context.code()
+    if code or error is None:
         return _NAMES[code or 0]
+    return "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"

@@ -186,6 +186,7 @@ class Appends:
         if len(groups) == 1 and len(groups[0].appends) == 1:
             await self._one_by_one(groups[0])
             return
+        self._database.counts.shared_appends.add(sum(len(group.appends) for group in groups))
         placed = await self._together(groups)
         for number, group in enumerate(groups, 1):
             if number in placed:

@@ -91,6 +91,7 @@ class ConversationStore:
             raise await explain_batch(self._database, access, conversation_id, batch) from error
         if row is None:
             raise await explain_batch(self._database, access, conversation_id, batch)
+        self._database.counts.items += values["last_sequence"]
         return _new_row(values, metadata)
 
     async def _created_before(self, access: Access, conversation_id: str, reserved: Reservation) -> asyncpg.Record:

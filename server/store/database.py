@@ -7,6 +7,7 @@ nothing here may SET, LISTEN or take a session lock.
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import structlog
 
 from server.complaint import Complaint
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
-from server.store.leases import Leases
+from server.store.counts import Counts, kind_of
+from server.store.leases import Connection, Leases
 from server.store.pgbouncer import BouncedConnection, differences
 from server.store.statement import Statement
 from server.store.together import Together
@@ -77,7 +79,12 @@ def _milliseconds(seconds: float) -> str:
 class Database:
     """Runs compiled statements on a pool of connections."""
 
-    def __init__(self, pool: asyncpg.Pool, size: int, bounds: Bounds) -> None:
+    def __init__(self, pool: asyncpg.Pool, size: int, bounds: Bounds, *, bounced: bool = False) -> None:
+        self.answered = 0  # statements; who sees it grow knows that the database is there
+        self.size = size  # the most connections there may be
+        self.waiting = 0  # statements without a connection
+        self.counts = Counts()
+        self._bounced = bounced
         self._leases = Leases(pool)
         self._free = asyncio.Semaphore(size)
         self._bounds = bounds
@@ -104,7 +111,9 @@ class Database:
 
     async def read(self, statement: Statement, values: Mapping[str, Any]) -> list[asyncpg.Record]:
         """As `fetch`, for short reads: those of many calls may share a round trip."""
-        return await self._together.fetch(statement, statement.arguments(values))
+        rows = await self._together.fetch(statement, statement.arguments(values))
+        self.counts.reads += 1
+        return rows
 
     async def fetchrow(
         self, statement: Statement, values: Mapping[str, Any], *, repeatable: bool = True
@@ -112,6 +121,11 @@ class Database:
         """The first row of ``statement``, or None; as `fetch` otherwise."""
         rows = await self.fetch(statement, values, repeatable=repeatable)
         return rows[0] if rows else None
+
+    @property
+    def in_use(self) -> int:
+        """How many connections run a statement now."""
+        return self._leases.in_use
 
     @property
     def pool(self) -> asyncpg.Pool:
@@ -124,83 +138,127 @@ class Database:
         return await self._tried(lambda: self._run(statement.text, arguments), repeatable=repeatable)
 
     async def _many(self, text: str, arguments: list[tuple[Any, ...]]) -> list[asyncpg.Record]:
+        self.counts.shared_reads.add(len(arguments))
         return await self._tried(lambda: self._run_many(text, arguments), repeatable=True)
+
+    async def look(self) -> None:
+        """Has the database answer; raises as `fetch` does."""
+        await self._tried(lambda: self._run("SELECT 1", ()), repeatable=False)
+
+    async def examine(self, *, unsafe_durability: bool) -> None:
+        """Sees whether the database is what the service needs.
+
+        Raises:
+            DatabaseUnfit: It is too old, would lose committed data in a crash, or its
+                PgBouncer makes sessions without our settings.
+            StoreUnavailable: It cannot be reached.
+        """
+        await self.pool.expire_connections()  # their sessions may be from before somebody mended it
+        with _reaching():
+            await check(self.pool, unsafe_durability=unsafe_durability)
+            if self._bounced and (wrong := await differences(self.pool, self._bounds.session())):
+                raise DatabaseUnfit(
+                    f"Sessions of PgBouncer lack settings: {'; '.join(wrong)}. "
+                    "Its connect_query has to set them (docs/scale.md)."
+                )
 
     async def close(self) -> None:
         """Closes the pool; calls still running get a few seconds."""
         await self._leases.close()
 
     async def _run(self, text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        await self._enter()
-        try:
-            return await self._leases.run(lambda connection: connection.fetch(text, *arguments))
-        finally:
-            self._free.release()
+        return await self._on_a_connection(text, lambda connection: connection.fetch(text, *arguments))
 
     async def _run_many(self, text: str, arguments: list[tuple[Any, ...]]) -> list[asyncpg.Record]:
+        return await self._on_a_connection(text, lambda connection: connection.fetchmany(text, arguments))
+
+    async def _on_a_connection(
+        self, text: str, work: Callable[[Connection], Awaitable[list[asyncpg.Record]]]
+    ) -> list[asyncpg.Record]:
         await self._enter()
+        began = time.perf_counter()
         try:
-            return await self._leases.run(lambda connection: connection.fetchmany(text, arguments))
+            return await self._leases.run(work)
         finally:
             self._free.release()
+            self.counts.seconds[kind_of(text)].add(time.perf_counter() - began)
 
     async def _enter(self) -> None:
         """Waits for a connection to be free; asyncpg's own wait is a task per call."""
         if not self._free.locked():
             await self._free.acquire()
             return
+        began = time.perf_counter()
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._bounds.acquire):
                 await self._free.acquire()
         except TimeoutError:
+            self.counts.failures["pool"] += 1
             raise StoreUnavailable from None
+        finally:
+            self.waiting -= 1
+            self.counts.waits.add(time.perf_counter() - began)
 
     async def _tried(
         self, run: Callable[[], Awaitable[list[asyncpg.Record]]], *, repeatable: bool
     ) -> list[asyncpg.Record]:
         for attempt in range(1, _TRIES + 1):
             try:
-                return await run()
+                rows = await run()
             except _RACES as error:
+                self.counts.failures["race"] += 1
                 if attempt == _TRIES:
                     raise Conflict from error
             except _LOST as error:
+                self.counts.failures["connection"] += 1
                 log.warning("database connection lost", error=type(error).__name__, attempt=attempt)
                 await self._leases.renew()
                 if attempt == _TRIES or not repeatable:
                     raise StoreUnavailable from error
             except _SLOW as error:
+                self.counts.failures["timeout"] += 1
                 raise DeadlineExceeded from error
+            else:
+                self.answered += 1
+                return rows
+            self.counts.retries += 1
             await asyncio.sleep(random.uniform(0.005, 0.02) * attempt)  # noqa: S311 - jitter
         raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def reachable(
+    url: str, size: int, bounds: Bounds, *, bounced: bool = False, make: Callable[..., Database] = Database
+) -> AsyncIterator[Database]:
+    """A database, whether it is there or not; it is first connected to when it is first used.
+
+    ``bounced``: ``url`` is that of a PgBouncer in transaction mode. ``make``: of the class of the result.
+
+    Raises:
+        DatabaseUnfit: The URL cannot be read.
+    """
+    with _reaching():
+        pool = await _pool(url, size, bounds, bounced=bounced)
+    database = make(pool, size, bounds, bounced=bounced)
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 @asynccontextmanager
 async def connected(
     url: str, size: int, bounds: Bounds, *, unsafe_durability: bool, bounced: bool = False
 ) -> AsyncIterator[Database]:
-    """A database whose version and durability are right, closed at the end.
-
-    ``bounced``: ``url`` is that of a PgBouncer in transaction mode.
+    """As `reachable`, of a database that is what the service needs.
 
     Raises:
-        DatabaseUnfit: It is too old, would lose committed data in a crash, or its
-            PgBouncer makes sessions without our settings.
-        StoreUnavailable: It cannot be reached.
+        DatabaseUnfit, StoreUnavailable: As `Database.examine`.
     """
-    with _reaching():
-        pool = await _pool(url, size, bounds, bounced=bounced)
-    database = Database(pool, size, bounds)
-    try:
-        await check(pool, unsafe_durability=unsafe_durability)
-        if bounced and (wrong := await differences(pool, bounds.session())):
-            raise DatabaseUnfit(
-                f"Sessions of PgBouncer lack settings: {'; '.join(wrong)}. "
-                "Its connect_query has to set them (docs/scale.md)."
-            )
+    async with reachable(url, size, bounds, bounced=bounced) as database:
+        await database.examine(unsafe_durability=unsafe_durability)
         yield database
-    finally:
-        await database.close()
 
 
 @asynccontextmanager
@@ -248,7 +306,7 @@ async def _pool(url: str, size: int, bounds: Bounds, *, bounced: bool) -> asyncp
         own = {"reset": _keep, "server_settings": named | bounds.session()}
     return await asyncpg.create_pool(
         url,
-        min_size=1,
+        min_size=0,
         max_size=size,
         timeout=bounds.connect,
         command_timeout=bounds.statement + 1,

@@ -41,12 +41,14 @@ class StoredItem(NamedTuple):
 class ItemStore:
     """Each method is one statement; a repeated or a refused write takes a second one to tell why."""
 
-    def __init__(self, database: Database, parents: ConversationStore, page_bytes: int) -> None:
+    def __init__(
+        self, database: Database, parents: ConversationStore, page_bytes: int, appends: type[Appends] = Appends
+    ) -> None:
         """``page_bytes`` is what the items of one answer may hold together; a single item always fits."""
         self._database = database
         self._parents = parents
         self._page_bytes = page_bytes
-        self._appends = Appends(database, self._place)
+        self._appends = appends(database, self._place)
 
     async def append(self, append: Append) -> list[StoredItem]:
         """Places items behind the newest one, all or nothing; the items as they lie there.
@@ -95,6 +97,8 @@ class ItemStore:
         """The items that were placed behind ``base``, or why they were not."""
         access, conversation_id, batch = append.access, append.conversation_id, append.batch
         if base is not None:
+            self._database.counts.appends += 1
+            self._database.counts.items += len(batch)
             return await self._appended(access, conversation_id, base + 1, batch)
         if made := await self._parents.made(access, conversation_id, append.reserved):
             return await self._again(access, conversation_id, made, batch)

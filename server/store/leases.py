@@ -32,6 +32,11 @@ class Leases:
         self._look = self._loop.call_later(_IDLE_SECONDS, self._looked)
         self._returning: set[asyncio.Task[None]] = set()
 
+    @property
+    def in_use(self) -> int:
+        """How many connections run a statement now."""
+        return int(self.pool.get_size() - self.pool.get_idle_size()) - len(self._idle)
+
     async def run(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """What ``work`` makes of a connection; after an error the pool decides what becomes of that."""
         connection = await self._taken()

@@ -11,7 +11,6 @@ import asyncpg
 
 from server.store.database import direct
 
-KEEP_REQUESTS = timedelta(hours=24)
 _LOCK = 0x70757267  # "purg"
 _STEP = 5000  # rows of one statement
 _STATEMENTS = {
@@ -46,7 +45,7 @@ class Purged:
     requests: int = 0
 
 
-async def purge(url: str, keep: timedelta) -> Purged | None:
+async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(hours=24)) -> Purged | None:
     """Removes what was deleted more than ``keep`` ago; None while another process does it.
 
     Takes a session advisory lock, so it has a connection of its own.
@@ -61,7 +60,7 @@ async def purge(url: str, keep: timedelta) -> Purged | None:
         return Purged(
             items=await _all(connection, "items of deleted conversations", before)
             + await _all(connection, "items", before),
-            requests=await _all(connection, "requests", now - KEEP_REQUESTS),
+            requests=await _all(connection, "requests", now - keep_requests),
             conversations=await _all(connection, "conversations", before),
         )
 

@@ -1,0 +1,72 @@
+"""Metrics for Prometheus, on an address of their own.
+
+The parts of the service count for themselves, in plain numbers; they are read when somebody
+asks. A server has a registry of its own, so several of them fit in a process.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import structlog
+
+from server.identity import Source
+from server.interceptors.around import Chain
+from server.interceptors.running import Running
+from server.metrics.lag import Lag
+from server.policy_file import PolicyFile
+from server.readiness import Readiness
+from server.settings import Settings
+from server.store.counts import Purges
+from server.store.database import Database
+from server.tls import Credentials
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is read."""
+
+    settings: Settings
+    chain: Chain
+    running: Running
+    readiness: Readiness
+    database: Database
+    policy: PolicyFile
+    purges: Purges
+    identity: Source
+    credentials: Credentials | None
+
+
+@asynccontextmanager
+async def exposed(sources: Sources, worker: int) -> AsyncIterator[str]:
+    """Serves metrics as long as this is open, if `metrics_listen` is an address; the one in use, or ''.
+
+    Raises:
+        StartFailed: The address is taken.
+    """
+    if not (listen := sources.settings.metrics_listen):
+        yield ""
+        return
+    # What formats and serves is loaded when it is wanted.
+    from server.metrics.exposition import serving  # noqa: PLC0415
+    from server.metrics.parts import registry_of  # noqa: PLC0415
+
+    lag = Lag()
+    async with serving(address_of(listen, worker), registry_of(sources, lag)) as address:
+        log.info("metrics", listen=address)
+        measuring = asyncio.create_task(lag.measure(), name="lag of the event loop")
+        try:
+            yield address
+        finally:
+            measuring.cancel()
+            with suppress(asyncio.CancelledError):
+                await measuring
+
+
+def address_of(listen: str, worker: int) -> str:
+    """Where a worker serves them: each has a port of its own, one after the other; 0 stays 0, any."""
+    host, _, port = listen.rpartition(":")
+    return f"{host}:{int(port) + worker if int(port) else 0}"

@@ -1,0 +1,66 @@
+"""Calls, under the names that boards for gRPC servers know.
+
+Methods that are not served are one `unknown`: a name that a caller made up is no label.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.core import Metric
+
+from server.interceptors.around import Chain
+from server.interceptors.observe import Calls, Observe
+from server.metrics.families import counts_by, histograms_by
+
+_LABELS = ("grpc_type", "grpc_service", "grpc_method")
+_UNKNOWN = ("unary", "unknown", "unknown")
+_Words = tuple[str, ...]
+
+
+def of_calls(chain: Chain) -> Iterator[Metric]:
+    """Started, handled, how long, and messages."""
+    observe = next(link for link in chain.links if isinstance(link, Observe))
+    calls = {_words(method, own): own for method, own in observe.calls.items()}
+    yield _counted("started", "Calls that began.", calls, lambda own: own.started, {_UNKNOWN: observe.unknown})
+    yield counts_by(
+        "grpc_server_handled",
+        "Calls that ended, by the code the caller got.",
+        (*_LABELS, "grpc_code"),
+        _handled(calls, observe.unknown),
+    )
+    seconds = ((words, own.seconds) for words, own in calls.items())
+    yield histograms_by("grpc_server_handling_seconds", "Time from the call to its end.", _LABELS, seconds)
+    yield _counted("msg_received", "Messages that came.", calls, _received)
+    told = {words: own for words, own in calls.items() if own.kind in ("unary", "bidi_stream")}
+    yield _counted("msg_sent", "Messages that were sent; a health Watch does not say.", told, _sent)
+
+
+def _words(method: str, calls: Calls) -> _Words:
+    service, _, name = method.removeprefix("/").partition("/")
+    return calls.kind, service, name
+
+
+def _counted(
+    name: str,
+    says: str,
+    calls: Mapping[_Words, Calls],
+    number: Callable[[Calls], int],
+    more: Mapping[_Words, int] | None = None,
+) -> Metric:
+    values = {words: number(own) for words, own in calls.items()} | dict(more or {})
+    return counts_by(f"grpc_server_{name}", says, _LABELS, values.items())
+
+
+def _handled(calls: Mapping[_Words, Calls], unknown: int) -> Iterator[tuple[_Words, int]]:
+    for words, own in calls.items():
+        for code, number in own.codes.items():
+            yield (*words, code), number
+    yield (*_UNKNOWN, "UNIMPLEMENTED"), unknown
+
+
+def _received(calls: Calls) -> int:
+    """One for each unary call."""
+    return calls.received if calls.kind == "bidi_stream" else calls.started
+
+
+def _sent(calls: Calls) -> int:
+    return calls.codes["OK"] if calls.kind == "unary" else calls.sent

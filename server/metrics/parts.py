@@ -1,0 +1,167 @@
+"""What each part of the service has to say, and the registry of a server."""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from importlib.metadata import version
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from server import __version__
+from server.identity import Source
+from server.interceptors.around import Chain, Link
+from server.interceptors.capacity import Calls, Streams
+from server.interceptors.running import Running
+from server.metrics import Sources
+from server.metrics.calls import of_calls
+from server.metrics.families import count, counts, gauge, histogram, histograms_by, info
+from server.metrics.lag import Lag
+from server.policy_file import PolicyFile
+from server.readiness import Readiness
+from server.settings import Settings
+from server.store.counts import Purges
+from server.store.database import Database
+from server.tls import Credentials
+
+Found = TypeVar("Found", bound=Link)
+_VERSIONS = ("grpcio", "protobuf", "asyncpg")
+
+
+class Parts(Collector):
+    """Asks each part at every scrape."""
+
+    def __init__(self, parts: Iterable[Callable[[], Iterator[Metric]]]) -> None:
+        self._parts = tuple(parts)
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        for part in self._parts:
+            yield from part()
+
+
+def registry_of(sources: Sources, lag: Lag) -> CollectorRegistry:
+    """A registry of what there is to read."""
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    registry.register(
+        Parts(
+            (
+                partial(of_calls, sources.chain),
+                partial(of_capacity, sources.settings, sources.chain, sources.running),
+                partial(of_store, sources.database),
+                partial(of_sharing, sources.database),
+                partial(of_purges, sources.settings, sources.purges),
+                partial(of_policy, sources.policy),
+                partial(of_identity, sources.identity),
+                partial(of_certificate, sources.credentials),
+                partial(of_process, sources.readiness, sources.running, lag),
+            )
+        )
+    )
+    return registry
+
+
+def link_of(chain: Chain, kind: type[Found]) -> Found:
+    """The one link of its class."""
+    return next(link for link in chain.links if isinstance(link, kind))
+
+
+def of_capacity(settings: Settings, chain: Chain, running: Running) -> Iterator[Metric]:
+    """What runs now, and what was refused because too much did."""
+    calls, streams = link_of(chain, Calls), link_of(chain, Streams)
+    yield gauge("calls_running", "Unary calls under way.", calls.count)
+    yield gauge("calls_limit", "Most unary calls at once (max_calls).", settings.calls_limit)
+    yield gauge("streams_running", "Streams under way.", streams.count)
+    yield gauge("streams_limit", "Most streams at once (max_streams).", settings.max_streams)
+    refused = {"calls": calls.refused, "streams": streams.refused}
+    yield counts("capacity_refusals", "Calls refused with RESOURCE_EXHAUSTED, too many being under way.", "of", refused)
+    yield gauge("draining", "1 while the server refuses new calls and ends.", running.draining.is_set())
+
+
+def of_store(database: Database) -> Iterator[Metric]:
+    """The pool, and the statements."""
+    own = database.counts
+    yield gauge("pool_size", "Most connections (pool_size).", database.size)
+    yield gauge("pool_open", "Connections there are.", database.pool.get_size())
+    yield gauge("pool_in_use", "Connections that run a statement.", database.in_use)
+    yield gauge("pool_waiting", "Statements that wait for a connection.", database.waiting)
+    yield histogram("pool_wait_seconds", "Wait for a connection, of statements that found none free.", own.waits)
+    yield histograms_by(
+        "conversations_statement_seconds",
+        "Time of a statement on its connection: read, append (places items) or write.",
+        ("kind",),
+        (((kind,), seconds) for kind, seconds in own.seconds.items()),
+    )
+    yield counts(
+        "statement_failures",
+        "Statements that failed: no connection free (pool), connection lost, race (40001, 40P01), timeout.",
+        "reason",
+        own.failures,
+    )
+    yield count("statement_retries", "Statements tried again after a lost connection or a race.", own.retries)
+
+
+def of_sharing(database: Database) -> Iterator[Metric]:
+    """How many calls one statement serves."""
+    own = database.counts
+    yield count("items_appended", "Items appended.", own.items)
+    yield count("appends", "Appends of items to a conversation.", own.appends)
+    yield histogram("shared_appends", "Appends in a statement for several.", own.shared_appends)
+    yield count("reads", "Short reads.", own.reads)
+    yield histogram("shared_reads", "Short reads in a round trip for several.", own.shared_reads)
+
+
+def of_purges(settings: Settings, purges: Purges) -> Iterator[Metric]:
+    """The purge of this process; nothing where it is a job of its own."""
+    if not settings.purge_every_minutes:
+        return
+    yield counts("purge_runs", "Purges: done, skipped (another process was at it) or failed.", "outcome", purges.runs)
+    yield counts("purge_rows", "Rows that purges removed.", "kind", purges.rows)
+    yield gauge("purge_last_success_timestamp_seconds", "When a purge was done; 0: not yet.", purges.last)
+
+
+def of_policy(policy: PolicyFile) -> Iterator[Metric]:
+    """The policy in force."""
+    changes = {"loaded": policy.reloads, "refused": policy.refused}
+    yield counts("policy_reloads", "Changes of the policy: loaded, or refused for a mistake.", "outcome", changes)
+    yield gauge("policy_loaded_timestamp_seconds", "When the policy in force was loaded.", policy.loaded_at)
+    yield gauge("policy_rules", "Rules of the policy in force.", len(policy.accesses.policy.rules))
+    yield gauge("policy_stale", "1 while the file holds another policy that was refused.", policy.stale)
+
+
+def of_identity(source: Source) -> Iterator[Metric]:
+    """The issuer's keys, if they come from a URL."""
+    from server.identity.jwks_url import UrlKeys  # noqa: PLC0415 - has been loaded if there are any
+
+    keys = getattr(source, "keys", None)
+    if not isinstance(keys, UrlKeys):
+        return
+    yield counts("jwks_fetches", "Fetches of the issuer's keys: good or failed.", "outcome", keys.fetches)
+    yield gauge("jwks_age_seconds", "Since the last good fetch; after a day its keys are dropped.", keys.age)
+
+
+def of_certificate(credentials: Credentials | None) -> Iterator[Metric]:
+    """The certificate that is served."""
+    if credentials is None:
+        return
+    expiry = credentials.expires_at.timestamp()
+    yield gauge("certificate_expiry_timestamp_seconds", "When the certificate that is served expires.", expiry)
+    says = "Changes of the certificate's files: taken or refused."
+    yield counts("certificate_reloads", says, "outcome", credentials.reloads)
+
+
+def of_process(readiness: Readiness, running: Running, lag: Lag) -> Iterator[Metric]:
+    """How the process is."""
+    ready = readiness.ready and not running.draining.is_set()
+    yield gauge("ready", "1 while the server takes calls, as its health says.", ready)
+    yield histogram("event_loop_lag_seconds", "How late the event loop is, looked at four times a second.", lag.seconds)
+    yield info("build_info", "What runs.", _build())
+
+
+def _build() -> Mapping[str, str]:
+    return {"version": __version__, "python": platform.python_version()} | {name: version(name) for name in _VERSIONS}
