@@ -143,7 +143,7 @@ class Database:
 
     async def look(self) -> None:
         """Has the database answer; raises as `fetch` does."""
-        await self._tried(lambda: self._run("SELECT 1", ()), repeatable=False)
+        await self._tried(lambda: self._run("SELECT 1", ()), repeatable=True)
 
     async def examine(self, *, unsafe_durability: bool) -> None:
         """Sees whether the database is what the service needs.
