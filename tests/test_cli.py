@@ -285,7 +285,7 @@ async def test_serve_without_migrating(postgres: str) -> None:
         assert "python -m server migrate" in (await process.stdout.readline()).decode()
         await printed("migrate", url=url)
         async with client(address_of(line)) as stub, asyncio.timeout(10):
-            while "OK" != (found := await _code(stub)):  # noqa: ASYNC110 - another process becomes ready
+            while "OK" != (found := await _code(stub)):
                 assert "UNAVAILABLE" == found
                 await asyncio.sleep(0.1)
 
