@@ -13,7 +13,6 @@ from pathlib import PurePosixPath
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-import click
 import typer.main
 from pydantic import ValidationError
 
@@ -214,13 +213,11 @@ def commands_are_known(objects: Objects) -> Problems:
 def _unknown(arguments: list[str]) -> str:
     command: Any = typer.main.get_command(app)
     try:
-        with click.Context(command) as context:
+        with command.context_class(command) as context:
             name, found, rest = command.resolve_command(context, list(arguments))
             found.make_context(name, rest, parent=context)
-    except click.ClickException as error:
-        return error.format_message()
-    except Exception as error:  # noqa: BLE001 - typer may bring a click of its own, with exceptions of its own
-        return str(error)
+    except Exception as error:  # noqa: BLE001 - typer's own, in a module that is not public
+        return str(getattr(error, "format_message", error.__str__)())
     return ""
 
 

@@ -119,6 +119,7 @@ async def test_which_calls_have_lines(
 
 
 _FAULTS = """
+import asyncio
 import sys
 from server import logs
 from server.access_log import AccessLog
@@ -126,9 +127,16 @@ from server.policy.principal import Principal, current_principal
 
 logs.configure("info", sys.argv[1])
 current_principal.set(Principal(sys.argv[2], sys.argv[2]))
-log = AccessLog(always=True)
-for code in ("OK", "NOT_FOUND", "INTERNAL", "UNKNOWN", "DATA_LOSS"):
-    log.write(log.severity(code), "/p.S/M", code, 0.0123456, "ipv4:192.0.2.1:5")
+
+
+async def calls():  # ends before the lines are written: they come all the same
+    log = AccessLog(always=True)
+    for code in ("OK", "NOT_FOUND", "INTERNAL", "UNKNOWN", "DATA_LOSS"):
+        log.write(log.severity(code), "/p.S/M", code, 0.0123456, "ipv4:192.0.2.1:5")
+    await asyncio.sleep(0)
+
+
+asyncio.run(calls())
 """
 FORGED = "eve\n2026-01-01T00:00:00Z [info     ] call\r\x1b[2K\u2028\u0085\x0b\"code=OK'"
 
@@ -221,9 +229,10 @@ def test_lines_of_libraries_are_like_ours() -> None:
         assert {"trace": TRACE, "span": "00f067aa0ba902b7"} == {name: line[name] for name in ("trace", "span")}
 
 
-async def test_a_closed_log_fails_no_call(service: Service, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["console", "json"])
+async def test_a_closed_log_fails_no_call(service: Service, tmp_path: Path, form: str) -> None:
     """When nobody reads the log any more, calls are answered still."""
-    values = {"listen": f"unix:{tmp_path}/s", "database_url": service.url, "access_log": "true", "log_format": "json"}
+    values = {"listen": f"unix:{tmp_path}/s", "database_url": service.url, "access_log": "true", "log_format": form}
     environment = ENVIRONMENT | {f"CONVERSATIONS_{name.upper()}": value for name, value in values.items()}
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
