@@ -6,12 +6,13 @@ what protoc wrote beside the modules (`proto/generate.py`).
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from importlib.resources import files
 from itertools import chain
+from pathlib import Path
 from typing import Protocol
 
 import grpc
 import grpc.aio
+from conversations.v1 import conversations_service_pb2
 from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
@@ -49,7 +50,7 @@ def reflect(server: grpc.aio.Server, names: Iterable[str]) -> None:
 
 def _described(services: Iterable[str]) -> Iterator[FileDescriptorProto]:
     """The contract, then what else the services consist of; some files come twice."""
-    contract = files("conversations.v1").joinpath("descriptors.binpb").read_bytes()
+    contract = Path(conversations_service_pb2.__file__).with_name("descriptors.binpb").read_bytes()
     yield from FileDescriptorSet.FromString(contract).file
     yield _reflection_v1()
     for service in services:
