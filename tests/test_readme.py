@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Iterator
@@ -22,7 +23,9 @@ from tests.test_identity import RSA, Authority, jwks, token
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README, LOAD, CLIENTS = ROOT / "README.md", DOCS / "load.md", DOCS / "clients.md"
+OPERATIONS = DOCS / "operations.md"
 PRINTED_ADDRESS, PRINTED_PORT = "127.0.0.1:50051", ":50051"
+PRINTED_ADMIN = "127.0.0.1:50052"
 PRINTED_SOCKET = "/run/conversations/api.sock"
 START = re.compile(r"Conversation Service on (?:unix:)?(\S+), PostgreSQL at \S+\n")
 CONVERSATION = r'"id": "conv_[0-9a-f]{48}"'
@@ -42,12 +45,25 @@ WAYS = {
     "A client's certificate": [CONVERSATION, r'"owner": "spiffe://prod.example/billing"'],
     "As a trusted proxy": [CONVERSATION, r'"owner": "alice"', r'"a,b"', r'"red"'],
 }
+# What the commands of an operator show.
+OPERATED = {
+    "Health": [r'"status": "SERVING"', r"SERVING\n$"],
+    "Log": [r'"level": "LEVEL_DEBUG"', r'"expire_?[tT]ime"'],
+    "Admin address": [
+        r"conversations\.admin\.v1\.AdminService\n",
+        r'"ready": true',
+        r"^\{\}$",
+        r'"server": \[',
+        r"// Appends 1 to 20 items",
+    ],
+}
 TRIED = {
     (README, "A tour with grpcurl"),
     *((README, heading) for heading in WAYS),
     (LOAD, "Load"),
     (LOAD, "Over TLS, with a token"),
     (CLIENTS, "grpcurl and ghz"),
+    *((OPERATIONS, heading) for heading in OPERATED),
 }
 # Blocks that need more than this machine has; what they have of grpcurl is printed, and tried, elsewhere too.
 NOT_HERE = {(DOCS / "kubernetes.md", "To try it")}
@@ -142,12 +158,12 @@ async def served(script: str, place: Path, url: str) -> AsyncIterator[str]:
 async def test_a_way_in(postgres: str, template: str, place: Path, heading: str) -> None:
     """A server that is started as printed is reached as printed; only address and place of the socket differ."""
     server, *commands = sections(README)[heading]
-    socket = str(place / "api.sock")
+    path = str(place / "api.sock")
     async with (
         fresh_database(postgres, template) as url,
-        served(server.replace(PRINTED_SOCKET, socket), place, url) as address,
+        served(server.replace(PRINTED_SOCKET, path), place, url) as address,
     ):
-        script = "\n".join(commands).replace(PRINTED_SOCKET, socket)
+        script = "\n".join(commands).replace(PRINTED_SOCKET, path)
         script = script.replace(PRINTED_PORT, f":{address.rpartition(':')[2]}")
         output = await run(script, cwd=place, TOKEN=token())
     assert re.search(".*".join(WAYS[heading]), output, re.DOTALL), output
@@ -157,11 +173,27 @@ async def test_a_way_in(postgres: str, template: str, place: Path, heading: str)
 async def test_the_socket_of_the_clients(postgres: str, template: str, place: Path) -> None:
     """The way through a Unix socket that docs/clients.md shows."""
     (script,) = sections(CLIENTS)["grpcurl and ghz"]
-    printed, socket = "/run/conversations/socket", str(place / "api.sock")
-    server = f"CONVERSATIONS_LISTEN=unix:{socket} python -m server"
+    printed, path = "/run/conversations/socket", str(place / "api.sock")
+    server = f"CONVERSATIONS_LISTEN=unix:{path} python -m server"
     async with fresh_database(postgres, template) as url, served(server, place, url):
-        output = await run(script.replace(printed, socket))
+        output = await run(script.replace(printed, path))
     assert "conversations.v1.ConversationsService\n" in output
+
+
+@needs_grpcurl
+async def test_an_operator(postgres: str, template: str, place: Path) -> None:
+    """What docs/operations.md prints for operators, on one process."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        admin = f"127.0.0.1:{held.getsockname()[1]}"
+    server = f"CONVERSATIONS_ADMIN_LISTEN={admin} python -m server"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    async with fresh_database(postgres, template) as url, served(server, place, url) as address:
+        for heading, shown in OPERATED.items():
+            script = "\n".join(sections(OPERATIONS)[heading])
+            script = script.replace(PRINTED_ADDRESS, address).replace(PRINTED_ADMIN, admin)
+            output = await run(script, cwd=place, CONVERSATIONS_LISTEN=address, PATH=path)
+            assert re.search(".*".join(shown), output, re.DOTALL | re.MULTILINE), output
 
 
 def load_of(place: Path, address: str) -> None:
