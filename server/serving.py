@@ -19,7 +19,8 @@ from server.settings import Settings, is_socket
 
 log = structlog.get_logger(__name__)
 
-REFUSAL_SECONDS = 0.25  # shorter than the pushback of ShuttingDown
+HELD_SECONDS = 0.25  # in which balancers and health checks move calls away; shorter than the pushback of ShuttingDown
+_LEAVING_SECONDS = 0.05  # for GOAWAY to arrive
 
 
 class StartFailed(Complaint):
@@ -107,13 +108,17 @@ async def drain(server: grpc.aio.Server, health: Health, running: Running, grace
     """No new calls, then the end of the running ones, before the pool closes.
 
     `stop` fails calls it has received but not started with CANCELLED, which no
-    client retries; so new ones are refused as UNAVAILABLE for a while first
-    (traps §2.3).
+    client retries. So new calls are held for a while, which keeps their callers
+    from making more of them, and refused as UNAVAILABLE once `stop` has told every
+    connection to go (ADR 17).
     """
     await health.refuse()
     running.refuse()
-    await asyncio.sleep(REFUSAL_SECONDS)
+    await asyncio.sleep(HELD_SECONDS)
     health.end()
-    await server.stop(grace)
+    stopping = asyncio.create_task(server.stop(max(grace, 2 * _LEAVING_SECONDS)))
+    await asyncio.sleep(_LEAVING_SECONDS)
+    running.release()
+    await stopping
     if not await running.ended(seconds=2):
         log.warning("calls were still running at the end")

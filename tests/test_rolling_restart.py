@@ -16,7 +16,7 @@ from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
 from server.errors import ShuttingDown
-from server.serving import REFUSAL_SECONDS
+from server.serving import HELD_SECONDS
 from tests.build import append, create, get, list_items, text_of, user_message
 from tests.conftest import fresh_database
 from tests.test_cli import address_of, environment, started
@@ -38,7 +38,10 @@ class Replica:
         variables = environment(self.url, listen=self.address, purge_every_minutes="0")
         self.process = await started("serve", **variables)
         assert self.process.stdout is not None
-        self.address = address_of((await self.process.stdout.readline()).decode())
+        assert self.process.stderr is not None
+        line = (await self.process.stdout.readline()).decode()
+        assert line, (await self.process.stderr.read()).decode()
+        self.address = address_of(line)
 
     async def restart(self) -> None:
         """Ends it as Kubernetes does, and starts the next."""
@@ -141,4 +144,4 @@ async def test_rolling_restart(postgres: str, template: str, configured: bool) -
 def test_the_pushback_fits_the_window() -> None:
     """A client that is told to wait comes back when the refusal is over, not into it again."""
     assert ShuttingDown.retry_after_ms is not None
-    assert ShuttingDown.retry_after_ms > REFUSAL_SECONDS * 1000
+    assert ShuttingDown.retry_after_ms > HELD_SECONDS * 1000

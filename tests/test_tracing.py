@@ -259,12 +259,15 @@ async def test_a_caller_that_goes(url: str, collector: Collector) -> None:
     """A cancelled call is no error of the server."""
     async with tracing_service(url) as service:
         made = await service.stub.CreateConversation(create())
-        stream = service.stub.AppendItems()
-        await stream.write(AppendItemsRequest(conversation_id=made.id, items=[user_message()]))
-        await stream.read()
-        stream.cancel()
-        await asyncio.sleep(0.1)
-    (call,) = collector.servers("AppendItems")
+        lock = await service.database.pool.acquire()
+        async with lock.transaction():
+            await lock.execute("LOCK TABLE conversations")
+            asked = service.stub.GetConversation(get(made.id))
+            await asyncio.sleep(0.3)
+            asked.cancel()
+            await asyncio.sleep(0.2)
+        await service.database.pool.release(lock)
+    (call,) = collector.servers("GetConversation")
     assert "CANCELLED" == values(list(call.attributes))["rpc.response.status_code"]
     assert Status.STATUS_CODE_UNSET == call.status.code
 

@@ -13,12 +13,17 @@ from server.interceptors.around import Guard, Link
 
 
 class Running(Link):
-    """Counts the calls under way, and refuses new ones before it is opened and once it is told to."""
+    """Counts the calls under way, and refuses new ones before it is opened and in a drain.
+
+    A call that comes in a drain is held until its connection is told to go (ADR 17):
+    refused at once, its caller would be back on the same connection, and again.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.opened = False
         self.draining = asyncio.Event()  # streams end then
+        self._leaving = asyncio.Event()  # held calls are refused then
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -30,8 +35,13 @@ class Running(Link):
         """Lets no new call in, and streams end."""
         self.draining.set()
 
+    def release(self) -> None:
+        """Refuses the calls that are held: who comes again comes elsewhere."""
+        self._leaving.set()
+
     async def __aenter__(self) -> None:
         if self.draining.is_set():
+            await self._leaving.wait()
             raise ShuttingDown
         if not self.opened:
             raise StoreUnavailable

@@ -9,15 +9,15 @@ Not in the chain unless tracing is on.
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import grpc
 from opentelemetry import context as otel
 from opentelemetry import propagate
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_span_id, format_trace_id, set_span_in_context
 
 from server.interceptors.around import Context, Guard, Link
+from server.interceptors.observe import code_of
 from server.tracing import current_span, current_trace
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
@@ -27,7 +27,6 @@ _ERRORS = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
 )
 # grpc.aio gives what was set, a StatusCode or its number.
-_NAMES = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0])}
 
 
 class _Values(Getter[Metadata]):
@@ -84,16 +83,9 @@ class _Traced:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        code = self._code(error)
+        code = code_of(self._context, error)
         self._span.set_attribute("rpc.response.status_code", code)
         if code in _ERRORS:
             self._span.set_attribute("error.type", code)
             self._span.set_status(StatusCode.ERROR)
         self._span.end()
-
-    def _code(self, error: BaseException | None) -> str:
-        """The name of the code that was set; a call that is cancelled sets none, and may be so for its time is over."""
-        code: Any = self._context.code()
-        if code or error is None:
-            return _NAMES[code or 0]
-        return "DEADLINE_EXCEEDED" if self._context.time_remaining() == 0 else "CANCELLED"
