@@ -1,0 +1,96 @@
+"""What the counts and the line of a call cost by themselves, without a server around them.
+
+``python -m bench.observe_alone``: CPU per call of a handler that does nothing, the least of
+several turns, in which variants alternate. Steadier than `bench.observe_cost`, and less
+than the truth: in a server, other work has taken the processor's caches meanwhile.
+"""
+
+import asyncio
+import time
+from contextlib import redirect_stderr
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import grpc
+from conversations.v1 import conversations_service_pb2
+
+from server import logs
+from server.interceptors.observe import Observe
+from server.policy.principal import Principal, current_principal
+from server.tally import Histogram
+
+_SERVICE = conversations_service_pb2.DESCRIPTOR.services_by_name["ConversationsService"].full_name
+METHOD = f"/{_SERVICE}/GetConversation"
+CALLS, TURNS = 20_000, 15
+BARE = "nothing"
+
+
+class Context:
+    """Of a call that ended well."""
+
+    def code(self) -> int:
+        """As grpc.aio has it when nothing was set."""
+        return 0
+
+    def peer(self) -> str:
+        """The other end."""
+        return "ipv4:127.0.0.1:40000"
+
+
+async def _nothing(request: bytes, _context: Any) -> bytes:
+    return request
+
+
+def variants() -> dict[str, Any]:
+    """The methods to call."""
+    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(_nothing)
+    counted = Observe((METHOD,), access_log=False).wrap(METHOD, handler)
+    logged = Observe((METHOD,), access_log=True).wrap(METHOD, handler)
+    return {BARE: _nothing, "counts": counted.unary_unary, "counts and line": logged.unary_unary}
+
+
+async def microseconds(method: Any) -> float:
+    """CPU per call, with what is written afterwards."""
+    context = Context()
+    began = time.process_time()
+    for _ in range(CALLS):
+        await method(b"", context)
+    await asyncio.sleep(0.1)
+    return (time.process_time() - began) / CALLS * 1e6
+
+
+def of_statement() -> float:
+    """CPU of what the store counts of a statement."""
+    histogram = Histogram((0.001, 0.01, 0.1, 1.0))
+    began = time.process_time()
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        histogram.add(time.perf_counter() - start)
+    return (time.process_time() - began) / CALLS * 1e6
+
+
+async def measure() -> None:
+    """Prints the figures."""
+    current_principal.set(Principal("", "alice"))
+    methods = variants()
+    least = dict.fromkeys(methods, float("inf"))
+    for _ in range(TURNS):
+        for name, method in methods.items():
+            least[name] = min(least[name], await microseconds(method))
+    for name, found in least.items():
+        print(f"{name:16} {found - least[BARE]:6.2f} µs a call")
+    print(f"{'of a statement':16} {min(of_statement() for _ in range(TURNS)):6.2f} µs")
+
+
+def main() -> None:
+    """Has the lines written to a file, as a server would."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "log"
+        with path.open("w", encoding="utf-8") as file, redirect_stderr(file):
+            logs.configure("info", "json")
+            asyncio.run(measure())
+
+
+if __name__ == "__main__":
+    main()
