@@ -113,7 +113,7 @@ async def drain(server: grpc.aio.Server, health: Health, running: Running, grace
     connection to go (ADR 17).
     """
     await health.refuse()
-    running.refuse()
+    running.hold()
     await asyncio.sleep(HELD_SECONDS)
     health.end()
     stopping = asyncio.create_task(server.stop(max(grace, 2 * _LEAVING_SECONDS)))

@@ -29,7 +29,7 @@ def interceptors(
         *traces,  # Trace, so that what the others log has its ids; nothing while tracing is off
         Observe(needs, access_log=settings.access_log),  # outside: sees refusals too, with the code the caller gets
         Failures(),  # everything below leaves as a google.rpc.Status
-        running,  # a drain refuses here, before any work, and waits for all that follows
+        running,  # a drain holds new calls here, before any work, and waits for all that follows
         Calls(settings.calls_limit),  # before anything is done for a call
         Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds all that waits
         Identify(source),  # who is asking

@@ -1,6 +1,6 @@
 """Running: no call before the store is prepared and none in a drain; those under way are waited for.
 
-`grpc.aio.Server.stop` returns before aborted handlers ran to their end
+Outside of all that does anything for a call. `grpc.aio.Server.stop` returns before aborted handlers ran to their end
 (traps §2.5), and the pool must not close under them.
 """
 
@@ -31,12 +31,12 @@ class Running(Link):
         """A guard that counts; health and reflection answer from the first moment to the last."""
         return None if method.startswith(OPEN) else lambda _context: self
 
-    def refuse(self) -> None:
-        """Lets no new call in, and streams end."""
+    def hold(self) -> None:
+        """Lets no new call in, and has streams end."""
         self.draining.set()
 
     def release(self) -> None:
-        """Refuses the calls that are held: who comes again comes elsewhere."""
+        """Refuses the calls that are held, and all that still come."""
         self._leaving.set()
 
     async def __aenter__(self) -> None:
