@@ -20,7 +20,7 @@ from server.interceptors.around import Chain
 from server.interceptors.decode import Decode
 from server.interceptors.failures import Failures
 from server.services.admin import Admin, Process
-from server.serving import bind, reflect
+from server.serving import bind, of_worker, reflect
 from server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -48,16 +48,10 @@ async def admin(settings: Settings, process: Process, health: Health) -> AsyncIt
     channelz.add_channelz_servicer(server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflect(server, SERVICES)
-    address = bind(server, address_of(settings.admin_listen, process.worker), None)
+    address = bind(server, of_worker(settings.admin_listen, process.worker), None)
     await server.start()
     try:
         log.info("admin address", listen=address)
         yield
     finally:
         await server.stop(_GRACE_SECONDS)
-
-
-def address_of(listen: str, worker: int) -> str:
-    """Where a worker serves it: each has a port of its own, one after the other; 0 stays 0, any."""
-    host, _, port = listen.rpartition(":")
-    return f"{host}:{int(port) + worker if int(port) else 0}"

@@ -82,6 +82,12 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
     return f"{listen.rpartition(':')[0]}:{port}"
 
 
+def of_worker(listen: str, worker: int) -> str:
+    """A worker's own address: each has a port behind that of the one before; 0 stays 0, any."""
+    host, _, port = listen.rpartition(":")
+    return f"{host}:{int(port) + worker if int(port) else 0}"
+
+
 def cannot_listen(listen: str) -> StartFailed:
     """What to say of an address that cannot be bound."""
     return StartFailed(f"Cannot listen on {listen}: the address is taken or not allowed.")

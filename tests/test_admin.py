@@ -24,8 +24,7 @@ from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server import __version__, logs
-from server.admin import address_of
-from server.serving import StartFailed
+from server.serving import StartFailed, of_worker
 from server.store.migrate import HEAD
 from tests.build import create, get
 from tests.conftest import Service, fresh_database, problem, running
@@ -322,7 +321,7 @@ async def test_callers_have_none_of_it(admin: Operated) -> None:
 )
 def test_address(listen: str, worker: int, expected: str) -> None:
     """Each worker has its own, one after the other."""
-    assert expected == address_of(listen, worker)
+    assert expected == of_worker(listen, worker)
 
 
 async def test_each_worker_has_one(url: str) -> None:

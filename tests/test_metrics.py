@@ -28,8 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from server.app import serving
 from server.identity import jwks_url
-from server.metrics import address_of
-from server.serving import StartFailed
+from server.serving import StartFailed, of_worker
 from server.settings import load
 from server.tally import Histogram
 from tests.build import append, create, delete, get, user_message
@@ -453,7 +452,7 @@ async def test_without_an_address_there_are_none(service: Service) -> None:
 )
 def test_a_port_for_each_worker(listen: str, worker: int, expected: str) -> None:
     """Worker n has the n-th port behind that of the first."""
-    assert expected == address_of(listen, worker)
+    assert expected == of_worker(listen, worker)
 
 
 def test_histogram() -> None:

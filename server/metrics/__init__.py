@@ -17,6 +17,7 @@ from server.interceptors.running import Running
 from server.metrics.lag import Lag
 from server.policy_file import PolicyFile
 from server.readiness import Readiness
+from server.serving import of_worker
 from server.settings import Settings
 from server.store.counts import Purges
 from server.store.database import Database
@@ -55,7 +56,7 @@ async def exposed(sources: Sources, worker: int) -> AsyncIterator[str]:
     from server.metrics.parts import registry_of  # noqa: PLC0415
 
     lag = Lag()
-    async with serving(address_of(listen, worker), registry_of(sources, lag)) as address:
+    async with serving(of_worker(listen, worker), registry_of(sources, lag)) as address:
         log.info("metrics", listen=address)
         measuring = asyncio.create_task(lag.measure(), name="lag of the event loop")
         try:
@@ -64,9 +65,3 @@ async def exposed(sources: Sources, worker: int) -> AsyncIterator[str]:
             measuring.cancel()
             with suppress(asyncio.CancelledError):
                 await measuring
-
-
-def address_of(listen: str, worker: int) -> str:
-    """Where a worker serves them: each has a port of its own, one after the other; 0 stays 0, any."""
-    host, _, port = listen.rpartition(":")
-    return f"{host}:{int(port) + worker if int(port) else 0}"
