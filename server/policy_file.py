@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
+from server.asking import Asking
 from server.complaint import Complaint
 from server.policy.load import PolicyInvalid, load
 from server.policy.rules import ACTIONS, DEFAULT, Effect, Policy, Rule, Scope
@@ -41,7 +41,7 @@ class PolicyFile:
         self._path = path
         self._attributes = attributes
         self._anonymous = anonymous
-        self._asked = asyncio.Event()
+        self._asking = Asking()
         self._seen = self._signature()
         self.accesses = Accesses(self._read())
         self.reloads = 0
@@ -51,17 +51,14 @@ class PolicyFile:
 
     def reload(self) -> None:
         """Has the file read soon, changed or not; safe in a signal handler."""
-        self._asked.set()
+        self._asking.ask()
 
     async def watch(self) -> None:
         """Reads the file after every change, for ever; a broken one leaves the last good policy in force."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_PERIOD):
-                    await self._asked.wait()
+            asked = await self._asking.pause(_PERIOD)
             signature = self._signature()
-            if self._asked.is_set() or signature != self._seen:
-                self._asked.clear()
+            if asked or signature != self._seen:
                 self._seen = signature
                 await self._renew()
 

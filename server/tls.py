@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import grpc
 import structlog
 
+from server.asking import Asking
 from server.certificates import Pair, PemFile, TlsUnfit, authorities, pair
 from server.identity_settings import IdentitySettings
 
@@ -43,7 +43,7 @@ class Credentials:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
-        self._asked = asyncio.Event()
+        self._asking = Asking()
         self._seen = self._stamps()  # of the files as they are in force; before they are read, or a change is missed
         self._served = self._read()
         self._unfit: object = None  # how the last look found the files, if they could not be used
@@ -75,15 +75,12 @@ class Credentials:
 
     def reload(self) -> None:
         """Has the files looked at soon; safe in a signal handler."""
-        self._asked.set()
+        self._asking.ask()
 
     async def watch(self) -> None:
         """Takes what the files hold after every change, for ever; what cannot be used changes nothing."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_PERIOD):
-                    await self._asked.wait()
-            self._asked.clear()
+            await self._asking.pause(_PERIOD)
             await self._look()
 
     async def _look(self) -> None:

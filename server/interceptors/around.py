@@ -19,6 +19,16 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Guard: TypeAlias = Callable[[Context], AbstractAsyncContextManager[None]]
 
 
+def is_ours(method: str) -> bool:
+    """Whether a method is of our contract, and not of gRPC's own services."""
+    return method.startswith("/conversations.")
+
+
+def streams(handler: Handler) -> bool:
+    """Whether requests or responses are a stream."""
+    return bool(handler.request_streaming or handler.response_streaming)
+
+
 class Link:
     """Does something before, after or instead of the calls it guards."""
 

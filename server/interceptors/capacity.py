@@ -9,7 +9,7 @@ from collections import Counter
 from types import TracebackType
 
 from server.errors import Overloaded
-from server.interceptors.around import Guard, Handler, Link
+from server.interceptors.around import Guard, Handler, Link, is_ours, streams
 from server.policy.principal import Principal, current_principal
 
 
@@ -23,7 +23,7 @@ class Calls(Link):
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """``handler`` limited, when it is one of ours and unary."""
-        return super().wrap(method, handler) if _is_ours(method) and not _streams(handler) else handler
+        return super().wrap(method, handler) if is_ours(method) and not streams(handler) else handler
 
     def guard(self, method: str) -> Guard:
         """A guard that counts; it holds no state of its own, so one serves all calls."""
@@ -53,7 +53,7 @@ class Streams(Link):
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """``handler`` limited, when it is one of ours and streams."""
-        return super().wrap(method, handler) if _is_ours(method) and _streams(handler) else handler
+        return super().wrap(method, handler) if is_ours(method) and streams(handler) else handler
 
     def guard(self, method: str) -> Guard:
         """A guard that counts the stream until it ends."""
@@ -97,11 +97,3 @@ class _Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._streams.end(self._who)
-
-
-def _is_ours(method: str) -> bool:
-    return method.startswith("/conversations.")
-
-
-def _streams(handler: Handler) -> bool:
-    return bool(handler.request_streaming or handler.response_streaming)

@@ -9,7 +9,7 @@ import asyncio
 from types import TracebackType
 
 from server.errors import DeadlineExceeded
-from server.interceptors.around import Context, Handler, Link, around
+from server.interceptors.around import Context, Handler, Link, around, is_ours, streams
 
 
 class Deadline(Link):
@@ -26,7 +26,7 @@ class Deadline(Link):
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """``handler`` limited, when it is unary: streams last as long as their callers want."""
-        if not method.startswith("/conversations.") or handler.request_streaming or handler.response_streaming:
+        if not is_ours(method) or streams(handler):
             return handler
         return around(handler, lambda context: _Limited(self._seconds(context)))
 

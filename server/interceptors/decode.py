@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from server.audit import current_request
 from server.errors import FieldInvalid, Violation
-from server.interceptors.around import Context, Handler, Link
+from server.interceptors.around import Context, Handler, Link, is_ours
 from server.validation import validate
 
 
@@ -22,7 +22,7 @@ class Decode(Link):
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """``handler`` taking bytes, for the methods of this package."""
-        if not method.startswith("/conversations."):
+        if not is_ours(method):
             return handler
         return _streamed(handler) if handler.request_streaming else _decoded(handler)
 

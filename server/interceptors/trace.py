@@ -16,7 +16,7 @@ from opentelemetry import propagate
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_span_id, format_trace_id, set_span_in_context
 
-from server.interceptors.around import Context, Guard, Link
+from server.interceptors.around import Context, Guard, Link, is_ours
 from server.interceptors.observe import code_of
 from server.tracing import current_span, current_trace
 
@@ -52,7 +52,7 @@ class Trace(Link):
 
     def guard(self, method: str) -> Guard | None:
         """A guard that makes a span of the call."""
-        if not method.startswith("/conversations."):
+        if not is_ours(method):
             return None
         name = method.removeprefix("/")
         attributes = {"rpc.system.name": "grpc", "rpc.method": name}
