@@ -21,7 +21,7 @@ from server.interceptors.decode import Decode
 from server.interceptors.failures import Failures
 from server.services.admin import Admin, Process
 from server.serving import bind, of_worker, reflect
-from server.settings import Settings
+from server.settings.service import Settings
 
 log = structlog.get_logger(__name__)
 

@@ -33,7 +33,7 @@ from server.services.admission import Admission
 from server.services.conversations import Conversations
 from server.serving import bind, drain, reflect
 from server.serving import built as server_of
-from server.settings import Settings
+from server.settings.service import Settings
 from server.storage import Store, prepared, stored
 from server.store.conversations import ConversationStore
 from server.store.counts import Purges

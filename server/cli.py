@@ -16,7 +16,7 @@ from server.complaint import Complaint
 from server.errors import Failure
 from server.items import ItemJsonError
 from server.policy_cli import policy_app
-from server.settings import Settings, SettingsInvalid, load
+from server.settings.service import Settings, SettingsInvalid, load
 
 app = typer.Typer(
     no_args_is_help=False,

@@ -15,7 +15,7 @@ from server.complaint import Complaint
 from server.health import Health
 from server.interceptors.around import Chain
 from server.interceptors.running import Running
-from server.settings import Settings, is_socket
+from server.settings.service import Settings, is_socket
 
 log = structlog.get_logger(__name__)
 

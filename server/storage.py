@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from server.readiness import NotYet
-from server.settings import Settings
+from server.settings.service import Settings
 from server.store import schema
 from server.store.database import Bounds, Database, reachable
 from server.store.embedded import default_data_dir, embedded

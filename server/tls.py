@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import structlog
 
-from server.asking import Asking
 from server.certificates import Pair, PemFile, TlsUnfit, authorities, pair
-from server.identity_settings import IdentitySettings
+from server.settings.identity import IdentitySettings
+from server.settings.wakeable_sleep import Asking
 
 log = structlog.get_logger(__name__)
 

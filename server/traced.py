@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from server.complaint import Complaint
 from server.interceptors.around import Link
-from server.settings import PREFIX
+from server.settings.service import PREFIX
 from server.store.appends import Appends
 from server.store.database import Database
 

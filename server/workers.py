@@ -29,7 +29,7 @@ from server.app import serving
 from server.complaint import Complaint
 from server.errors import Failure
 from server.serving import cannot_listen
-from server.settings import Settings, load
+from server.settings.service import Settings, load
 from server.storage import database_url
 
 log = structlog.get_logger(__name__)

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from server.cli import app
 from server.health import LIVENESS, READINESS, STARTUP
-from server.settings import PREFIX, Settings, is_socket
+from server.settings.service import PREFIX, Settings, is_socket
 from server.workers import _MARGIN as TO_CLOSE_UP
 
 Object = dict[str, Any]

@@ -24,7 +24,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from server.app import serving
 from server.policy.load import load as load_policy
 from server.policy_file import PolicyFile
-from server.settings import load
+from server.settings.service import load
 from server.store.database import Database
 from server.store.purge import purge
 from tests import reference

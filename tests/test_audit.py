@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from server.app import serving
 from server.policy.load import load as loaded
-from server.settings import load
+from server.settings.service import load
 from tests.build import append, copy_of, create, delete, get, get_item, list_items, update, user_message
 from tests.conftest import Service
 

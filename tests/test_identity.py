@@ -45,7 +45,7 @@ from server.interceptors.around import Chain
 from server.interceptors.failures import Failures
 from server.interceptors.identity import Identify
 from server.policy.principal import Principal, current_principal
-from server.settings import Settings, SettingsInvalid, load
+from server.settings.service import Settings, SettingsInvalid, load
 from server.tls import TlsUnfit, watched
 from tests.conftest import fresh_database, problem, running
 

@@ -16,7 +16,7 @@ from server.interceptors import interceptors
 from server.interceptors.access import AccessUndeclared, Need, needs
 from server.interceptors.running import Running
 from server.policy_file import ONE_USER
-from server.settings import load
+from server.settings.service import load
 from server.store.access import Accesses
 from tests.conftest import Service, problem
 

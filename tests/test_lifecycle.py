@@ -16,7 +16,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from server import readiness
 from server.app import SERVICES, serving
-from server.settings import load
+from server.settings.service import load
 from server.store.migrate import HEAD, migrate
 from tests.build import create, get
 from tests.conftest import Service, fresh_database, problem, running

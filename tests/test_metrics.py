@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from server.app import serving
 from server.identity import jwks_url
 from server.serving import StartFailed, of_worker
-from server.settings import load
+from server.settings.service import load
 from server.tally import Histogram
 from tests.build import append, create, delete, get, user_message
 from tests.conftest import Service, problem

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from server.app import serving
 from server.policy_file import PolicyFile, PolicyUnfit
-from server.settings import load
+from server.settings.service import load
 from tests.build import create
 from tests.conftest import Service
 from tests.test_cli import ended, run

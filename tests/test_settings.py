@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.settings import PREFIX, Settings, SettingsInvalid, load
+from server.settings.service import PREFIX, Settings, SettingsInvalid, load
 
 ROOT = Path(__file__).parents[1]
 SECRET = "hunter2-very-secret"

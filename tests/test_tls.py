@@ -31,7 +31,7 @@ from server.app import serving
 from server.certificates import PemFile, name_of
 from server.channel import Target, own_connection
 from server.serving import bind
-from server.settings import load
+from server.settings.service import load
 from server.tls import Credentials, TlsUnfit
 from tests.build import create
 from tests.conftest import Service, fresh_database

@@ -24,7 +24,7 @@ from server.identity import source_of
 from server.identity.jwks_url import UrlKeys
 from server.identity.jwt import Jwt
 from server.interceptors.trace import VALUES
-from server.settings import load
+from server.settings.service import load
 from server.spans import TracingUnfit
 from server.store.appends import Appends
 from server.store.database import Database
@@ -500,7 +500,7 @@ import grpc.aio
 from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from server.app import serving
-from server.settings import load
+from server.settings.service import load
 
 async def main():
     async with serving(load(listen="127.0.0.1:0", purge_every_minutes=0, grace_seconds=1)) as served:

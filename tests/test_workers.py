@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 
 from server.policy_file import PolicyFile, PolicyUnfit
 from server.serving import StartFailed
-from server.settings import SettingsInvalid, load
+from server.settings.service import SettingsInvalid, load
 from server.workers import Failures, Worker, Workers, WorkersFailed, reserved
 from tests.build import create
 from tests.conftest import Service, fresh_database

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from server.identity.nobody import Nobody
 from server.identity.source import IdentityUnfit, Source
-from server.identity_settings import IdentitySettings
+from server.settings.identity import IdentitySettings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer

@@ -14,7 +14,7 @@ from joserfc.errors import SecurityWarning
 
 from server.errors import IdentityUnavailable
 from server.identity.source import IdentityUnfit, Idle
-from server.identity.watched import Watched
+from server.settings.watched_file import Watched
 
 _KEY_TYPES = ("RSA", "EC", "OKP")  # a symmetric key in a published set is known to all
 _MAX_KEYS = 256

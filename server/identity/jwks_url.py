@@ -11,7 +11,7 @@ import aiohttp
 import structlog
 
 from server.identity.jwks import Held, JwksInvalid, PublicKey
-from server.identity.watched import MAX_BYTES
+from server.settings.watched_file import MAX_BYTES
 
 FETCH_SECONDS = 5.0  # limit on one fetch
 FRESH_SECONDS = 600.0  # from a fetch to the next

@@ -19,8 +19,8 @@ from server.identity.claims import Principals, attributes_of
 from server.identity.jwks import Keys, PublicKey
 from server.identity.recent import Recent
 from server.identity.source import Call, identity_metadata
-from server.identity_settings import IdentitySettings
 from server.policy.principal import Principal
+from server.settings.identity import IdentitySettings
 
 SKEW_SECONDS = 60  # between our clock and the issuer's
 MAX_TOKEN_BYTES = 8 * 1024

@@ -14,8 +14,8 @@ import yaml
 from server.errors import CredentialsInvalid
 from server.identity.claims import Principals
 from server.identity.source import IdentityUnfit
-from server.identity.watched import Watched
 from server.policy.principal import Principal
+from server.settings.watched_file import Watched
 
 log = structlog.get_logger(__name__)
 

@@ -8,8 +8,8 @@ from server.identity.listed import Listed
 from server.identity.recent import Recent
 from server.identity.source import Call, Idle, identity_metadata
 from server.identity.spiffe import peer_spiffe_id, trust_domain
-from server.identity_settings import IdentitySettings
 from server.policy.principal import Principal
+from server.settings.identity import IdentitySettings
 
 _REMEMBERED = 10_000
 

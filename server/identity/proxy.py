@@ -17,8 +17,8 @@ from server.identity.claims import Principals
 from server.identity.recent import Recent
 from server.identity.source import Call, Idle, identity_metadata
 from server.identity.spiffe import peer_spiffe_id
-from server.identity_settings import IdentitySettings
 from server.policy.principal import Principal
+from server.settings.identity import IdentitySettings
 
 _OWN = ("x-principal", "x-tenant", "x-attributes")
 _PLAIN = re.compile(r"[!-+\--~](?:[ -+\--~]*[!-+\--~])?")  # printable ASCII, no comma, no space around it

@@ -12,7 +12,7 @@ from server.interceptors.failures import Failures
 from server.interceptors.identity import Identify
 from server.interceptors.observe import Observe
 from server.interceptors.running import Running
-from server.settings import Settings
+from server.settings.service import Settings
 from server.store.access import Accesses
 
 

@@ -18,7 +18,7 @@ from server.metrics.lag import Lag
 from server.policy_file import PolicyFile
 from server.readiness import Readiness
 from server.serving import of_worker
-from server.settings import Settings
+from server.settings.service import Settings
 from server.store.counts import Purges
 from server.store.database import Database
 from server.tls import Credentials

@@ -8,9 +8,9 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from server.complaint import Complaint
-from server.identity_settings import IdentitySettings, Names, identity_problems, is_loopback
-from server.operation_settings import OperationSettings, host_port
-from server.transport_settings import Seconds, TransportSettings
+from server.settings.identity import IdentitySettings, Names, identity_problems, is_loopback
+from server.settings.limits import Seconds, TransportSettings
+from server.settings.operations import OperationSettings, host_port
 
 PREFIX = "CONVERSATIONS_"
 CALLS_PER_CONNECTION = 32  # of the pool: as many calls share what it does (ADR 15)

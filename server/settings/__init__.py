@@ -1,0 +1,1 @@
+"""The service's settings, and the values they are made of."""
