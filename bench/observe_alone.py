@@ -15,10 +15,10 @@ from typing import Any
 import grpc
 from conversations.v1 import conversations_service_pb2
 
-from server import logs
 from server.interceptors.observe import Observe
+from server.observability import logs
+from server.observability.histogram import Histogram
 from server.policy.principal import Principal, current_principal
-from server.tally import Histogram
 
 _SERVICE = conversations_service_pb2.DESCRIPTOR.services_by_name["ConversationsService"].full_name
 METHOD = f"/{_SERVICE}/GetConversation"

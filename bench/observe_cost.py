@@ -58,7 +58,7 @@ def serve_bare() -> None:
     """Serves without the link and without the counts of the store."""
     from server.cli import main  # noqa: PLC0415 - only this process needs it
     from server.interceptors.observe import Observe  # noqa: PLC0415
-    from server.tally import Histogram  # noqa: PLC0415
+    from server.observability.histogram import Histogram  # noqa: PLC0415
 
     Observe.wrap = lambda _self, _method, handler: handler  # type: ignore[method-assign,assignment]
     Histogram.add = lambda _self, _value: None  # type: ignore[method-assign,assignment]

@@ -15,7 +15,7 @@ from conversations.v1.access_service_pb2_grpc import add_AccessServiceServicer_t
 from conversations.v1.conversations_service_pb2_grpc import add_ConversationsServiceServicer_to_server
 from grpc_health.v1 import health_pb2_grpc
 
-from server import metrics, tls, traced, versions
+from server import tls, traced, versions
 from server.admin import admin
 from server.complaint import Complaint
 from server.errors import Failure
@@ -24,6 +24,8 @@ from server.identity import source_of
 from server.interceptors import interceptors
 from server.interceptors.access import needs
 from server.interceptors.running import Running
+from server.observability import metrics
+from server.observability.stats import Purges
 from server.paging import PageTokens
 from server.policy_file import PolicyFile
 from server.readiness import Readiness
@@ -36,7 +38,6 @@ from server.serving import built as server_of
 from server.settings.service import Settings
 from server.storage import Store, prepared, stored
 from server.store.conversations import ConversationStore
-from server.store.counts import Purges
 from server.store.database import Database
 from server.store.items import ItemStore
 from server.store.purge import purge

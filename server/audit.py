@@ -13,10 +13,10 @@ from typing import Any
 import structlog
 
 from server.errors import ActionDenied, ConversationNotFound, Failure, ItemNotFound
+from server.observability.trace_context import current_trace
 from server.policy.evaluate import explain
 from server.policy.plan import Conditional
 from server.store.access import Access
-from server.tracing import current_trace
 
 # The field tells these lines from all others; no log level hides them.
 _Unhidden = structlog.make_filtering_bound_logger(logging.INFO)

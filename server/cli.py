@@ -72,7 +72,7 @@ def serve(
     listen: Listen = None, database_url: DatabaseUrl = None, data_dir: DataDir = None, workers: Workers = None
 ) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    from server import logs
+    from server.observability import logs
 
     settings = load(listen=listen or None, database_url=database_url, data_dir=data_dir, workers=workers)
     logs.configure(settings.log_level, settings.log_format)

@@ -42,7 +42,7 @@ async def parts(*, tracing: bool) -> AsyncIterator[Parts]:
         return
     try:
         from server.interceptors.trace import Trace  # noqa: PLC0415 - with what is imported here, memory is used
-        from server.spans import sent  # noqa: PLC0415
+        from server.observability.otlp import sent  # noqa: PLC0415
         from server.store.traced import TracedAppends, TracedDatabase  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise TracingMissing(

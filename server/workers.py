@@ -24,10 +24,10 @@ from typing import Any
 
 import structlog
 
-from server import logs
 from server.app import serving
 from server.complaint import Complaint
 from server.errors import Failure
+from server.observability import logs
 from server.serving import cannot_listen
 from server.settings.service import Settings, load
 from server.storage import database_url

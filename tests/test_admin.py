@@ -23,7 +23,8 @@ from grpc_channelz.v1 import channelz_pb2 as channelz
 from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from server import __version__, logs
+from server import __version__
+from server.observability import logs
 from server.serving import StartFailed, of_worker
 from server.store.migrate import HEAD
 from tests.build import create, get

@@ -232,7 +232,8 @@ async def test_strangers(quiet: grpc.aio.Channel, who: Caller, why: str) -> None
 FORGED = "eve\n2026-01-01T00:00:00Z [info     ] permitted\r\x1b[2K\u2028\u0085\x0b\"principal=root'"
 _SCRIPT = """
 import sys
-from server import audit, logs
+from server import audit
+from server.observability import logs
 from server.errors import ActionDenied, ConversationNotFound
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT

@@ -121,8 +121,8 @@ async def test_which_calls_have_lines(
 _FAULTS = """
 import asyncio
 import sys
-from server import logs
-from server.access_log import AccessLog
+from server.observability import logs
+from server.observability.access_log import AccessLog
 from server.policy.principal import Principal, current_principal
 
 logs.configure("info", sys.argv[1])
@@ -159,7 +159,8 @@ def test_faults_are_warnings_and_no_line_can_be_forged(form: str) -> None:
 _LEVELS = """
 import logging
 import structlog
-from server import audit, logs
+from server import audit
+from server.observability import logs
 from server.errors import ActionDenied
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT
@@ -202,8 +203,8 @@ def test_the_level_changes_at_once_and_for_all() -> None:
 _LIBRARY = """
 import logging
 import sys
-from server import logs
-from server.tracing import current_span, current_trace
+from server.observability import logs
+from server.observability.trace_context import current_span, current_trace
 
 logs.configure("info", "json")
 current_trace.set(sys.argv[1])

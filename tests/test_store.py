@@ -23,9 +23,9 @@ from structlog.testing import capture_logs
 
 from server.app import _purge_for_ever
 from server.errors import StoreUnavailable
+from server.observability.stats import Purges
 from server.settings.service import load
 from server.store import database as database_module
-from server.store.counts import Purges
 from server.store.database import Bounds, Database, DatabaseUnfit, connected
 from server.store.embedded import embedded
 from server.store.migrate import HEAD, MigrationFailed, migrate, revision

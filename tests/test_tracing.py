@@ -19,13 +19,14 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from structlog.testing import capture_logs
 
-from server import __version__, spans, traced, tracing
+from server import __version__, traced
 from server.identity import source_of
 from server.identity.jwks_url import UrlKeys
 from server.identity.jwt import Jwt
 from server.interceptors.trace import VALUES
+from server.observability import otlp, trace_context
+from server.observability.otlp import TracingUnfit
 from server.settings.service import load
-from server.spans import TracingUnfit
 from server.store.appends import Appends
 from server.store.database import Database
 from server.traced import Parts, TracingMissing
@@ -382,9 +383,9 @@ def test_fields_of_a_line() -> None:
     """A line of a call has its trace and its span; others have neither."""
 
     async def within(trace: str, span: str) -> dict[str, str]:
-        tracing.current_trace.set(trace)
-        tracing.current_span.set(span)
-        return tracing.trace_fields()
+        trace_context.current_trace.set(trace)
+        trace_context.current_span.set(span)
+        return trace_context.trace_fields()
 
     assert {} == asyncio.run(within("", ""))
     assert {"trace": TRACE} == asyncio.run(within(TRACE, ""))
@@ -485,7 +486,7 @@ async def test_what_there_is_not(monkeypatch: pytest.MonkeyPatch, name: str, val
 @pytest.mark.parametrize("package", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"])
 async def test_the_extra_is_missing(url: str, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     """The start ends with the name of the setting and of the extra."""
-    for name in [name for name in sys.modules if name.startswith((package, "server.spans"))]:
+    for name in [name for name in sys.modules if name.startswith((package, "server.observability.otlp"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(TracingMissing, match=r"CONVERSATIONS_TRACING.*otlp") as caught:

@@ -9,8 +9,8 @@ from server.errors import Unauthenticated
 from server.identity.source import Source
 from server.interceptors.access import OPEN
 from server.interceptors.around import Context, Guard, Link
+from server.observability.trace_context import current_trace
 from server.policy.principal import current_principal
-from server.tracing import current_trace
 
 log = structlog.get_logger(__name__)
 

@@ -1,7 +1,7 @@
 """Observe: what every call was and how it ended, refusals with the code the caller gets.
 
 Outside of Failures, or it would not see what that makes of an exception. Counts are kept
-for whoever asks (`server.metrics`); a line is written when the access log or level debug
+for whoever asks (`server.observability.metrics`); a line is written when the access log or level debug
 wants one.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pool
 
-from server.access_log import AccessLog
 from server.interceptors.access import OPEN
 from server.interceptors.around import Context, Handler, Link, around
-from server.tally import Histogram
+from server.observability.access_log import AccessLog
+from server.observability.histogram import Histogram
 
 # Seconds. Most calls take a few milliseconds; a minute is the longest a unary call may take by default.
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -18,7 +18,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_span_
 
 from server.interceptors.around import Context, Guard, Link, is_ours
 from server.interceptors.observe import code_of
-from server.tracing import current_span, current_trace
+from server.observability.trace_context import current_span, current_trace
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 

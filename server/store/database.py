@@ -18,7 +18,7 @@ import structlog
 
 from server.complaint import Complaint
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
-from server.store.counts import Counts, kind_of
+from server.observability.stats import Counts, kind_of
 from server.store.leases import Connection, Leases
 from server.store.pgbouncer import BouncedConnection, differences
 from server.store.statement import Statement

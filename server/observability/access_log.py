@@ -16,9 +16,9 @@ from typing import TypeAlias
 
 import structlog
 
-from server import logs
+from server.observability import logs
+from server.observability.trace_context import trace_fields
 from server.policy.principal import Principal, current_principal
-from server.tracing import trace_fields
 
 log = structlog.get_logger(__name__, log="access")
 

@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 
 from server.interceptors.around import Chain
 from server.interceptors.observe import Calls, Observe
-from server.metrics.families import counts_by, histograms_by
+from server.observability.metrics.families import counts_by, histograms_by
 
 _LABELS = ("grpc_type", "grpc_service", "grpc_method")
 _UNKNOWN = ("unary", "unknown", "unknown")

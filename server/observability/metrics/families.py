@@ -5,7 +5,7 @@ from math import inf
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from server.tally import Histogram
+from server.observability.histogram import Histogram
 
 PREFIX = "conversations_"
 Labels = tuple[str, ...]

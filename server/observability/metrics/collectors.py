@@ -15,14 +15,14 @@ from server.identity import Source
 from server.interceptors.around import Chain, Link
 from server.interceptors.capacity import Calls, Streams
 from server.interceptors.running import Running
-from server.metrics import Sources
-from server.metrics.calls import of_calls
-from server.metrics.families import count, counts, gauge, histogram, histograms_by, info
-from server.metrics.lag import Lag
+from server.observability.metrics import Sources
+from server.observability.metrics.calls import of_calls
+from server.observability.metrics.event_loop_lag import Lag
+from server.observability.metrics.families import count, counts, gauge, histogram, histograms_by, info
+from server.observability.stats import Purges
 from server.policy_file import PolicyFile
 from server.readiness import Readiness
 from server.settings.service import Settings
-from server.store.counts import Purges
 from server.store.database import Database
 from server.tls import Credentials
 

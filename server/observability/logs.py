@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from server.tracing import trace_fields
+from server.observability.trace_context import trace_fields
 
 LEVELS = ("debug", "info", "warning", "error")
 _NUMBERS = {name: logging.getLevelNamesMapping()[name.upper()] for name in (*LEVELS, "critical")}

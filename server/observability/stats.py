@@ -1,11 +1,11 @@
-"""What the store counts of itself, for whoever asks (`server.metrics`)."""
+"""What the store counts of itself, for whoever asks (`server.observability.metrics`)."""
 
 import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
-from server.tally import Histogram
+from server.observability.histogram import Histogram
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0)
 _SHARERS = (2, 4, 8, 16, 32, 64, 128)

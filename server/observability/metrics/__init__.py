@@ -14,12 +14,12 @@ import structlog
 from server.identity import Source
 from server.interceptors.around import Chain
 from server.interceptors.running import Running
-from server.metrics.lag import Lag
+from server.observability.metrics.event_loop_lag import Lag
+from server.observability.stats import Purges
 from server.policy_file import PolicyFile
 from server.readiness import Readiness
 from server.serving import of_worker
 from server.settings.service import Settings
-from server.store.counts import Purges
 from server.store.database import Database
 from server.tls import Credentials
 
@@ -52,8 +52,8 @@ async def exposed(sources: Sources, worker: int) -> AsyncIterator[str]:
         yield ""
         return
     # What formats and serves is loaded when it is wanted.
-    from server.metrics.exposition import serving  # noqa: PLC0415
-    from server.metrics.parts import registry_of  # noqa: PLC0415
+    from server.observability.metrics.collectors import registry_of  # noqa: PLC0415
+    from server.observability.metrics.exposition import serving  # noqa: PLC0415
 
     lag = Lag()
     async with serving(of_worker(listen, worker), registry_of(sources, lag)) as address:
