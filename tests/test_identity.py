@@ -35,11 +35,11 @@ from server import errors
 from server.app import serving
 from server.identity import IdentityUnfit, source_of
 from server.identity import jwks_url as jwks_module
-from server.identity.claims import Principals
 from server.identity.jwks import FileKeys, JwksInvalid, parsed
 from server.identity.jwks_url import UrlKeys
 from server.identity.jwt import Jwt
-from server.identity.listed import Listed
+from server.identity.principals import Principals
+from server.identity.principals_file import Listed
 from server.identity.source import Idle, Source
 from server.interceptors.around import Chain
 from server.interceptors.failures import Failures

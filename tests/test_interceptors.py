@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from structlog.testing import capture_logs
 
 from server.app import CONTRACT
-from server.identity.nobody import Nobody
+from server.identity.anonymous import Nobody
 from server.interceptors import interceptors
 from server.interceptors.access import AccessUndeclared, Need, needs
 from server.interceptors.running import Running

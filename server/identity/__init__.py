@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.identity.nobody import Nobody
+from server.identity.anonymous import Nobody
 from server.identity.source import IdentityUnfit, Source
 from server.settings.identity import IdentitySettings
 
@@ -51,7 +51,7 @@ def _keys(place: str, tracer: "Tracer | None") -> "Keys":
 
         if tracer is None:
             return UrlKeys(place)
-        from server.identity.fetch_trace import fetch_trace
+        from server.identity.jwks_tracing import fetch_trace
 
         return UrlKeys(place, traces=(fetch_trace(tracer),))
     from server.identity.jwks import FileKeys

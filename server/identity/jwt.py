@@ -15,9 +15,9 @@ from joserfc.errors import JoseError, UnsupportedAlgorithmError
 from joserfc.jws import JWSRegistry
 
 from server.errors import CredentialsInvalid, CredentialsMissing
-from server.identity.claims import Principals, attributes_of
 from server.identity.jwks import Keys, PublicKey
-from server.identity.recent import Recent
+from server.identity.lru import Recent
+from server.identity.principals import Principals, attributes_of
 from server.identity.source import Call, identity_metadata
 from server.policy.principal import Principal
 from server.settings.identity import IdentitySettings

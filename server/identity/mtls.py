@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from server.errors import CredentialsInvalid, CredentialsMissing
-from server.identity.claims import Principals
-from server.identity.listed import Listed
-from server.identity.recent import Recent
+from server.identity.lru import Recent
+from server.identity.principals import Principals
+from server.identity.principals_file import Listed
 from server.identity.source import Call, Idle, identity_metadata
 from server.identity.spiffe import peer_spiffe_id, trust_domain
 from server.policy.principal import Principal

@@ -13,8 +13,8 @@ from typing import TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from server.errors import CredentialsInvalid, CredentialsMissing
-from server.identity.claims import Principals
-from server.identity.recent import Recent
+from server.identity.lru import Recent
+from server.identity.principals import Principals
 from server.identity.source import Call, Idle, identity_metadata
 from server.identity.spiffe import peer_spiffe_id
 from server.policy.principal import Principal

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from server.errors import CredentialsInvalid
-from server.identity.recent import Recent
+from server.identity.lru import Recent
 from server.policy.principal import Principal
 
 MAX_BYTES = 256  # of an id, a tenant, an attribute's value

@@ -12,7 +12,7 @@ import structlog
 import yaml
 
 from server.errors import CredentialsInvalid
-from server.identity.claims import Principals
+from server.identity.principals import Principals
 from server.identity.source import IdentityUnfit
 from server.policy.principal import Principal
 from server.settings.watched_file import Watched
