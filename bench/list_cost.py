@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 
 import asyncpg
 
+from server.authorization.access import Access, Accesses
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT
-from server.store.access import Access, Accesses
 from server.store.conversations import ConversationStore
 from server.store.database import Bounds, connected
 from server.store.embedded import embedded

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from server import tls, traced, versions
 from server.admin import admin
+from server.authorization.policy_file import PolicyFile
 from server.complaint import Complaint
 from server.errors import Failure
 from server.health import Health
@@ -27,7 +28,6 @@ from server.interceptors.running import Running
 from server.observability import metrics
 from server.observability.stats import Purges
 from server.paging import PageTokens
-from server.policy_file import PolicyFile
 from server.readiness import Readiness
 from server.services.access import AccessQuestions
 from server.services.admin import Process

@@ -21,11 +21,11 @@ from typing import Any
 import asyncpg
 from sqlalchemy import Text, bindparam, select
 
+from server.authorization.access import Access, Accesses
 from server.errors import ConversationNotFound, ItemNotFound
 from server.policy.plan import Never
 from server.policy.principal import Principal, pairs
 from server.store import conversation_sql
-from server.store.access import Access, Accesses
 from server.store.conversations import EARLIEST, LATEST, ConversationStore
 from server.store.database import Bounds, Database, connected
 from server.store.embedded import embedded

@@ -22,8 +22,8 @@ from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConv
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
 from server.app import serving
+from server.authorization.policy_file import PolicyFile
 from server.policy.load import load as load_policy
-from server.policy_file import PolicyFile
 from server.settings.service import load
 from server.store.database import Database
 from server.store.purge import purge

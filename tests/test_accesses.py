@@ -1,9 +1,9 @@
 """What is kept of principals between calls follows from the policy in force, and is bounded."""
 
+from server.authorization.access import Accesses
 from server.policy.load import load
 from server.policy.plan import Always, Never
 from server.policy.principal import Principal
-from server.store.access import Accesses
 
 NOBODY = load("- forbid: {actions: [read]}\n")
 EVERYBODY = load("- permit: {actions: [read]}\n")

@@ -232,18 +232,18 @@ async def test_strangers(quiet: grpc.aio.Channel, who: Caller, why: str) -> None
 FORGED = "eve\n2026-01-01T00:00:00Z [info     ] permitted\r\x1b[2K\u2028\u0085\x0b\"principal=root'"
 _SCRIPT = """
 import sys
-from server import audit
+from server.authorization import audit_log
 from server.observability import logs
 from server.errors import ActionDenied, ConversationNotFound
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT
-from server.store.access import Access
+from server.authorization.access import Access
 
 logs.configure("info", sys.argv[1])
 access = Access(Principal(sys.argv[2], sys.argv[2]), DEFAULT)
-audit.decided(access, "item", "read", ActionDenied("item", "read"), permits=True)
-audit.decided(access, "item", "read", ConversationNotFound(sys.argv[2]), permits=True)
-audit.decided(access, "item", "read", None, permits=True)
+audit_log.decided(access, "item", "read", ActionDenied("item", "read"), permits=True)
+audit_log.decided(access, "item", "read", ConversationNotFound(sys.argv[2]), permits=True)
+audit_log.decided(access, "item", "read", None, permits=True)
 """
 
 

@@ -11,13 +11,13 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from structlog.testing import capture_logs
 
 from server.app import CONTRACT
+from server.authorization.access import Accesses
+from server.authorization.policy_file import ONE_USER
 from server.identity.anonymous import Nobody
 from server.interceptors import interceptors
 from server.interceptors.access import AccessUndeclared, Need, needs
 from server.interceptors.running import Running
-from server.policy_file import ONE_USER
 from server.settings.service import load
-from server.store.access import Accesses
 from tests.conftest import Service, problem
 
 ORDER = ["Observe", "Failures", "Running", "Calls", "Deadline", "Identify", "Streams", "Access", "Decode"]

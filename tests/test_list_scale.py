@@ -8,10 +8,10 @@ import asyncpg
 import pytest
 
 from bench.list_cost import CALLERS, fill
+from server.authorization.access import Accesses
 from server.policy.load import load
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT, Policy
-from server.store.access import Accesses
 from server.store.conversations import ConversationStore
 from server.store.database import Bounds, Database, connected
 from tests.conftest import fresh_database, statements

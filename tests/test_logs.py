@@ -159,12 +159,12 @@ def test_faults_are_warnings_and_no_line_can_be_forged(form: str) -> None:
 _LEVELS = """
 import logging
 import structlog
-from server import audit
+from server.authorization import audit_log
 from server.observability import logs
 from server.errors import ActionDenied
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT
-from server.store.access import Access
+from server.authorization.access import Access
 
 log = structlog.get_logger("ours")  # as every module has it, before `configure`
 other = logging.getLogger("theirs")
@@ -178,8 +178,8 @@ for level in (None, "error", "debug", "warning", "info"):
     for name in ("debug", "info", "warning", "error"):
         getattr(log, name)("ours", at=logs.level())
         getattr(other, name)("theirs")
-    audit.decided(access, "item", "read", ActionDenied("item", "read"), permits=True)
-    audit.decided(access, "item", "read", None, permits=True)
+    audit_log.decided(access, "item", "read", ActionDenied("item", "read"), permits=True)
+    audit_log.decided(access, "item", "read", None, permits=True)
 """
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from server.authorization import access as store_access
+from server.authorization.index_ranges import Cover, cover
 from server.policy.plan import Plan
 from server.policy.residual import Shares
-from server.store import access as store_access
 from server.store import conversation_sql, item_sql, predicate
-from server.store.cover import Cover, cover
 from tests.conftest import fresh_database
 from tests.proof import Mismatch, Proof, proof_on
 

@@ -19,7 +19,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from structlog.testing import capture_logs
 
 from server.app import serving
-from server.policy_file import PolicyFile, PolicyUnfit
+from server.authorization.policy_file import PolicyFile, PolicyUnfit
 from server.settings.service import load
 from tests.build import create
 from tests.conftest import Service

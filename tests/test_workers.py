@@ -21,7 +21,7 @@ import pytest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from structlog.testing import capture_logs
 
-from server.policy_file import PolicyFile, PolicyUnfit
+from server.authorization.policy_file import PolicyFile, PolicyUnfit
 from server.serving import StartFailed
 from server.settings.service import SettingsInvalid, load
 from server.workers import Failures, Worker, Workers, WorkersFailed, reserved

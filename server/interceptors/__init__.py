@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from server.authorization.access import Accesses
 from server.identity.source import Source
 from server.interceptors.access import Access, Need
 from server.interceptors.around import Chain, Link
@@ -13,7 +14,6 @@ from server.interceptors.identity import Identify
 from server.interceptors.observe import Observe
 from server.interceptors.running import Running
 from server.settings.service import Settings
-from server.store.access import Accesses
 
 
 def interceptors(

@@ -14,14 +14,14 @@ import grpc
 from conversations.v1 import options_pb2
 from google.protobuf.descriptor import FileDescriptor
 
-from server import audit
+from server.authorization import audit_log
+from server.authorization.access import Access as Allowed
+from server.authorization.access import Accesses, current_access
 from server.complaint import Complaint
 from server.errors import ActionDenied, Failure
 from server.interceptors.around import Context, Guard, Handler, Link, around
 from server.policy.plan import Never
 from server.policy.principal import current_principal
-from server.store.access import Access as Allowed
-from server.store.access import Accesses, current_access
 
 # Services of gRPC itself: they show no data of the service.
 OPEN = (
@@ -115,7 +115,7 @@ class _Planned:
 
     def _log(self, failure: Failure | None) -> None:
         resource, action = self._need.resource, self._need.actions[0]
-        audit.decided(self._access, resource, action, failure, permits=self._audit_permits)
+        audit_log.decided(self._access, resource, action, failure, permits=self._audit_permits)
 
 
 def refuse(failure: Failure) -> Handler:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from server.audit import current_request
+from server.authorization.audit_log import current_request
 from server.errors import FieldInvalid, Violation
 from server.interceptors.around import Context, Handler, Link, is_ours
 from server.validation import validate

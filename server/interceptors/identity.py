@@ -4,7 +4,7 @@ from types import TracebackType
 
 import structlog
 
-from server.audit import trace_of
+from server.authorization.audit_log import trace_of
 from server.errors import Unauthenticated
 from server.identity.source import Source
 from server.interceptors.access import OPEN

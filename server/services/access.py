@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from conversations.v1 import access_service_pb2 as pb
 from conversations.v1.access_service_pb2_grpc import AccessServiceServicer
 
+from server.authorization.access import Access, current_access
 from server.errors import ConversationNotFound
 from server.interceptors.around import Context
 from server.policy.evaluate import Explanation, Outcome, evaluate, explain
@@ -12,7 +13,6 @@ from server.policy.plan import Always, Conditional, Never, Plan
 from server.policy.principal import Principal
 from server.policy.residual import And, HasId, IdMatches, Not, Or, Owned, Residual, Row, Shares, Unowned
 from server.policy.rules import Effect
-from server.store.access import Access, current_access
 from server.store.conversations import ConversationStore
 
 _EFFECTS = {Effect.PERMIT: pb.EFFECT_PERMIT, Effect.FORBID: pb.EFFECT_FORBID}

@@ -14,10 +14,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server import __version__
+from server.authorization.policy_file import PolicyFile
 from server.interceptors.around import Context
 from server.interceptors.running import Running
 from server.observability import logs
-from server.policy_file import PolicyFile
 from server.readiness import Readiness
 from server.store.database import Database
 from server.store.migrate import HEAD

@@ -11,11 +11,11 @@ from typing import TypeAlias
 
 from conversations.v1 import conversations_service_pb2 as pb
 
-from server.audit import current_request, decided
+from server.authorization.access import Access
+from server.authorization.audit_log import current_request, decided
 from server.errors import ActionDenied, ConversationNotFound, Failure, FieldInvalid, ShuttingDown, Violation
 from server.services.admission import Admission
 from server.services.wire import item_of
-from server.store.access import Access
 from server.store.appends import Append
 from server.store.items import ItemStore, StoredItem
 from server.store.requests import Method, reservation

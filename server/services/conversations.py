@@ -10,6 +10,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from google.protobuf.empty_pb2 import Empty
 
 from server import filters, paging
+from server.authorization.access import current_access
 from server.interceptors.around import Context
 from server.masks import attribute_pairs, change_of
 from server.paging import PageTokens
@@ -17,7 +18,6 @@ from server.policy.principal import Principal
 from server.services.admission import Admission
 from server.services.append_stream import AppendStream
 from server.services.wire import add_items, conversation_of, item_of
-from server.store.access import current_access
 from server.store.appends import Append
 from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.items import ItemStore

@@ -17,8 +17,8 @@ from typing import Any
 
 import asyncpg
 
+from server.authorization.access import Access
 from server.errors import DeadlineExceeded
-from server.store.access import Access
 from server.store.append_sql import GROUPS, ITEMS, REQUESTS, append_many
 from server.store.batch import Batch
 from server.store.database import Database

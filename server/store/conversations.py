@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 
+from server.authorization.access import Access
 from server.errors import (
     ActionDenied,
     Conflict,
@@ -22,7 +23,6 @@ from server.ids import conversation_id_for, new_conversation_id
 from server.policy.principal import Principal
 from server.policy.residual import Row
 from server.store import conversation_sql as sql
-from server.store.access import Access
 from server.store.batch import Batch
 from server.store.conversation_sql import MAX_PAIRS
 from server.store.database import Database

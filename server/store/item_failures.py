@@ -6,8 +6,8 @@ from functools import lru_cache
 from sqlalchemy import Text, any_, bindparam, not_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from server.authorization.access import Access
 from server.errors import Conflict, Failure, ItemExists, ItemNotFound
-from server.store.access import Access
 from server.store.batch import Batch, resolved
 from server.store.database import Database
 from server.store.predicate import Permission

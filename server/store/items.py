@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from server.authorization.access import Access
 from server.errors import (
     ActionDenied,
     Conflict,
@@ -19,7 +20,6 @@ from server.errors import (
 )
 from server.filters import Comparison
 from server.store import item_sql as sql
-from server.store.access import Access
 from server.store.appends import Append, Appends
 from server.store.batch import Batch
 from server.store.conversations import ConversationStore

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import structlog
 
+from server.authorization.policy_file import PolicyFile
 from server.identity import Source
 from server.interceptors.around import Chain
 from server.interceptors.running import Running
 from server.observability.metrics.event_loop_lag import Lag
 from server.observability.stats import Purges
-from server.policy_file import PolicyFile
 from server.readiness import Readiness
 from server.serving import of_worker
 from server.settings.service import Settings

@@ -11,6 +11,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from server import __version__
+from server.authorization.policy_file import PolicyFile
 from server.identity import Source
 from server.interceptors.around import Chain, Link
 from server.interceptors.capacity import Calls, Streams
@@ -20,7 +21,6 @@ from server.observability.metrics.calls import of_calls
 from server.observability.metrics.event_loop_lag import Lag
 from server.observability.metrics.families import count, counts, gauge, histogram, histograms_by, info
 from server.observability.stats import Purges
-from server.policy_file import PolicyFile
 from server.readiness import Readiness
 from server.settings.service import Settings
 from server.store.database import Database

@@ -12,11 +12,11 @@ from typing import Any
 
 import structlog
 
+from server.authorization.access import Access
 from server.errors import ActionDenied, ConversationNotFound, Failure, ItemNotFound
 from server.observability.trace_context import current_trace
 from server.policy.evaluate import explain
 from server.policy.plan import Conditional
-from server.store.access import Access
 
 # The field tells these lines from all others; no log level hides them.
 _Unhidden = structlog.make_filtering_bound_logger(logging.INFO)

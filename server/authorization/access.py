@@ -5,13 +5,13 @@ from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 
+from server.authorization.index_ranges import Cover, cover
 from server.errors import ActionDenied
 from server.policy.evaluate import evaluate
 from server.policy.plan import Always, Never, plan
 from server.policy.principal import Principal, pairs
 from server.policy.residual import Row
 from server.policy.rules import Policy
-from server.store.cover import Cover, cover
 from server.store.predicate import Permission
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import structlog
 
+from server.authorization.access import Accesses
 from server.complaint import Complaint
 from server.policy.load import PolicyInvalid, load
 from server.policy.rules import ACTIONS, DEFAULT, Effect, Policy, Rule, Scope
 from server.settings.wakeable_sleep import Asking
-from server.store.access import Accesses
 
 log = structlog.get_logger(__name__)
 
