@@ -8,11 +8,11 @@ import structlog
 
 from server.readiness import NotYet
 from server.settings.service import Settings
-from server.store import schema
 from server.store.database import Bounds, Database, reachable
 from server.store.embedded import default_data_dir, embedded
 from server.store.migrate import HEAD, is_behind, migrate, revision
-from server.store.statement import compiled
+from server.store.sql import schema
+from server.store.sql.statement import compiled
 
 log = structlog.get_logger(__name__)
 

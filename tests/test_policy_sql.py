@@ -10,7 +10,7 @@ from server.authorization import access as store_access
 from server.authorization.index_ranges import Cover, cover
 from server.policy.plan import Plan
 from server.policy.residual import Shares
-from server.store import conversation_sql, item_sql, predicate
+from server.store.sql import conversations, items, predicate
 from tests.conftest import fresh_database
 from tests.proof import Mismatch, Proof, proof_on
 
@@ -36,7 +36,7 @@ async def test_sql_is_the_reference(empty: str) -> None:
 def forgotten() -> Iterator[None]:
     """Compiled statements do not outlive the mistake that is in them."""
     yield
-    for statement in (conversation_sql.get, conversation_sql.page, item_sql.get, item_sql.get_batch, item_sql.page):
+    for statement in (conversations.get, conversations.page, items.get, items.get_batch, items.page):
         statement.cache_clear()
 
 

@@ -30,7 +30,7 @@ from server.store.database import Bounds, Database, DatabaseUnfit, connected
 from server.store.embedded import embedded
 from server.store.migrate import HEAD, MigrationFailed, migrate, revision
 from server.store.purge import Purged, purge
-from server.store.schema import metadata
+from server.store.sql.schema import metadata
 from tests.build import append, batch_get, create, delete, delete_item, get, get_item, list_items, update, user_message
 from tests.conftest import Service, fresh_database, problem, problem_of, running, with_database
 

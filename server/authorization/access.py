@@ -12,7 +12,7 @@ from server.policy.plan import Always, Never, plan
 from server.policy.principal import Principal, pairs
 from server.policy.residual import Row
 from server.policy.rules import Policy
-from server.store.predicate import Permission
+from server.store.sql.predicate import Permission
 
 
 class Access:

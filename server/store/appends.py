@@ -19,11 +19,11 @@ import asyncpg
 
 from server.authorization.access import Access
 from server.errors import DeadlineExceeded
-from server.store.append_sql import GROUPS, ITEMS, REQUESTS, append_many
 from server.store.batch import Batch
 from server.store.database import Database
-from server.store.predicate import Permission
 from server.store.requests import Reservation
+from server.store.sql.appends import GROUPS, ITEMS, REQUESTS, append_many
+from server.store.sql.predicate import Permission
 
 _UNDONE = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
 TURNS = 16  # of the event loop in which appends gather before a statement

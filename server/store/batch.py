@@ -25,9 +25,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from server.store.predicate import Permission
-from server.store.schema import Time, conversations, items
-from server.store.visibility import item_allowed, visible_one
+from server.store.sql.predicate import Permission
+from server.store.sql.schema import Time, conversations, items
+from server.store.sql.visibility import item_allowed, visible_one
 
 _COLUMNS = ("conversation_id", "sequence", "version", "item_id", "type", "role", "status", "create_time", "body")
 

@@ -22,13 +22,13 @@ from server.filters import Comparison
 from server.ids import conversation_id_for, new_conversation_id
 from server.policy.principal import Principal
 from server.policy.residual import Row
-from server.store import conversation_sql as sql
 from server.store.batch import Batch
-from server.store.conversation_sql import MAX_PAIRS
 from server.store.database import Database
 from server.store.item_failures import explain_batch
-from server.store.predicate import Permission
 from server.store.requests import CONSTRAINT, Made, Reservation, made_before, reserved_values, written
+from server.store.sql import conversations as sql
+from server.store.sql.conversations import MAX_PAIRS
+from server.store.sql.predicate import Permission
 
 _PRIMARY_KEY = "conversations_pkey"
 LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)

@@ -21,7 +21,7 @@ from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
 from server.observability.stats import Counts, kind_of
 from server.store.leases import Connection, Leases
 from server.store.pgbouncer import BouncedConnection, differences
-from server.store.statement import Statement
+from server.store.sql.statement import Statement
 from server.store.together import Together
 
 log = structlog.get_logger(__name__)

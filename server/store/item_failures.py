@@ -10,9 +10,9 @@ from server.authorization.access import Access
 from server.errors import Conflict, Failure, ItemExists, ItemNotFound
 from server.store.batch import Batch, resolved
 from server.store.database import Database
-from server.store.predicate import Permission
-from server.store.schema import items
-from server.store.statement import Statement, compiled
+from server.store.sql.predicate import Permission
+from server.store.sql.schema import items
+from server.store.sql.statement import Statement, compiled
 
 
 @lru_cache(maxsize=512)

@@ -19,14 +19,14 @@ from server.errors import (
     Violation,
 )
 from server.filters import Comparison
-from server.store import item_sql as sql
 from server.store.appends import Append, Appends
 from server.store.batch import Batch
 from server.store.conversations import ConversationStore
 from server.store.database import Database
 from server.store.item_failures import explain_batch
-from server.store.predicate import Permission
 from server.store.requests import Made, Reservation, reserved_values, written
+from server.store.sql import items as sql
+from server.store.sql.predicate import Permission
 
 _FIRST, _LAST = 0, 2**63 - 1  # positions before and behind every item
 

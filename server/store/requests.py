@@ -28,8 +28,8 @@ from sqlalchemy.dialects.postgresql import UUID
 
 from server.policy.principal import Principal
 from server.store.database import Database
-from server.store.schema import conversations, requests
-from server.store.statement import Statement, compiled
+from server.store.sql.schema import conversations, requests
+from server.store.sql.statement import Statement, compiled
 
 CONSTRAINT = "requests_pkey"
 

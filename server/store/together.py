@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from server.errors import DeadlineExceeded
-from server.store.statement import Statement
+from server.store.sql.statement import Statement
 
 TURNS = 24  # of the event loop in which reads gather
 MOST = 8  # reads in one round trip

@@ -34,11 +34,11 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, array
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.store.batch import all_found, placed, resolved, sent
-from server.store.predicate import Permission
 from server.store.requests import reserve
-from server.store.schema import Time, conversation_attributes, conversations
-from server.store.statement import Statement, compiled
-from server.store.visibility import allowed, visible, visible_one
+from server.store.sql.predicate import Permission
+from server.store.sql.schema import Time, conversation_attributes, conversations
+from server.store.sql.statement import Statement, compiled
+from server.store.sql.visibility import allowed, visible, visible_one
 
 MAX_PAIRS = 16  # of metadata, and names of attributes
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Text, and_, bindparam, func, literal_column
 
-from server.store.predicate import Parameter, Permission, bound
-from server.store.schema import conversations
+from server.store.sql.predicate import Parameter, Permission, bound
+from server.store.sql.schema import conversations
 
 _tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
 _conversation_id: ColumnElement[str] = bindparam("conversation_id", type_=Text)

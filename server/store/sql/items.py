@@ -25,12 +25,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.store.batch import all_allowed, all_found, placed, resolved, sent
-from server.store.conversation_sql import COLUMNS
-from server.store.predicate import Permission
 from server.store.requests import reserve
-from server.store.schema import Time, conversations, items
-from server.store.statement import Statement, compiled
-from server.store.visibility import alive, item_allowed, visible_one
+from server.store.sql.conversations import COLUMNS
+from server.store.sql.predicate import Permission
+from server.store.sql.schema import Time, conversations, items
+from server.store.sql.statement import Statement, compiled
+from server.store.sql.visibility import alive, item_allowed, visible_one
 
 _c, _i = conversations.c, items.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)

@@ -29,10 +29,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
-from server.store.predicate import Permission
-from server.store.schema import Time, conversations, items, requests
-from server.store.statement import Statement, compiled
-from server.store.visibility import allowed, visible_one
+from server.store.sql.predicate import Permission
+from server.store.sql.schema import Time, conversations, items, requests
+from server.store.sql.statement import Statement, compiled
+from server.store.sql.visibility import allowed, visible_one
 
 _c = conversations.c
 

@@ -1,0 +1,1 @@
+"""Tables, and statements compiled once for each shape."""
