@@ -17,8 +17,8 @@ import asyncpg
 from server.authorization.access import Access, Accesses
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT
+from server.store.connection.database import Bounds, connected
 from server.store.conversations import ConversationStore
-from server.store.database import Bounds, connected
 from server.store.embedded import embedded
 from server.store.migrate import migrate
 

@@ -37,8 +37,8 @@ from server.serving import bind, drain, reflect
 from server.serving import built as server_of
 from server.settings.service import Settings
 from server.storage import Store, prepared, stored
+from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
-from server.store.database import Database
 from server.store.items import ItemStore
 from server.store.purge import purge
 

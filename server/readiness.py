@@ -20,7 +20,7 @@ class NotYet(Complaint):
 
 
 class Store(Protocol):
-    """What is looked at; `server.store.database.Database` is one."""
+    """What is looked at; `server.store.connection.database.Database` is one."""
 
     answered: int
 

@@ -8,7 +8,7 @@ import structlog
 
 from server.readiness import NotYet
 from server.settings.service import Settings
-from server.store.database import Bounds, Database, reachable
+from server.store.connection.database import Bounds, Database, reachable
 from server.store.embedded import default_data_dir, embedded
 from server.store.migrate import HEAD, is_behind, migrate, revision
 from server.store.sql import schema

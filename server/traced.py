@@ -10,7 +10,7 @@ from server.complaint import Complaint
 from server.interceptors.around import Link
 from server.settings.service import PREFIX
 from server.store.appends import Appends
-from server.store.database import Database
+from server.store.connection.database import Database
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer

@@ -25,7 +25,7 @@ from google.rpc.status_pb2 import Status
 
 from server.app import serving
 from server.settings.service import load
-from server.store.database import Database
+from server.store.connection.database import Database
 from server.store.embedded import embedded
 from server.store.migrate import migrate
 

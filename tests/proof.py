@@ -25,8 +25,8 @@ from server.authorization.access import Access, Accesses
 from server.errors import ConversationNotFound, ItemNotFound
 from server.policy.plan import Never
 from server.policy.principal import Principal, pairs
+from server.store.connection.database import Bounds, Database, connected
 from server.store.conversations import EARLIEST, LATEST, ConversationStore
-from server.store.database import Bounds, Database, connected
 from server.store.embedded import embedded
 from server.store.items import ItemStore
 from server.store.migrate import migrate

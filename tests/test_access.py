@@ -25,7 +25,7 @@ from server.app import serving
 from server.authorization.policy_file import PolicyFile
 from server.policy.load import load as load_policy
 from server.settings.service import load
-from server.store.database import Database
+from server.store.connection.database import Database
 from server.store.purge import purge
 from tests import reference
 from tests.build import (

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from server.services.admission import Admission
 from server.services.append_stream import AHEAD
-from server.store.database import Database
+from server.store.connection.database import Database
 from tests.build import ahead, append, copy_of, create, delete, get, text_of, user_message
 from tests.conftest import Service, problem_of, running, statements
 from tests.test_access import Caller, Guarded, caller, guarded_service

@@ -12,8 +12,8 @@ from server.authorization.access import Accesses
 from server.policy.load import load
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT, Policy
+from server.store.connection.database import Bounds, Database, connected
 from server.store.conversations import ConversationStore
-from server.store.database import Bounds, Database, connected
 from tests.conftest import fresh_database, statements
 
 ROWS = 20_000

@@ -21,7 +21,7 @@ import pytest
 from conversations.v1 import conversations_service_pb2 as pb
 
 from server.errors import StoreUnavailable
-from server.store.database import Bounds, DatabaseUnfit, connected
+from server.store.connection.database import Bounds, DatabaseUnfit, connected
 from tests.build import (
     ahead,
     append,

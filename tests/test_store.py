@@ -25,8 +25,8 @@ from server.app import _purge_for_ever
 from server.errors import StoreUnavailable
 from server.observability.stats import Purges
 from server.settings.service import load
-from server.store import database as database_module
-from server.store.database import Bounds, Database, DatabaseUnfit, connected
+from server.store.connection import database as database_module
+from server.store.connection.database import Bounds, Database, DatabaseUnfit, connected
 from server.store.embedded import embedded
 from server.store.migrate import HEAD, MigrationFailed, migrate, revision
 from server.store.purge import Purged, purge

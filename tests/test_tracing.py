@@ -28,7 +28,7 @@ from server.observability import otlp, trace_context
 from server.observability.otlp import TracingUnfit
 from server.settings.service import load
 from server.store.appends import Appends
-from server.store.database import Database
+from server.store.connection.database import Database
 from server.traced import Parts, TracingMissing
 from tests.build import append, create, get, user_message
 from tests.conftest import Service, _execute, fresh_database, problem, running

@@ -19,7 +19,7 @@ from server.interceptors.around import Context
 from server.interceptors.running import Running
 from server.observability import logs
 from server.readiness import Readiness
-from server.store.database import Database
+from server.store.connection.database import Database
 from server.store.migrate import HEAD
 
 log = structlog.get_logger(__name__, log="audit")  # what operators do is logged at any level

@@ -20,7 +20,7 @@ import asyncpg
 from server.authorization.access import Access
 from server.errors import DeadlineExceeded
 from server.store.batch import Batch
-from server.store.database import Database
+from server.store.connection.database import Database
 from server.store.requests import Reservation
 from server.store.sql.appends import GROUPS, ITEMS, REQUESTS, append_many
 from server.store.sql.predicate import Permission

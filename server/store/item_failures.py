@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from server.authorization.access import Access
 from server.errors import Conflict, Failure, ItemExists, ItemNotFound
 from server.store.batch import Batch, resolved
-from server.store.database import Database
+from server.store.connection.database import Database
 from server.store.sql.predicate import Permission
 from server.store.sql.schema import items
 from server.store.sql.statement import Statement, compiled

@@ -21,8 +21,8 @@ from server.errors import (
 from server.filters import Comparison
 from server.store.appends import Append, Appends
 from server.store.batch import Batch
+from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
-from server.store.database import Database
 from server.store.item_failures import explain_batch
 from server.store.requests import Made, Reservation, reserved_values, written
 from server.store.sql import items as sql

@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 
 from server.complaint import Complaint
-from server.store.database import direct
+from server.store.connection.database import direct
 
 HEAD = "0002"  # newest file in migrations/versions; known here so that a start need not load Alembic
 _LOCK = 0x636F6E76  # "conv"

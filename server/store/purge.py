@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import asyncpg
 
-from server.store.database import direct
+from server.store.connection.database import direct
 
 _LOCK = 0x70757267  # "purg"
 _STEP = 5000  # rows of one statement

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import UUID
 
 from server.policy.principal import Principal
-from server.store.database import Database
+from server.store.connection.database import Database
 from server.store.sql.schema import conversations, requests
 from server.store.sql.statement import Statement, compiled
 

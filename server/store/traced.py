@@ -28,10 +28,10 @@ from opentelemetry.trace import (
 )
 
 from server.store.appends import Alone, Append, Appends, Group
-from server.store.database import Bounds, Database
+from server.store.connection.database import Bounds, Database
+from server.store.connection.read_batching import Arguments, Ask, Rows, Together
 from server.store.sql.schema import metadata
 from server.store.sql.statement import Statement
-from server.store.together import Arguments, Ask, Rows, Together
 
 if TYPE_CHECKING:
     import asyncio

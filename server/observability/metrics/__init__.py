@@ -20,7 +20,7 @@ from server.observability.stats import Purges
 from server.readiness import Readiness
 from server.serving import of_worker
 from server.settings.service import Settings
-from server.store.database import Database
+from server.store.connection.database import Database
 from server.tls import Credentials
 
 log = structlog.get_logger(__name__)

@@ -23,7 +23,7 @@ from server.observability.metrics.families import count, counts, gauge, histogra
 from server.observability.stats import Purges
 from server.readiness import Readiness
 from server.settings.service import Settings
-from server.store.database import Database
+from server.store.connection.database import Database
 from server.tls import Credentials
 
 Found = TypeVar("Found", bound=Link)

@@ -19,10 +19,10 @@ import structlog
 from server.complaint import Complaint
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
 from server.observability.stats import Counts, kind_of
-from server.store.leases import Connection, Leases
-from server.store.pgbouncer import BouncedConnection, differences
+from server.store.connection.pgbouncer import BouncedConnection, differences
+from server.store.connection.read_batching import Together
+from server.store.connection.warm_connections import Connection, Leases
 from server.store.sql.statement import Statement
-from server.store.together import Together
 
 log = structlog.get_logger(__name__)
 
