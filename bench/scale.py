@@ -95,7 +95,7 @@ class Database:
 
 
 def conversation_id(number: int) -> str:
-    """As `_CONVERSATIONS` makes it, in the form of server.ids."""
+    """As `_CONVERSATIONS` makes it, in the form of server.store.ids."""
     return f"conv_{_FIRST_SECOND + number:08x}{_digest(str(number))}{_digest(f'x{number}')[:8]}"
 
 

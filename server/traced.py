@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from server.complaint import Complaint
 from server.interceptors.around import Link
 from server.settings.service import PREFIX
-from server.store.appends import Appends
+from server.store.append_batching import Appends
 from server.store.connection.database import Database
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def parts(*, tracing: bool) -> AsyncIterator[Parts]:
     try:
         from server.interceptors.trace import Trace  # noqa: PLC0415 - with what is imported here, memory is used
         from server.observability.otlp import sent  # noqa: PLC0415
-        from server.store.traced import TracedAppends, TracedDatabase  # noqa: PLC0415
+        from server.store.tracing import TracedAppends, TracedDatabase  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise TracingMissing(
             f"tracing ({PREFIX}TRACING): {error.name} is missing, which comes with the extra `otlp`: "

@@ -18,7 +18,7 @@ from conversations.v1.item_pb2 import Item
 
 from server.policy.load import load as load_policy
 from server.policy.rules import Policy
-from server.store.appends import Append, Appends
+from server.store.append_batching import Append, Appends
 from server.store.connection.database import Database
 from tests.build import append, copy_of, create, get, text_of, user_message
 from tests.conftest import Problem, Service, fresh_database, problem_of, running

@@ -16,10 +16,10 @@ import asyncpg
 import pytest
 
 from server.store.embedded import EmbeddedError, default_data_dir, embedded
-from server.store.embedded.cluster import CLUSTER
-from server.store.embedded.identity import SERVICE_ID, Identity
+from server.store.embedded.binaries import find_programs
+from server.store.embedded.initdb import CLUSTER
 from server.store.embedded.launch import LOG_LIMIT
-from server.store.embedded.programs import find_programs
+from server.store.embedded.os_user import SERVICE_ID, Identity
 from server.store.embedded.server import Server
 from server.store.embedded.sockets import socket_dir_for
 
@@ -231,7 +231,7 @@ async def test_an_interrupted_initdb_leaves_no_half_cluster(folder: Path, monkey
         raise EmbeddedError("interrupted")
 
     with monkeypatch.context() as patch, pytest.raises(EmbeddedError, match="interrupted"):
-        patch.setattr("server.store.embedded.cluster._initdb", interrupted)
+        patch.setattr("server.store.embedded.initdb._initdb", interrupted)
         await use(folder)
     assert not list(folder.glob(f"{CLUSTER}*/*"))
     (folder / f"{CLUSTER}.new-killed").mkdir()  # what a kill -9 would leave

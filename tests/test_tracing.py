@@ -27,7 +27,7 @@ from server.interceptors.trace import VALUES
 from server.observability import otlp, trace_context
 from server.observability.otlp import TracingUnfit
 from server.settings.service import load
-from server.store.appends import Appends
+from server.store.append_batching import Appends
 from server.store.connection.database import Database
 from server.traced import Parts, TracingMissing
 from tests.build import append, create, get, user_message

@@ -8,10 +8,10 @@ from typing import TypeAlias
 from conversations.v1 import item_pb2, item_status_pb2, options_pb2
 
 from server.errors import FieldInvalid, Violation
-from server.ids import new_item_ids
 from server.items import ItemJsonError, check_item, role_name, status_name
 from server.services.wire import timestamp
 from server.store.batch import Batch, Reference
+from server.store.ids import new_item_ids
 
 UNKNOWN = "unknown"
 _UNKNOWN_PREFIX = "item"  # of the ids given to items of a type this build does not know

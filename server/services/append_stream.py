@@ -16,9 +16,9 @@ from server.authorization.audit_log import current_request, decided
 from server.errors import ActionDenied, ConversationNotFound, Failure, FieldInvalid, ShuttingDown, Violation
 from server.services.admission import Admission
 from server.services.wire import item_of
-from server.store.appends import Append
+from server.store.append_batching import Append
+from server.store.idempotency import Method, reservation
 from server.store.items import ItemStore, StoredItem
-from server.store.requests import Method, reservation
 from server.validation import validate
 
 AHEAD = 128  # requests taken and not yet answered; then the caller has to wait

@@ -18,10 +18,10 @@ from server.policy.principal import Principal
 from server.services.admission import Admission
 from server.services.append_stream import AppendStream
 from server.services.wire import add_items, conversation_of, item_of
-from server.store.appends import Append
+from server.store.append_batching import Append
 from server.store.conversations import ConversationStore, etag_of, new_id
+from server.store.idempotency import Method, reservation
 from server.store.items import ItemStore
-from server.store.requests import Method, reservation
 
 _DESCENDING = ("", "create_time desc")  # order_by, and the default
 _CONVERSATIONS, _ITEMS = "ListConversations", "ListItems"  # what a page token is bound to

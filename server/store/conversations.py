@@ -19,13 +19,13 @@ from server.errors import (
     Violation,
 )
 from server.filters import Comparison
-from server.ids import conversation_id_for, new_conversation_id
 from server.policy.principal import Principal
 from server.policy.residual import Row
 from server.store.batch import Batch
+from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
-from server.store.item_failures import explain_batch
-from server.store.requests import CONSTRAINT, Made, Reservation, made_before, reserved_values, written
+from server.store.idempotency import CONSTRAINT, Made, Reservation, made_before, reserved_values, written
+from server.store.ids import conversation_id_for, new_conversation_id
 from server.store.sql import conversations as sql
 from server.store.sql.conversations import MAX_PAIRS
 from server.store.sql.predicate import Permission

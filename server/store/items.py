@@ -19,12 +19,12 @@ from server.errors import (
     Violation,
 )
 from server.filters import Comparison
-from server.store.appends import Append, Appends
+from server.store.append_batching import Append, Appends
 from server.store.batch import Batch
+from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
-from server.store.item_failures import explain_batch
-from server.store.requests import Made, Reservation, reserved_values, written
+from server.store.idempotency import Made, Reservation, reserved_values, written
 from server.store.sql import items as sql
 from server.store.sql.predicate import Permission
 

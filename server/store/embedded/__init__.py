@@ -18,7 +18,7 @@ from pathlib import Path
 
 from server.store.embedded.errors import EmbeddedError, explained, wheel_missing
 from server.store.embedded.server import Server
-from server.store.embedded.sharing import Embedded, Share
+from server.store.embedded.shared_server import Embedded, Share
 
 __all__ = ["Embedded", "EmbeddedError", "default_data_dir", "embedded"]
 

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from server.store.embedded.identity import Identity
+from server.store.embedded.os_user import Identity
 
 
 def make_folder(folder: Path) -> None:

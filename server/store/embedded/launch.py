@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from server.store.embedded.folders import open_owned
-from server.store.embedded.identity import Identity
+from server.store.embedded.os_user import Identity
 from server.store.embedded.sockets import PORT
 
 LOG_LIMIT = 10 * 1024 * 1024

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import asyncpg
 
-from server.store.embedded.cluster import CLUSTER, create_cluster
+from server.store.embedded.binaries import find_programs
 from server.store.embedded.errors import EmbeddedError
 from server.store.embedded.folders import make_folder
-from server.store.embedded.identity import Identity
+from server.store.embedded.initdb import CLUSTER, create_cluster
 from server.store.embedded.launch import Log, launch
+from server.store.embedded.os_user import Identity
 from server.store.embedded.postmaster import Postmaster, runs
-from server.store.embedded.programs import find_programs
 from server.store.embedded.sockets import make_private, socket_dir_for, url_of
 
 STEP = 0.02  # seconds between two looks at what is being waited for

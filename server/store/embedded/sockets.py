@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from server.store.embedded.errors import EmbeddedError
-from server.store.embedded.identity import Identity
+from server.store.embedded.os_user import Identity
 
 PORT = 5432  # only part of the socket's file name
 _LONGEST_FOLDER = (107 if sys.platform == "linux" else 103) - len(f"/.s.PGSQL.{PORT}")

@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, array
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.store.batch import all_found, placed, resolved, sent
-from server.store.requests import reserve
+from server.store.idempotency import reserve
 from server.store.sql.predicate import Permission
 from server.store.sql.schema import Time, conversation_attributes, conversations
 from server.store.sql.statement import Statement, compiled

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.store.batch import all_allowed, all_found, placed, resolved, sent
-from server.store.requests import reserve
+from server.store.idempotency import reserve
 from server.store.sql.conversations import COLUMNS
 from server.store.sql.predicate import Permission
 from server.store.sql.schema import Time, conversations, items

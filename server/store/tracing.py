@@ -27,7 +27,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from server.store.appends import Alone, Append, Appends, Group
+from server.store.append_batching import Alone, Append, Appends, Group
 from server.store.connection.database import Bounds, Database
 from server.store.connection.read_batching import Arguments, Ask, Rows, Together
 from server.store.sql.schema import metadata

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from server.store.embedded.errors import WAY_OUT, EmbeddedError
 from server.store.embedded.folders import give, sync_folder
-from server.store.embedded.identity import Identity
+from server.store.embedded.os_user import Identity
 
 CLUSTER = "postgres-18"
 _OPTIONS = (

@@ -21,7 +21,7 @@ from server.authorization.access import Access
 from server.errors import DeadlineExceeded
 from server.store.batch import Batch
 from server.store.connection.database import Database
-from server.store.requests import Reservation
+from server.store.idempotency import Reservation
 from server.store.sql.appends import GROUPS, ITEMS, REQUESTS, append_many
 from server.store.sql.predicate import Permission
 

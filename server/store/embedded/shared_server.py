@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.store.embedded.cluster import CLUSTER
 from server.store.embedded.errors import EmbeddedError
 from server.store.embedded.folders import open_owned
+from server.store.embedded.initdb import CLUSTER
 from server.store.embedded.server import STEP, Server
 
 _TURN = 120.0  # seconds to wait for another process that is starting or stopping the server

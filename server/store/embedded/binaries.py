@@ -9,7 +9,7 @@ from pathlib import Path
 
 from server.store.embedded.errors import EmbeddedError, wheel_missing
 from server.store.embedded.folders import open_to_all
-from server.store.embedded.identity import Identity
+from server.store.embedded.os_user import Identity
 
 _INSTALL = "pginstall18"
 
