@@ -27,8 +27,8 @@ from server.interceptors.access import needs
 from server.interceptors.running import Running
 from server.observability import metrics
 from server.observability.stats import Purges
-from server.paging import PageTokens
 from server.readiness import Readiness
+from server.requests.page_tokens import PageTokens
 from server.services.access import AccessQuestions
 from server.services.admin import Process
 from server.services.admission import Admission

@@ -23,11 +23,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from google.protobuf.message_factory import GetMessageClass
 from protovalidate import Validator
 
-from server import validation
-from server.acceptance import Acceptance
 from server.errors import FieldInvalid
 from server.items import new_item_from_json
-from server.validation import validate
+from server.requests import validation
+from server.requests.validation import validate
+from server.requests.validation_fast_path import Acceptance
 from tests.build import append, user_message
 from tests.test_items import SAMPLES
 

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from server.authorization.audit_log import current_request
 from server.errors import FieldInvalid, Violation
 from server.interceptors.around import Context, Handler, Link, is_ours
-from server.validation import validate
+from server.requests.validation import validate
 
 
 class Decode(Link):

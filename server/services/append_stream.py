@@ -14,12 +14,12 @@ from conversations.v1 import conversations_service_pb2 as pb
 from server.authorization.access import Access
 from server.authorization.audit_log import current_request, decided
 from server.errors import ActionDenied, ConversationNotFound, Failure, FieldInvalid, ShuttingDown, Violation
+from server.requests.validation import validate
 from server.services.admission import Admission
 from server.services.wire import item_of
 from server.store.append_batching import Append
 from server.store.idempotency import Method, reservation
 from server.store.items import ItemStore, StoredItem
-from server.validation import validate
 
 AHEAD = 128  # requests taken and not yet answered; then the caller has to wait
 _ENDING = (ActionDenied, ConversationNotFound)  # access was lost, or never was

@@ -9,12 +9,12 @@ from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceServicer
 from google.protobuf.empty_pb2 import Empty
 
-from server import filters, paging
 from server.authorization.access import current_access
 from server.interceptors.around import Context
-from server.masks import attribute_pairs, change_of
-from server.paging import PageTokens
 from server.policy.principal import Principal
+from server.requests import filters, page_tokens
+from server.requests.field_masks import attribute_pairs, change_of
+from server.requests.page_tokens import PageTokens
 from server.services.admission import Admission
 from server.services.append_stream import AppendStream
 from server.services.wire import add_items, conversation_of, item_of
@@ -92,18 +92,18 @@ class Conversations(ConversationsServiceServicer):
         self, request: pb.ListConversationsRequest, context: Context
     ) -> pb.ListConversationsResponse:
         """Lists what the caller may read, a page at a time."""
-        access, size = current_access.get(), paging.page_size(request.page_size)
+        access, size = current_access.get(), page_tokens.page_size(request.page_size)
         descending = request.order_by in _DESCENDING
         query = (_CONVERSATIONS, access.principal.tenant, access.principal.id, request.filter, str(descending))
         position = None
         if request.page_token:
-            position = paging.unpack_time(self._tokens.read(request.page_token, *query))
+            position = page_tokens.unpack_time(self._tokens.read(request.page_token, *query))
         comparisons = filters.parse(request.filter, filters.CONVERSATION_FIELDS)
         rows = await self._conversations.page(access, comparisons, position, size + 1, descending=descending)
         response = pb.ListConversationsResponse(conversations=map(conversation_of, rows[:size]))
         if len(rows) > size:
             last = rows[size - 1]
-            response.next_page_token = self._tokens.sign(paging.pack_time(last["create_time"], last["id"]), *query)
+            response.next_page_token = self._tokens.sign(page_tokens.pack_time(last["create_time"], last["id"]), *query)
         return response
 
     async def CreateItems(self, request: pb.CreateItemsRequest, context: Context) -> pb.CreateItemsResponse:
@@ -133,7 +133,7 @@ class Conversations(ConversationsServiceServicer):
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
         """Lists items by sequence, a page at a time."""
-        access, size = current_access.get(), paging.page_size(request.page_size)
+        access, size = current_access.get(), page_tokens.page_size(request.page_size)
         descending = request.order != pb.ORDER_ASCENDING
         query = (
             _ITEMS,
@@ -145,7 +145,7 @@ class Conversations(ConversationsServiceServicer):
         )
         cursor: int | str | None = request.after or None
         if request.page_token:
-            cursor = paging.unpack_sequence(self._tokens.read(request.page_token, *query))
+            cursor = page_tokens.unpack_sequence(self._tokens.read(request.page_token, *query))
         comparisons = filters.parse(request.filter, filters.ITEM_FIELDS)
         stored, more = await self._items.page(
             access, request.conversation_id, comparisons, cursor, size, descending=descending
@@ -154,7 +154,7 @@ class Conversations(ConversationsServiceServicer):
         if stored:
             response.first_id, response.last_id = response.items[0].id, response.items[-1].id
         if more:
-            response.next_page_token = self._tokens.sign(paging.pack_sequence(stored[-1].sequence), *query)
+            response.next_page_token = self._tokens.sign(page_tokens.pack_sequence(stored[-1].sequence), *query)
         return response
 
     async def DeleteItem(self, request: pb.DeleteItemRequest, context: Context) -> conversation_pb2.Conversation:

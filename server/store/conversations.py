@@ -18,9 +18,9 @@ from server.errors import (
     RequestIdReused,
     Violation,
 )
-from server.filters import Comparison
 from server.policy.principal import Principal
 from server.policy.residual import Row
+from server.requests.filters import Comparison
 from server.store.batch import Batch
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database

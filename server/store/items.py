@@ -18,7 +18,7 @@ from server.errors import (
     SequenceMismatch,
     Violation,
 )
-from server.filters import Comparison
+from server.requests.filters import Comparison
 from server.store.append_batching import Append, Appends
 from server.store.batch import Batch
 from server.store.conflicts import explain_batch

@@ -4,8 +4,8 @@ from google.protobuf.message import Message
 from protovalidate import Validator
 from protovalidate import Violation as Broken
 
-from server.acceptance import certainly_valid
 from server.errors import FieldInvalid, Violation
+from server.requests.validation_fast_path import certainly_valid
 
 _validator = Validator()
 

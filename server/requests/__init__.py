@@ -1,0 +1,1 @@
+"""Requests of callers: validation, filters, field masks, page tokens."""
