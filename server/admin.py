@@ -16,9 +16,9 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2_grpc
 
 from server.health import Health
-from server.interceptors.around import Chain
+from server.interceptors.chain import Chain
 from server.interceptors.decode import Decode
-from server.interceptors.failures import Failures
+from server.interceptors.error_status import Failures
 from server.services.admin import Admin, Process
 from server.serving import bind, of_worker, reflect
 from server.settings.service import Settings

@@ -23,8 +23,8 @@ from server.errors import Failure
 from server.health import Health
 from server.identity import source_of
 from server.interceptors import interceptors
-from server.interceptors.access import needs
-from server.interceptors.running import Running
+from server.interceptors.authorization import needs
+from server.interceptors.drain_gate import Running
 from server.observability import metrics
 from server.observability.stats import Purges
 from server.readiness import Readiness

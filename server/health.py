@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as package
 
 from server.errors import ShuttingDown
-from server.interceptors.around import Context
+from server.interceptors.chain import Context
 
 LIVENESS, STARTUP, READINESS = "liveness", "startup", "readiness"
 _STATES = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}

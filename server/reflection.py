@@ -27,7 +27,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest as Request
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionResponse as Response
 
-from server.interceptors.around import Context
+from server.interceptors.chain import Context
 
 _V1ALPHA = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
 _V1 = _V1ALPHA.replace("v1alpha", "v1")  # grpcurl asks it first; others know the older one only

@@ -13,8 +13,8 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from server import reflection
 from server.complaint import Complaint
 from server.health import Health
-from server.interceptors.around import Chain
-from server.interceptors.running import Running
+from server.interceptors.chain import Chain
+from server.interceptors.drain_gate import Running
 from server.settings.service import Settings, is_socket
 
 log = structlog.get_logger(__name__)

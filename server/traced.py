@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from server.complaint import Complaint
-from server.interceptors.around import Link
+from server.interceptors.chain import Link
 from server.settings.service import PREFIX
 from server.store.append_batching import Appends
 from server.store.connection.database import Database
@@ -41,7 +41,7 @@ async def parts(*, tracing: bool) -> AsyncIterator[Parts]:
         yield Parts()
         return
     try:
-        from server.interceptors.trace import Trace  # noqa: PLC0415 - with what is imported here, memory is used
+        from server.interceptors.tracing import Trace  # noqa: PLC0415 - with what is imported here, memory is used
         from server.observability.otlp import sent  # noqa: PLC0415
         from server.store.tracing import TracedAppends, TracedDatabase  # noqa: PLC0415
     except ModuleNotFoundError as error:

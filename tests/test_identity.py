@@ -41,9 +41,9 @@ from server.identity.jwt import Jwt
 from server.identity.principals import Principals
 from server.identity.principals_file import Listed
 from server.identity.source import Idle, Source
-from server.interceptors.around import Chain
-from server.interceptors.failures import Failures
-from server.interceptors.identity import Identify
+from server.interceptors.authentication import Identify
+from server.interceptors.chain import Chain
+from server.interceptors.error_status import Failures
 from server.policy.principal import Principal, current_principal
 from server.settings.service import Settings, SettingsInvalid, load
 from server.tls import TlsUnfit, watched

@@ -15,8 +15,8 @@ from server.authorization.access import Accesses
 from server.authorization.policy_file import ONE_USER
 from server.identity.anonymous import Nobody
 from server.interceptors import interceptors
-from server.interceptors.access import AccessUndeclared, Need, needs
-from server.interceptors.running import Running
+from server.interceptors.authorization import AccessUndeclared, Need, needs
+from server.interceptors.drain_gate import Running
 from server.settings.service import load
 from tests.conftest import Service, problem
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from server.app import CONTRACT
 from server.cli import app
 from server.complaint import Complaint
-from server.interceptors.access import needs
+from server.interceptors.authorization import needs
 from server.policy import document, grammar, rules
 from server.policy.evaluate import explain
 from server.policy.load import load

@@ -23,7 +23,7 @@ from server import __version__, traced
 from server.identity import source_of
 from server.identity.jwks_url import UrlKeys
 from server.identity.jwt import Jwt
-from server.interceptors.trace import VALUES
+from server.interceptors.tracing import VALUES
 from server.observability import otlp, trace_context
 from server.observability.otlp import TracingUnfit
 from server.settings.service import load

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 
 from server.authorization.access import Accesses
 from server.identity.source import Source
-from server.interceptors.access import Access, Need
-from server.interceptors.around import Chain, Link
-from server.interceptors.capacity import Calls, Streams
+from server.interceptors.authentication import Identify
+from server.interceptors.authorization import Access, Need
+from server.interceptors.chain import Chain, Link
+from server.interceptors.concurrency import Calls, Streams
 from server.interceptors.deadline import Deadline
 from server.interceptors.decode import Decode
-from server.interceptors.failures import Failures
-from server.interceptors.identity import Identify
+from server.interceptors.drain_gate import Running
+from server.interceptors.error_status import Failures
 from server.interceptors.observe import Observe
-from server.interceptors.running import Running
 from server.settings.service import Settings
 
 

@@ -9,7 +9,7 @@ import asyncio
 from types import TracebackType
 
 from server.errors import DeadlineExceeded
-from server.interceptors.around import Context, Handler, Link, around, is_ours, streams
+from server.interceptors.chain import Context, Handler, Link, around, is_ours, streams
 
 
 class Deadline(Link):

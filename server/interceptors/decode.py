@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from server.authorization.audit_log import current_request
 from server.errors import FieldInvalid, Violation
-from server.interceptors.around import Context, Handler, Link, is_ours
+from server.interceptors.chain import Context, Handler, Link, is_ours
 from server.requests.validation import validate
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pool
 
-from server.interceptors.access import OPEN
-from server.interceptors.around import Context, Handler, Link, around
+from server.interceptors.authorization import OPEN
+from server.interceptors.chain import Context, Handler, Link, around
 from server.observability.access_log import AccessLog
 from server.observability.histogram import Histogram
 

@@ -7,7 +7,7 @@ from conversations.v1.access_service_pb2_grpc import AccessServiceServicer
 
 from server.authorization.access import Access, current_access
 from server.errors import ConversationNotFound
-from server.interceptors.around import Context
+from server.interceptors.chain import Context
 from server.policy.evaluate import Explanation, Outcome, evaluate, explain
 from server.policy.plan import Always, Conditional, Never, Plan
 from server.policy.principal import Principal

@@ -15,8 +15,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server import __version__
 from server.authorization.policy_file import PolicyFile
-from server.interceptors.around import Context
-from server.interceptors.running import Running
+from server.interceptors.chain import Context
+from server.interceptors.drain_gate import Running
 from server.observability import logs
 from server.readiness import Readiness
 from server.store.connection.database import Database

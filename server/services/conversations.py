@@ -10,7 +10,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from google.protobuf.empty_pb2 import Empty
 
 from server.authorization.access import current_access
-from server.interceptors.around import Context
+from server.interceptors.chain import Context
 from server.policy.principal import Principal
 from server.requests import filters, page_tokens
 from server.requests.field_masks import attribute_pairs, change_of

@@ -13,8 +13,8 @@ import structlog
 
 from server.authorization.policy_file import PolicyFile
 from server.identity import Source
-from server.interceptors.around import Chain
-from server.interceptors.running import Running
+from server.interceptors.chain import Chain
+from server.interceptors.drain_gate import Running
 from server.observability.metrics.event_loop_lag import Lag
 from server.observability.stats import Purges
 from server.readiness import Readiness

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import Metric
 
-from server.interceptors.around import Chain
+from server.interceptors.chain import Chain
 from server.interceptors.observe import Calls, Observe
 from server.observability.metrics.families import counts_by, histograms_by
 

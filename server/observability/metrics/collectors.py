@@ -13,9 +13,9 @@ from prometheus_client.registry import Collector
 from server import __version__
 from server.authorization.policy_file import PolicyFile
 from server.identity import Source
-from server.interceptors.around import Chain, Link
-from server.interceptors.capacity import Calls, Streams
-from server.interceptors.running import Running
+from server.interceptors.chain import Chain, Link
+from server.interceptors.concurrency import Calls, Streams
+from server.interceptors.drain_gate import Running
 from server.observability.metrics import Sources
 from server.observability.metrics.calls import of_calls
 from server.observability.metrics.event_loop_lag import Lag

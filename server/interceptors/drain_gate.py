@@ -8,8 +8,8 @@ import asyncio
 from types import TracebackType
 
 from server.errors import ShuttingDown, StoreUnavailable
-from server.interceptors.access import OPEN
-from server.interceptors.around import Guard, Link
+from server.interceptors.authorization import OPEN
+from server.interceptors.chain import Guard, Link
 
 
 class Running(Link):

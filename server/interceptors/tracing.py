@@ -16,7 +16,7 @@ from opentelemetry import propagate
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_span_id, format_trace_id, set_span_in_context
 
-from server.interceptors.around import Context, Guard, Link, is_ours
+from server.interceptors.chain import Context, Guard, Link, is_ours
 from server.interceptors.observe import code_of
 from server.observability.trace_context import current_span, current_trace
 

@@ -14,7 +14,7 @@ import grpc.aio
 import structlog
 
 from server.errors import Failure, Internal
-from server.interceptors.around import Context, Guard, Link
+from server.interceptors.chain import Context, Guard, Link
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from collections import Counter
 from types import TracebackType
 
 from server.errors import Overloaded
-from server.interceptors.around import Guard, Handler, Link, is_ours, streams
+from server.interceptors.chain import Guard, Handler, Link, is_ours, streams
 from server.policy.principal import Principal, current_principal
 
 

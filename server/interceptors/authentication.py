@@ -7,8 +7,8 @@ import structlog
 from server.authorization.audit_log import trace_of
 from server.errors import Unauthenticated
 from server.identity.source import Source
-from server.interceptors.access import OPEN
-from server.interceptors.around import Context, Guard, Link
+from server.interceptors.authorization import OPEN
+from server.interceptors.chain import Context, Guard, Link
 from server.observability.trace_context import current_trace
 from server.policy.principal import current_principal
 

@@ -19,7 +19,7 @@ from server.authorization.access import Access as Allowed
 from server.authorization.access import Accesses, current_access
 from server.complaint import Complaint
 from server.errors import ActionDenied, Failure
-from server.interceptors.around import Context, Guard, Handler, Link, around
+from server.interceptors.chain import Context, Guard, Handler, Link, around
 from server.policy.plan import Never
 from server.policy.principal import current_principal
 
