@@ -35,7 +35,7 @@ from bench.postgres import Postgres, private_postgres
 from bench.results import spread
 from bench.window import Sample, measure
 from bench.workloads import Operation, Workload, append, newest, none
-from server.services.admission import Admission
+from server.services.new_items import Admission
 from server.store.batch import Batch
 from server.store.embedded import launch
 from server.store.migrate import migrate

@@ -31,8 +31,8 @@ from server.readiness import Readiness
 from server.requests.page_tokens import PageTokens
 from server.services.access import AccessQuestions
 from server.services.admin import Process
-from server.services.admission import Admission
 from server.services.conversations import Conversations
+from server.services.new_items import Admission
 from server.serving import bind, drain, reflect
 from server.serving import built as server_of
 from server.settings.service import Settings

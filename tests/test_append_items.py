@@ -14,8 +14,8 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from structlog.testing import capture_logs
 
-from server.services.admission import Admission
 from server.services.append_stream import AHEAD
+from server.services.new_items import Admission
 from server.store.connection.database import Database
 from tests.build import ahead, append, copy_of, create, delete, get, text_of, user_message
 from tests.conftest import Service, problem_of, running, statements

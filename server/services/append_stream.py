@@ -15,8 +15,8 @@ from server.authorization.access import Access
 from server.authorization.audit_log import current_request, decided
 from server.errors import ActionDenied, ConversationNotFound, Failure, FieldInvalid, ShuttingDown, Violation
 from server.requests.validation import validate
-from server.services.admission import Admission
-from server.services.wire import item_of
+from server.services.messages import item_of
+from server.services.new_items import Admission
 from server.store.append_batching import Append
 from server.store.idempotency import Method, reservation
 from server.store.items import ItemStore, StoredItem

@@ -15,9 +15,9 @@ from server.policy.principal import Principal
 from server.requests import filters, page_tokens
 from server.requests.field_masks import attribute_pairs, change_of
 from server.requests.page_tokens import PageTokens
-from server.services.admission import Admission
 from server.services.append_stream import AppendStream
-from server.services.wire import add_items, conversation_of, item_of
+from server.services.messages import add_items, conversation_of, item_of
+from server.services.new_items import Admission
 from server.store.append_batching import Append
 from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.idempotency import Method, reservation

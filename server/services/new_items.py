@@ -9,7 +9,7 @@ from conversations.v1 import item_pb2, item_status_pb2, options_pb2
 
 from server.errors import FieldInvalid, Violation
 from server.items import ItemJsonError, check_item, role_name, status_name
-from server.services.wire import timestamp
+from server.services.messages import timestamp
 from server.store.batch import Batch, Reference
 from server.store.ids import new_item_ids
 
