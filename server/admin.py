@@ -15,13 +15,13 @@ from conversations.admin.v1.admin_service_pb2_grpc import add_AdminServiceServic
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2_grpc
 
-from server.health import Health
 from server.interceptors.chain import Chain
 from server.interceptors.decode import Decode
 from server.interceptors.error_status import Failures
 from server.services.admin import Admin, Process
-from server.serving import bind, of_worker, reflect
 from server.settings.service import Settings
+from server.transport.health import Health
+from server.transport.server import bind, of_worker, reflect
 
 log = structlog.get_logger(__name__)
 

@@ -15,32 +15,33 @@ from conversations.v1.access_service_pb2_grpc import add_AccessServiceServicer_t
 from conversations.v1.conversations_service_pb2_grpc import add_ConversationsServiceServicer_to_server
 from grpc_health.v1 import health_pb2_grpc
 
-from server import tls, traced, versions
+from server import traced, versions
 from server.admin import admin
 from server.authorization.policy_file import PolicyFile
 from server.complaint import Complaint
 from server.errors import Failure
-from server.health import Health
 from server.identity import source_of
 from server.interceptors import interceptors
 from server.interceptors.authorization import needs
 from server.interceptors.drain_gate import Running
 from server.observability import metrics
 from server.observability.stats import Purges
-from server.readiness import Readiness
 from server.requests.page_tokens import PageTokens
 from server.services.access import AccessQuestions
 from server.services.admin import Process
 from server.services.conversations import Conversations
 from server.services.new_items import Admission
-from server.serving import bind, drain, reflect
-from server.serving import built as server_of
 from server.settings.service import Settings
 from server.storage import Store, prepared, stored
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
 from server.store.items import ItemStore
 from server.store.purge import purge
+from server.transport import tls
+from server.transport.health import Health
+from server.transport.readiness import Readiness
+from server.transport.server import bind, drain, reflect
+from server.transport.server import built as server_of
 
 log = structlog.get_logger(__name__)
 

@@ -14,10 +14,10 @@ from typing import Annotated, Any, NamedTuple
 import grpc
 import typer
 
-from server.certificates import PemFile, authorities, name_of, pair
 from server.complaint import Complaint
 from server.settings.identity import is_loopback
 from server.settings.service import PREFIX, Settings, is_socket
+from server.transport.certificates import PemFile, authorities, name_of, pair
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 TOKEN = f"{PREFIX}TARGET_TOKEN"  # no option takes a token: what runs, and with what, is seen by all

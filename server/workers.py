@@ -28,9 +28,9 @@ from server.app import serving
 from server.complaint import Complaint
 from server.errors import Failure
 from server.observability import logs
-from server.serving import cannot_listen
 from server.settings.service import Settings, load
 from server.storage import database_url
+from server.transport.server import cannot_listen
 
 log = structlog.get_logger(__name__)
 

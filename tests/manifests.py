@@ -17,8 +17,8 @@ import typer.main
 from pydantic import ValidationError
 
 from server.cli import app
-from server.health import LIVENESS, READINESS, STARTUP
 from server.settings.service import PREFIX, Settings, is_socket
+from server.transport.health import LIVENESS, READINESS, STARTUP
 from server.workers import _MARGIN as TO_CLOSE_UP
 
 Object = dict[str, Any]

@@ -46,7 +46,7 @@ from server.interceptors.chain import Chain
 from server.interceptors.error_status import Failures
 from server.policy.principal import Principal, current_principal
 from server.settings.service import Settings, SettingsInvalid, load
-from server.tls import TlsUnfit, watched
+from server.transport.tls import TlsUnfit, watched
 from tests.conftest import fresh_database, problem, running
 
 ISSUER, AUDIENCE = "https://issuer.example", "conversations"

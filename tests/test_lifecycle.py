@@ -14,10 +14,10 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from server import readiness
 from server.app import SERVICES, serving
 from server.settings.service import load
 from server.store.migrate import HEAD, migrate
+from server.transport import readiness
 from tests.build import create, get
 from tests.conftest import Service, fresh_database, problem, running
 from tests.test_store import EMPTY

@@ -29,8 +29,8 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from server.app import serving
 from server.identity import jwks_url
 from server.observability.histogram import Histogram
-from server.serving import StartFailed, of_worker
 from server.settings.service import load
+from server.transport.server import StartFailed, of_worker
 from tests.build import append, create, delete, get, user_message
 from tests.conftest import Service, problem
 from tests.test_tls import CA, Files

@@ -26,13 +26,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from structlog.testing import capture_logs
 
-from server import tls
 from server.app import serving
-from server.certificates import PemFile, name_of
 from server.channel import Target, own_connection
-from server.serving import bind
 from server.settings.service import load
-from server.tls import Credentials, TlsUnfit
+from server.transport import tls
+from server.transport.certificates import PemFile, name_of
+from server.transport.server import bind
+from server.transport.tls import Credentials, TlsUnfit
 from tests.build import create
 from tests.conftest import Service, fresh_database
 from tests.test_cli import complaint, printed

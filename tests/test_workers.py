@@ -22,8 +22,8 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from structlog.testing import capture_logs
 
 from server.authorization.policy_file import PolicyFile, PolicyUnfit
-from server.serving import StartFailed
 from server.settings.service import SettingsInvalid, load
+from server.transport.server import StartFailed
 from server.workers import Failures, Worker, Workers, WorkersFailed, reserved
 from tests.build import create
 from tests.conftest import Service, fresh_database

@@ -18,9 +18,9 @@ from server.authorization.policy_file import PolicyFile
 from server.interceptors.chain import Context
 from server.interceptors.drain_gate import Running
 from server.observability import logs
-from server.readiness import Readiness
 from server.store.connection.database import Database
 from server.store.migrate import HEAD
+from server.transport.readiness import Readiness
 
 log = structlog.get_logger(__name__, log="audit")  # what operators do is logged at any level
 

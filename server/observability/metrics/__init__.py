@@ -17,11 +17,11 @@ from server.interceptors.chain import Chain
 from server.interceptors.drain_gate import Running
 from server.observability.metrics.event_loop_lag import Lag
 from server.observability.stats import Purges
-from server.readiness import Readiness
-from server.serving import of_worker
 from server.settings.service import Settings
 from server.store.connection.database import Database
-from server.tls import Credentials
+from server.transport.readiness import Readiness
+from server.transport.server import of_worker
+from server.transport.tls import Credentials
 
 log = structlog.get_logger(__name__)
 

@@ -21,10 +21,10 @@ from server.observability.metrics.calls import of_calls
 from server.observability.metrics.event_loop_lag import Lag
 from server.observability.metrics.families import count, counts, gauge, histogram, histograms_by, info
 from server.observability.stats import Purges
-from server.readiness import Readiness
 from server.settings.service import Settings
 from server.store.connection.database import Database
-from server.tls import Credentials
+from server.transport.readiness import Readiness
+from server.transport.tls import Credentials
 
 Found = TypeVar("Found", bound=Link)
 _VERSIONS = ("grpcio", "protobuf", "asyncpg")

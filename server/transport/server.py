@@ -10,12 +10,12 @@ import grpc.aio
 import structlog
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 
-from server import reflection
 from server.complaint import Complaint
-from server.health import Health
 from server.interceptors.chain import Chain
 from server.interceptors.drain_gate import Running
 from server.settings.service import Settings, is_socket
+from server.transport import reflection
+from server.transport.health import Health
 
 log = structlog.get_logger(__name__)
 

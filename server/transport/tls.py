@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import structlog
 
-from server.certificates import Pair, PemFile, TlsUnfit, authorities, pair
 from server.settings.identity import IdentitySettings
 from server.settings.wakeable_sleep import Asking
+from server.transport.certificates import Pair, PemFile, TlsUnfit, authorities, pair
 
 log = structlog.get_logger(__name__)
 

@@ -33,7 +33,7 @@ class Store(Protocol):
 
 
 class Told(Protocol):
-    """Who wants to know; `server.health.Health` is one."""
+    """Who wants to know; `server.transport.health.Health` is one."""
 
     async def ready(self, *, now: bool) -> None:
         """The store can be used, or cannot any more."""
