@@ -80,8 +80,8 @@ def serve(
 
 
 async def _serve(settings: Settings) -> None:
-    from server.app import serving
-    from server.workers import serving_by_workers
+    from server.app.service import serving
+    from server.app.supervisor import serving_by_workers
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -113,7 +113,7 @@ def migrate(
 
 
 async def _migrate(settings: Settings, *, check: bool) -> None:
-    from server.storage import database_url
+    from server.app.database import database_url
     from server.store.migrate import HEAD, revision
     from server.store.migrate import migrate as bring_up_to_date
 
@@ -139,7 +139,7 @@ def purge(
 
 
 async def _purge(settings: Settings) -> None:
-    from server.storage import database_url
+    from server.app.database import database_url
     from server.store.purge import purge as remove
 
     async with database_url(settings) as (url, name):

@@ -23,7 +23,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
-from server.app import serving
+from server.app.service import serving
 from server.settings.service import load
 from server.store.connection.database import Database
 from server.store.embedded import embedded

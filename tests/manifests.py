@@ -16,10 +16,10 @@ from typing import Any
 import typer.main
 from pydantic import ValidationError
 
+from server.app.supervisor import _MARGIN as TO_CLOSE_UP
 from server.cli import app
 from server.settings.service import PREFIX, Settings, is_socket
 from server.transport.health import LIVENESS, READINESS, STARTUP
-from server.workers import _MARGIN as TO_CLOSE_UP
 
 Object = dict[str, Any]
 Objects = list[Object]

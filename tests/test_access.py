@@ -21,7 +21,7 @@ from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConversationsRequest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
-from server.app import serving
+from server.app.service import serving
 from server.authorization.policy_file import PolicyFile
 from server.policy.load import load as load_policy
 from server.settings.service import load

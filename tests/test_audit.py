@@ -19,7 +19,7 @@ from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from structlog.testing import capture_logs
 
-from server.app import serving
+from server.app.service import serving
 from server.policy.load import load as loaded
 from server.settings.service import load
 from tests.build import append, copy_of, create, delete, get, get_item, list_items, update, user_message

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
-from server.app import CONTRACT, SERVICES
+from server.app.service import CONTRACT, SERVICES
 from tests.conftest import Service
 
 SERVICE = SERVICES[0]

@@ -32,7 +32,7 @@ from joserfc import jwk
 from joserfc.jws import JWSRegistry
 
 from server import errors
-from server.app import serving
+from server.app.service import serving
 from server.identity import IdentityUnfit, source_of
 from server.identity import jwks_url as jwks_module
 from server.identity.jwks import FileKeys, JwksInvalid, parsed

@@ -10,7 +10,7 @@ from conversations.v1 import conversations_service_pb2 as pb
 from google.protobuf import descriptor_pb2, descriptor_pool
 from structlog.testing import capture_logs
 
-from server.app import CONTRACT
+from server.app.service import CONTRACT
 from server.authorization.access import Accesses
 from server.authorization.policy_file import ONE_USER
 from server.identity.anonymous import Nobody

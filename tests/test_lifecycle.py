@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from server.app import SERVICES, serving
+from server.app.service import SERVICES, serving
 from server.settings.service import load
 from server.store.migrate import HEAD, migrate
 from server.transport import readiness

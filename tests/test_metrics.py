@@ -26,7 +26,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from server.app import serving
+from server.app.service import serving
 from server.identity import jwks_url
 from server.observability.histogram import Histogram
 from server.settings.service import load

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from server.app import CONTRACT
+from server.app.service import CONTRACT
 from server.cli import app
 from server.complaint import Complaint
 from server.interceptors.authorization import needs

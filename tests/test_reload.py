@@ -18,7 +18,7 @@ from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from structlog.testing import capture_logs
 
-from server.app import serving
+from server.app.service import serving
 from server.authorization.policy_file import PolicyFile, PolicyUnfit
 from server.settings.service import load
 from tests.build import create

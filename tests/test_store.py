@@ -21,7 +21,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from structlog.testing import capture_logs
 
-from server.app import _purge_for_ever
+from server.app.service import _purge_for_ever
 from server.errors import StoreUnavailable
 from server.observability.stats import Purges
 from server.settings.service import load

@@ -26,7 +26,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from structlog.testing import capture_logs
 
-from server.app import serving
+from server.app.service import serving
 from server.channel import Target, own_connection
 from server.settings.service import load
 from server.transport import tls

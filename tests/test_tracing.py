@@ -19,7 +19,9 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from structlog.testing import capture_logs
 
-from server import __version__, traced
+from server import __version__
+from server.app import instrumentation
+from server.app.instrumentation import Parts, TracingMissing
 from server.identity import source_of
 from server.identity.jwks_url import UrlKeys
 from server.identity.jwt import Jwt
@@ -29,7 +31,6 @@ from server.observability.otlp import TracingUnfit
 from server.settings.service import load
 from server.store.append_batching import Appends
 from server.store.connection.database import Database
-from server.traced import Parts, TracingMissing
 from tests.build import append, create, get, user_message
 from tests.conftest import Service, _execute, fresh_database, problem, running
 from tests.test_appends import behind
@@ -403,7 +404,7 @@ async def test_keys_are_fetched_in_a_trace(collector: Collector) -> None:
         asked.append(dict(request.headers))
         return web.Response(body=b'{"keys": []}', status=200 if len(asked) == 1 else 503)
 
-    async with http_server(web.get("/jwks", answer)) as port, traced.parts(tracing=True) as parts:
+    async with http_server(web.get("/jwks", answer)) as port, instrumentation.parts(tracing=True) as parts:
         place = f"http://127.0.0.1:{port}/jwks?key=secret-value"
         settings = load(identity="jwt", jwt_issuer="i", jwt_audience="a", jwt_jwks=place)
         async with source_of(settings, parts.tracer) as source:
@@ -480,7 +481,7 @@ async def test_what_there_is_not(monkeypatch: pytest.MonkeyPatch, name: str, val
     """A variable that asks for another way of sending is refused, not ignored."""
     monkeypatch.setenv(name, value)
     with pytest.raises(TracingUnfit, match=name):
-        await traced.parts(tracing=True).__aenter__()
+        await instrumentation.parts(tracing=True).__aenter__()
 
 
 @pytest.mark.parametrize("package", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"])
@@ -500,7 +501,7 @@ import asyncio, sys
 import grpc.aio
 from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
-from server.app import serving
+from server.app.service import serving
 from server.settings.service import load
 
 async def main():
@@ -532,5 +533,5 @@ async def test_off(url: str, collector: Collector, on: bool) -> None:  # noqa: F
 
 async def test_the_parts_without_tracing() -> None:
     """Off, the chain has no more links, and the store is the plain one."""
-    async with traced.parts(tracing=False) as parts:
+    async with instrumentation.parts(tracing=False) as parts:
         assert Parts((), Database, Appends, None) == parts

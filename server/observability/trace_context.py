@@ -1,4 +1,4 @@
-"""Which trace a call belongs to, for all that is logged of it. What makes traces is `server.traced`."""
+"""Which trace a call belongs to, for all that is logged of it. What makes traces is `server.app.instrumentation`."""
 
 from contextvars import ContextVar
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import structlog
 
-from server.app import serving
+from server.app.database import database_url
+from server.app.service import serving
 from server.complaint import Complaint
 from server.errors import Failure
 from server.observability import logs
 from server.settings.service import Settings, load
-from server.storage import database_url
 from server.transport.server import cannot_listen
 
 log = structlog.get_logger(__name__)
@@ -292,7 +292,7 @@ def _bound(family: int, address: tuple[Any, ...], *options: int) -> socket.socke
 
 
 def main() -> None:
-    """``python -m server.workers NUMBER``, as `_started` runs it."""
+    """``python -m server.app.supervisor NUMBER``, as `_started` runs it."""
     import uvloop  # noqa: PLC0415 - the parent has its own way to it
 
     say = _voice()

@@ -15,8 +15,9 @@ from conversations.v1.access_service_pb2_grpc import add_AccessServiceServicer_t
 from conversations.v1.conversations_service_pb2_grpc import add_ConversationsServiceServicer_to_server
 from grpc_health.v1 import health_pb2_grpc
 
-from server import traced, versions
-from server.admin import admin
+from server.app import instrumentation, version_check
+from server.app.admin_listener import admin
+from server.app.database import Store, prepared, stored
 from server.authorization.policy_file import PolicyFile
 from server.complaint import Complaint
 from server.errors import Failure
@@ -32,7 +33,6 @@ from server.services.admin import Process
 from server.services.conversations import Conversations
 from server.services.new_items import Admission
 from server.settings.service import Settings
-from server.storage import Store, prepared, stored
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
 from server.store.items import ItemStore
@@ -95,11 +95,11 @@ async def serving(settings: Settings, worker: int | None = None) -> AsyncIterato
         IdentityUnfit, PolicyUnfit, TlsUnfit: A configured file cannot be used.
         DatabaseUnfit, MigrationFailed: Waiting would not help.
     """
-    versions.check()
+    version_check.check()
     async with AsyncExitStack() as stack:
         policy = PolicyFile(settings.policy_file, settings.attribute_names, anonymous=settings.identity == "none")
         certificate = tls.watched(settings)
-        parts = await stack.enter_async_context(traced.parts(tracing=settings.tracing))
+        parts = await stack.enter_async_context(instrumentation.parts(tracing=settings.tracing))
         source = await stack.enter_async_context(source_of(settings, parts.tracer))
         store = await stack.enter_async_context(stored(settings, parts.database))
         running, health, tokens = Running(), Health(SERVICES), PageTokens()
@@ -152,7 +152,7 @@ def _add_services(
     database: Database,
     tokens: PageTokens,
     running: Running,
-    parts: traced.Parts,
+    parts: instrumentation.Parts,
 ) -> None:
     """The services of the contract on a database, and reflection of them."""
     conversations = ConversationStore(database)

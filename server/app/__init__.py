@@ -1,0 +1,1 @@
+"""Where the service is built, started, supervised and drained."""
