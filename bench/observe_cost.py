@@ -56,7 +56,7 @@ async def serving(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTarget
 
 def serve_bare() -> None:
     """Serves without the link and without the counts of the store."""
-    from server.cli import main  # noqa: PLC0415 - only this process needs it
+    from server.cli.commands import main  # noqa: PLC0415 - only this process needs it
     from server.interceptors.observe import Observe  # noqa: PLC0415
     from server.observability.histogram import Histogram  # noqa: PLC0415
 

@@ -17,7 +17,7 @@ import typer.main
 from pydantic import ValidationError
 
 from server.app.supervisor import _MARGIN as TO_CLOSE_UP
-from server.cli import app
+from server.cli.commands import app
 from server.settings.service import PREFIX, Settings, is_socket
 from server.transport.health import LIVENESS, READINESS, STARTUP
 

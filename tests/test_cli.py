@@ -21,7 +21,7 @@ import typer.main
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from typer.testing import CliRunner
 
-from server.cli import app
+from server.cli.commands import app
 from server.items import to_json
 from server.store.migrate import HEAD
 from tests.build import append, create, delete, delete_item, get_item, list_items, user_message

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server.app.service import CONTRACT
-from server.cli import app
+from server.cli.commands import app
 from server.complaint import Complaint
 from server.interceptors.authorization import needs
 from server.policy import document, grammar, rules

@@ -27,7 +27,7 @@ from grpc_health.v1.health import aio as health
 from structlog.testing import capture_logs
 
 from server.app.service import serving
-from server.channel import Target, own_connection
+from server.cli.client import Target, own_connection
 from server.settings.service import load
 from server.transport import tls
 from server.transport.certificates import PemFile, name_of

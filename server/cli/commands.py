@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import grpc
 import typer
 
-from server.channel import Target, connection, own_connection, targeted
+from server.cli.client import Target, connection, own_connection, targeted
+from server.cli.policy import policy_app
 from server.complaint import Complaint
 from server.errors import Failure
 from server.items import ItemJsonError
-from server.policy_cli import policy_app
 from server.settings.service import Settings, SettingsInvalid, load
 
 app = typer.Typer(
@@ -170,7 +170,7 @@ def item_show(conversation_id: str, item_id: str, target: Target) -> None:
 @targeted
 def export_jsonl(conversation_id: str, target: Target) -> None:
     """Print a conversation's items as OpenAI JSON, oldest first, one a line."""
-    from server.transfer import exported
+    from server.cli.jsonl import exported
 
     with connection(target).open() as channel:
         for line in exported(channel, conversation_id):
@@ -185,7 +185,7 @@ def import_jsonl(
     conversation: Annotated[str | None, typer.Option(help="Append to this one instead of a new one.")] = None,
 ) -> None:
     """Append the items of a file to a conversation and print the conversation's id."""
-    from server.transfer import imported
+    from server.cli.jsonl import imported
 
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
