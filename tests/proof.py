@@ -30,7 +30,7 @@ from server.store.conversations import EARLIEST, LATEST, ConversationStore
 from server.store.embedded import embedded
 from server.store.items import ItemStore
 from server.store.migrate import migrate
-from server.store.sql import conversations
+from server.store.sql import conversations as statements
 from server.store.sql.predicate import Permission
 from server.store.sql.schema import conversations, items
 from server.store.sql.statement import compiled
@@ -230,7 +230,7 @@ class Proof:
             expected = keys[::-1] if descending else keys
             whole = await self._conversations.page(access, (), None, 1000, descending=descending)
             self._same("list", world, access, expected, _keys(whole))
-            plain = conversations.page(read, (), covered=False, descending=descending)
+            plain = statements.page(read, (), covered=False, descending=descending)
             after_time, after_id = (LATEST, "") if descending else (EARLIEST, "")
             values = {**access.values, "after_time": after_time, "after_id": after_id, "count": 1000}
             self._same("plain list", world, access, expected, _keys(await self._database.fetch(plain, values)))
@@ -251,7 +251,7 @@ class Proof:
         """Some conversations by id, those of others and the deleted included, with all actions asked."""
         read = access.may("conversation", "read")
         asked = [access.may("conversation", action) for action in ACTIONS]
-        statement = conversations.get(read, *asked)
+        statement = statements.get(read, *asked)
         for row in self._rng.sample(rows, 4):
             for row_id in (row.what.id, f"t_{row.what.id}"[:64], f"d_{row.what.id}"[:64]):
                 found = await self._database.fetchrow(statement, {**access.values, "conversation_id": row_id})

@@ -448,7 +448,7 @@ async def test_a_collector_that_does_not_answer(
 ) -> None:
     """The end of the service waits for it only so long, and says so."""
     collector.delay = 8
-    monkeypatch.setattr(spans, "_FLUSH_SECONDS", 0.5)
+    monkeypatch.setattr(otlp, "_FLUSH_SECONDS", 0.5)
     with capture_logs() as logs:
         async with tracing_service(url) as service:
             await service.stub.CreateConversation(create())

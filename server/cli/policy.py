@@ -16,7 +16,7 @@ from server.policy.plan import Always, Conditional, Never, Plan
 from server.policy.principal import Principal, pairs
 from server.policy.residual import And, HasId, IdMatches, Not, Or, Owned, Residual, Row, Shares, Unowned
 from server.policy.rules import ACTIONS, ATTRIBUTES, DEFAULT, RESOURCES, Policy
-from server.settings import service
+from server.settings.service import load as load_settings
 
 policy_app = typer.Typer(no_args_is_help=True, help="Look at access policies.")
 
@@ -76,7 +76,7 @@ def explained(
 
 def _names(more: Collection[str] | None) -> tuple[str, ...]:
     """The attributes there are."""
-    return tuple(dict.fromkeys((*ATTRIBUTES, *service.load().attribute_names, *(more or ()))))
+    return tuple(dict.fromkeys((*ATTRIBUTES, *load_settings().attribute_names, *(more or ()))))
 
 
 def _text(file: Path) -> str:
