@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import asyncpg
 
-from server.authorization.access import Access, Accesses
+from server.authorization.access import Access, AccessCache
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT
 from server.store.connection.database import Bounds, connected
@@ -63,7 +63,7 @@ async def timed(store: ConversationStore, access: Access) -> tuple[int, float]:
 
 async def measure(sizes: list[int]) -> None:
     """Prints a line for each caller."""
-    accesses = Accesses(DEFAULT)
+    accesses = AccessCache(DEFAULT)
     times: dict[str, list[float]] = {}
     with TemporaryDirectory() as name:
         Path(name).chmod(0o711)

@@ -42,7 +42,7 @@ _SCRAPES = 50
 
 
 @asynccontextmanager
-async def serving(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
+async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """A server on the database at ``url``."""
     settings = {"CONVERSATIONS_DATABASE_URL": url, "CONVERSATIONS_LISTEN": "127.0.0.1:0", **VARIANTS[name]}
     if "CONVERSATIONS_METRICS_LISTEN" in settings:
@@ -71,7 +71,7 @@ async def measure(rounds: int, share: float) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o711)
-        openers: dict[str, Open] = {variant: partial(serving, variant) for variant in VARIANTS}
+        openers: dict[str, Open] = {variant: partial(run_service, variant) for variant in VARIANTS}
         async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
             workloads = [each for each in table(share=share) if each.name in WORKLOADS]
             run = Run(postgres, places, workloads)

@@ -13,7 +13,7 @@ from pathlib import Path
 _PLACE = re.compile(r" on (127\.0\.0\.1:\d+),")
 
 
-class StartFailed(Exception):  # noqa: N818 - says what is the case, as the errors of server do
+class StartFailed(Exception):
     """The service ended before it said where it listens; the text is what it wrote last."""
 
 

@@ -35,7 +35,7 @@ from bench.postgres import Postgres, private_postgres
 from bench.results import spread
 from bench.window import Sample, measure
 from bench.workloads import Operation, Workload, append, newest, none
-from server.services.new_items import Admission
+from server.services.new_items import BatchBuilder
 from server.store.batch import Batch
 from server.store.embedded import launch
 from server.store.migrate import migrate
@@ -148,7 +148,7 @@ async def _insert(connection: asyncpg.Connection, first: int, last: int, items: 
 
 def _example() -> tuple[Batch, bytes, bytes]:
     """An item as the server stores it, and its bytes before and behind its id."""
-    batch = Admission(2**20, 2**20).batch([message()], conversation_id(1), _OWNER, datetime.now(UTC))
+    batch = BatchBuilder(2**20, 2**20).build([message()], conversation_id(1), _OWNER, datetime.now(UTC))
     prefix, suffix = batch.bodies[0].split(batch.item_ids[0].encode())
     return batch, prefix, suffix
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class PeerUnavailable(Exception):  # noqa: N818 - says what is the case, as the errors of server do
+class PeerUnavailable(Exception):
     """A peer cannot run here; the text says what is missing. The run goes on without it."""
 
 

@@ -50,7 +50,7 @@ class Violation:
     reason: str = ""  # id of the rule, as in `string.max_len`
 
 
-class Failure(Exception):  # noqa: N818 - the name callers of this package know
+class ServiceError(Exception):
     """Something the caller is told about; subclasses fix the code and the reason."""
 
     code: ClassVar[StatusCode] = StatusCode.INTERNAL
@@ -88,14 +88,14 @@ class Failure(Exception):  # noqa: N818 - the name callers of this package know
         return [rpc.RetryInfo(retry_delay=delay)]
 
 
-class Internal(Failure):
+class Internal(ServiceError):
     """Anything unexpected; ``incident`` finds the cause in the log."""
 
     def __init__(self, incident: str) -> None:
         super().__init__("Internal error.", incident=incident)
 
 
-class Unauthenticated(Failure):
+class Unauthenticated(ServiceError):
     """No credentials, or bad ones: two answers, both without a word of the call.
 
     Attributes:
@@ -126,7 +126,7 @@ class CredentialsInvalid(Unauthenticated):
         self.why = why
 
 
-class IdentityUnavailable(Failure):
+class IdentityUnavailable(ServiceError):
     """Credentials came, but what they are checked with is not there yet, or too old."""
 
     code = StatusCode.UNAVAILABLE
@@ -137,7 +137,7 @@ class IdentityUnavailable(Failure):
         super().__init__("Credentials cannot be checked now; try again.")
 
 
-class ActionDenied(Failure):
+class ActionDenied(ServiceError):
     """The caller may not do this, whatever the object, or may only read it."""
 
     code = StatusCode.PERMISSION_DENIED
@@ -151,7 +151,7 @@ class ActionDenied(Failure):
         return (rpc.ResourceInfo(resource_type=f"{DOMAIN}.{self.metadata['resource']}"),)
 
 
-class _NotFound(Failure):
+class _NotFound(ServiceError):
     """One answer for missing, deleted and not readable."""
 
     code = StatusCode.NOT_FOUND
@@ -184,7 +184,7 @@ class ItemNotFound(_NotFound):
         )
 
 
-class _BadRequest(Failure):
+class _BadRequest(ServiceError):
     """INVALID_ARGUMENT with every violation at once."""
 
     code = StatusCode.INVALID_ARGUMENT
@@ -241,7 +241,7 @@ class FilterInvalid(_BadRequest):
         )
 
 
-class ResponseTooLarge(Failure):
+class ResponseTooLarge(ServiceError):
     """The answer would not fit into one message."""
 
     code = StatusCode.RESOURCE_EXHAUSTED
@@ -251,7 +251,7 @@ class ResponseTooLarge(Failure):
         super().__init__(f"The items hold more than {limit} bytes together; ask for fewer.", limit=str(limit))
 
 
-class Overloaded(Failure):
+class Overloaded(ServiceError):
     """As much as is allowed runs already; nothing was done."""
 
     code = StatusCode.RESOURCE_EXHAUSTED
@@ -262,7 +262,7 @@ class Overloaded(Failure):
         super().__init__(f"More than {limit} {what} at once; try again.", limit=str(limit))
 
 
-class ItemExists(Failure):
+class ItemExists(ServiceError):
     """An item of this id is in the conversation; nothing was written."""
 
     code = StatusCode.ALREADY_EXISTS
@@ -276,7 +276,7 @@ class ItemExists(Failure):
         return (rpc.ResourceInfo(resource_type=f"{DOMAIN}.Item", resource_name=self.metadata["itemId"]),)
 
 
-class RequestIdReused(Failure):
+class RequestIdReused(ServiceError):
     """The request id was used for another request; nothing was written."""
 
     code = StatusCode.FAILED_PRECONDITION
@@ -293,7 +293,7 @@ class RequestIdReused(Failure):
         return (rpc.PreconditionFailure(violations=[violation]),)
 
 
-class EtagMismatch(Failure):
+class EtagMismatch(ServiceError):
     """The conversation changed since the caller read it."""
 
     code = StatusCode.ABORTED
@@ -304,7 +304,7 @@ class EtagMismatch(Failure):
         super().__init__("The conversation has another etag; read it again.", etag=etag)
 
 
-class SequenceMismatch(Failure):
+class SequenceMismatch(ServiceError):
     """The conversation's last_sequence is not the expected one."""
 
     code = StatusCode.ABORTED
@@ -315,7 +315,7 @@ class SequenceMismatch(Failure):
         super().__init__("The conversation has another last_sequence; read it again.", lastSequence=str(last_sequence))
 
 
-class Conflict(Failure):
+class Conflict(ServiceError):
     """Changed under the call (40001, 40P01) more often than it was tried again."""
 
     code = StatusCode.ABORTED
@@ -326,7 +326,7 @@ class Conflict(Failure):
         super().__init__("Too many changes at the same time; try again.")
 
 
-class StoreUnavailable(Failure):
+class StoreUnavailable(ServiceError):
     """The database cannot be reached, or has no free connection."""
 
     code = StatusCode.UNAVAILABLE
@@ -337,7 +337,7 @@ class StoreUnavailable(Failure):
         super().__init__("The store is not available; try again.")
 
 
-class ShuttingDown(Failure):
+class ShuttingDown(ServiceError):
     """This process takes no calls any more; another one does, or soon will."""
 
     code = StatusCode.UNAVAILABLE
@@ -348,7 +348,7 @@ class ShuttingDown(Failure):
         super().__init__("The server is shutting down; try again.")
 
 
-class DeadlineExceeded(Failure):
+class DeadlineExceeded(ServiceError):
     """The server's own limit on a call, or on a statement, has passed."""
 
     code = StatusCode.DEADLINE_EXCEEDED

@@ -23,7 +23,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
-from server.app.service import serving
+from server.app.service import run_service
 from server.settings.service import load
 from server.store.connection.database import Database
 from server.store.embedded import embedded
@@ -100,7 +100,7 @@ async def running(url: str, **settings: Any) -> AsyncIterator[Service]:
     """The service on the database at ``url``."""
     values = {"listen": "127.0.0.1:0", "database_url": url, "purge_every_minutes": 0, "grace_seconds": 1, **settings}
     async with AsyncExitStack() as stack:
-        served = await stack.enter_async_context(serving(load(**values)))
+        served = await stack.enter_async_context(run_service(load(**values)))
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(served.address, options=options))
         stub = ConversationsServiceStub(channel)

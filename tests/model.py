@@ -21,7 +21,7 @@ CODES = {
 DEFAULT_PAGE, LARGEST_PAGE = 20, 100
 
 
-class Refused(Exception):  # noqa: N818 - says what happened
+class Refused(Exception):
     """The model refuses the call; nothing changed."""
 
     def __init__(self, reason: str) -> None:

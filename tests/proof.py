@@ -21,7 +21,7 @@ from typing import Any
 import asyncpg
 from sqlalchemy import Text, bindparam, select
 
-from server.authorization.access import Access, Accesses
+from server.authorization.access import Access, AccessCache
 from server.errors import ConversationNotFound, ItemNotFound
 from server.policy.plan import Never
 from server.policy.principal import Principal, pairs
@@ -46,7 +46,7 @@ ITEM_IDS = ("a", "b", "conv_ab", "a-b", "_", "0")
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Mismatch(AssertionError):  # noqa: N818 - says what is wrong
+class Mismatch(AssertionError):
     """The statements and the reference disagree."""
 
 
@@ -123,7 +123,7 @@ class Proof:
         rows = self._rows(world)
         parents = self._rng.sample(rows, PARENTS)
         await self._stored(rows, parents)
-        accesses = Accesses(world.policy)
+        accesses = AccessCache(world.policy)
         for known in world.principals:
             access = accesses.of(Principal(TENANT, known.id, known.attributes))
             await self._decided(world, access, rows)
@@ -224,7 +224,7 @@ class Proof:
             self.seen.lists["never"] += 1
             self._same("list of nothing", world, access, [], keys)
             return
-        cover = access.cover
+        cover = access.index_ranges
         self.seen.lists["covered" if cover else "whole"] += 1
         for descending in (False, True):
             expected = keys[::-1] if descending else keys

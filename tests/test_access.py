@@ -21,7 +21,7 @@ from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConversationsRequest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
-from server.app.service import serving
+from server.app.service import run_service
 from server.authorization.policy_file import PolicyFile
 from server.policy.load import load as load_policy
 from server.settings.service import load
@@ -168,7 +168,7 @@ async def guarded_service(postgres: str, template: str) -> AsyncIterator[Guarded
             purge_every_minutes=0,
             grace_seconds=1,
         )
-        served = await stack.enter_async_context(serving(settings))
+        served = await stack.enter_async_context(run_service(settings))
         connection = await asyncpg.connect(url)
         stack.push_async_callback(connection.close)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(served.address))

@@ -1,6 +1,6 @@
 """What is kept of principals between calls follows from the policy in force, and is bounded."""
 
-from server.authorization.access import Accesses
+from server.authorization.access import AccessCache
 from server.policy.load import load
 from server.policy.plan import Always, Never
 from server.policy.principal import Principal
@@ -16,14 +16,14 @@ def caller(name: str) -> Principal:
 
 def test_equal_principals_share_their_access() -> None:
     """A caller is planned for once, whichever object stands for it."""
-    accesses = Accesses(EVERYBODY)
+    accesses = AccessCache(EVERYBODY)
     assert accesses.of(caller("a")) is accesses.of(caller("a"))
     assert accesses.of(caller("a")) is not accesses.of(caller("b"))
 
 
 def test_another_policy_forgets_what_followed_from_the_last() -> None:
     """From the next call on the new policy decides; a call under way keeps the one it began with."""
-    accesses = Accesses(NOBODY)
+    accesses = AccessCache(NOBODY)
     under_way = accesses.of(caller("a"))
     accesses.replace(EVERYBODY)
     assert EVERYBODY is accesses.policy
@@ -33,7 +33,7 @@ def test_another_policy_forgets_what_followed_from_the_last() -> None:
 
 def test_only_so_many_are_kept() -> None:
     """Very many callers do not fill the memory; who is forgotten is planned for again."""
-    accesses = Accesses(EVERYBODY, size=2)
+    accesses = AccessCache(EVERYBODY, size=2)
     first = accesses.of(caller("a"))
     for name in ("b", "c"):
         accesses.of(caller(name))

@@ -31,7 +31,7 @@ from tests.build import create, get
 from tests.conftest import Service, fresh_database, problem, running
 from tests.test_cli import address_of as callers_of
 from tests.test_cli import client, ended
-from tests.test_cli import serving as process
+from tests.test_cli import run_service as process
 
 HOST = "127.0.0.1"
 

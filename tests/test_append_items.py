@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from structlog.testing import capture_logs
 
 from server.services.append_stream import AHEAD
-from server.services.new_items import Admission
+from server.services.new_items import BatchBuilder
 from server.store.connection.database import Database
 from tests.build import ahead, append, copy_of, create, delete, get, text_of, user_message
 from tests.conftest import Service, problem_of, running, statements
@@ -230,14 +230,14 @@ async def test_the_conversation_is_deleted_meanwhile(stub: Any, target: str) -> 
 
 async def test_an_unexpected_error(service: Service, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody foresaw ends the stream as INTERNAL, after the answers before it."""
-    batch = Admission.batch
+    batch = BatchBuilder.build
 
-    def broken(admission: Admission, new: Any, *more: Any) -> Any:
+    def broken(admission: BatchBuilder, new: Any, *more: Any) -> Any:
         if text_of(new[0].item) == "bad":
             raise RuntimeError("secret")
         return batch(admission, new, *more)
 
-    monkeypatch.setattr(Admission, "batch", broken)
+    monkeypatch.setattr(BatchBuilder, "build", broken)
     async with asyncio.timeout(20):
         requests = [ahead(target, user_message(text)) for text in ("a", "b", "bad", "c")]
         found, end = await sent_first(service.database, service.stub.AppendItems(), *requests)

@@ -18,7 +18,7 @@ from conversations.v1.item_pb2 import Item
 
 from server.policy.load import load as load_policy
 from server.policy.rules import Policy
-from server.store.append_batching import Append, Appends
+from server.store.append_batching import Append, AppendBatcher
 from server.store.connection.database import Database
 from tests.build import append, copy_of, create, get, text_of, user_message
 from tests.conftest import Problem, Service, fresh_database, problem_of, running
@@ -58,7 +58,7 @@ class Line:
 @asynccontextmanager
 async def held(database: Database) -> AsyncIterator[Line]:
     """Holds the first statement of a server back until it is let go."""
-    line, run, queue = Line(), database._run, Appends.queue
+    line, run, queue = Line(), database._run, AppendBatcher.queue
 
     async def waiting(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
         line.texts.append(text)
@@ -67,17 +67,17 @@ async def held(database: Database) -> AsyncIterator[Line]:
             await line.let_go.wait()
         return await run(text, arguments)
 
-    def seen(appends: Appends, append: Append) -> None:
+    def seen(appends: AppendBatcher, append: Append) -> None:
         queue(appends, append)
         if line.begun.is_set():
             line.appends.append(append)
 
-    database._run, Appends.queue = waiting, seen  # type: ignore[method-assign,assignment]
+    database._run, AppendBatcher.queue = waiting, seen  # type: ignore[method-assign,assignment]
     try:
         yield line
     finally:
         line.let_go.set()
-        database._run, Appends.queue = run, queue  # type: ignore[method-assign]
+        database._run, AppendBatcher.queue = run, queue  # type: ignore[method-assign]
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from structlog.testing import capture_logs
 
-from server.app.service import serving
+from server.app.service import run_service
 from server.policy.load import load as loaded
 from server.settings.service import load
 from tests.build import append, copy_of, create, delete, get, get_item, list_items, update, user_message
@@ -58,7 +58,7 @@ async def served(url: str, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
         policy.write_text(POLICY, encoding="utf-8")
         values = {"database_url": url, "identity": "proxy", "policy_file": policy, **settings}
         made = load(listen=f"unix:{name}/s", purge_every_minutes=0, grace_seconds=1, **values)
-        async with serving(made) as running:
+        async with run_service(made) as running:
             options = [("grpc.default_authority", "localhost")]
             async with grpc.aio.insecure_channel(running.address, options=options) as channel:
                 yield channel

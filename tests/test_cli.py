@@ -78,7 +78,7 @@ async def complaint(*arguments: str, **more: Any) -> str:
 
 
 @asynccontextmanager
-async def serving(url: str, listen: str = "127.0.0.1:0", **settings: str) -> AsyncIterator[tuple[Process, str]]:
+async def run_service(url: str, listen: str = "127.0.0.1:0", **settings: str) -> AsyncIterator[tuple[Process, str]]:
     """A process that serves, and its start line; it is killed if it still runs at the end."""
     process = await started("serve", "--listen", listen, **environment(url, grace_seconds="1", **settings))
     assert process.stdout is not None
@@ -116,7 +116,7 @@ async def client(address: str) -> AsyncIterator[Any]:
 async def test_serve_starts_and_stops(service: Service, number: signal.Signals) -> None:
     """It says where it is, answers at once, and a signal ends it with 0 and no traceback."""
     began = time.monotonic()
-    async with serving(service.url) as (process, line):
+    async with run_service(service.url) as (process, line):
         assert time.monotonic() - began < 10
         address = address_of(line)
         assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d*", address)
@@ -137,7 +137,7 @@ async def test_serve_is_the_default(service: Service) -> None:
 
 async def test_a_signal_lets_running_calls_end(service: Service) -> None:
     """Calls that run when the signal comes are answered, or refused in a way that clients retry."""
-    async with serving(service.url) as (process, line), client(address_of(line)) as stub:
+    async with run_service(service.url) as (process, line), client(address_of(line)) as stub:
         made = await stub.CreateConversation(create())
         calls = [asyncio.ensure_future(_append(stub, made.id)) for _ in range(40)]
         await asyncio.sleep(0.01)
@@ -176,7 +176,7 @@ async def test_an_unreachable_database_is_told() -> None:
 
 async def test_an_unreachable_database_is_waited_for() -> None:
     """`serve` says that it waits, is alive but not ready, refuses calls, and ends when told."""
-    async with serving(UNREACHABLE) as (process, line), client(address_of(line)) as stub:
+    async with run_service(UNREACHABLE) as (process, line), client(address_of(line)) as stub:
         assert process.stdout is not None
         assert "Not ready yet: The store is not available; try again.\n" == (await process.stdout.readline()).decode()
         assert (1, "NOT_SERVING\n", "") == await run("healthcheck", "--target", address_of(line))
@@ -225,7 +225,7 @@ def folder() -> Any:
 async def test_a_unix_socket_is_served(service: Service, folder: Path) -> None:
     """A socket is open to its owner and group, calls go through it, and the health check too."""
     path = folder / "socket"
-    async with serving(service.url, f"unix:{path}") as (process, line):
+    async with run_service(service.url, f"unix:{path}") as (process, line):
         assert f"unix:{path}" == address_of(line)
         assert stat.S_ISSOCK(path.stat().st_mode)
         assert 0o660 == stat.S_IMODE(path.stat().st_mode)
@@ -239,18 +239,18 @@ async def test_a_unix_socket_is_served(service: Service, folder: Path) -> None:
 async def test_a_left_socket_is_used_again(service: Service, folder: Path) -> None:
     """The socket of a process that was killed does not keep the next one from starting."""
     path = folder / "socket"
-    async with serving(service.url, f"unix:{path}") as (process, _):
+    async with run_service(service.url, f"unix:{path}") as (process, _):
         process.kill()
         await process.wait()
     assert path.exists()
-    async with serving(service.url, f"unix:{path}") as (_, line), client(address_of(line)) as stub:
+    async with run_service(service.url, f"unix:{path}") as (_, line), client(address_of(line)) as stub:
         assert (await stub.CreateConversation(create())).id
 
 
 async def test_a_taken_socket_is_told(service: Service, folder: Path) -> None:
     """A socket that another process serves is not taken from it."""
     path = folder / "socket"
-    async with serving(service.url, f"unix:{path}"):
+    async with run_service(service.url, f"unix:{path}"):
         told = await complaint("serve", "--listen", f"unix:{path}", url=service.url)
         assert str(path) in told
         assert "SERVING\n" == await printed("healthcheck", "--target", f"unix:{path}")
@@ -280,7 +280,7 @@ async def test_migrate(postgres: str) -> None:
 
 async def test_serve_without_migrating(postgres: str) -> None:
     """Told not to migrate, it says which command to run, and serves once somebody has."""
-    async with fresh_database(postgres, EMPTY) as url, serving(url, migrate="false") as (process, line):
+    async with fresh_database(postgres, EMPTY) as url, run_service(url, migrate="false") as (process, line):
         assert process.stdout is not None
         assert "python -m server migrate" in (await process.stdout.readline()).decode()
         await printed("migrate", url=url)

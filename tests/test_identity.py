@@ -32,21 +32,21 @@ from joserfc import jwk
 from joserfc.jws import JWSRegistry
 
 from server import errors
-from server.app.service import serving
-from server.identity import IdentityUnfit, source_of
+from server.app.service import run_service
+from server.identity import IdentityConfigError, source_of
 from server.identity import jwks_url as jwks_module
 from server.identity.jwks import FileKeys, JwksInvalid, parsed
 from server.identity.jwks_url import UrlKeys
 from server.identity.jwt import Jwt
 from server.identity.principals import Principals
-from server.identity.principals_file import Listed
+from server.identity.principals_file import PrincipalsFile
 from server.identity.source import Idle, Source
-from server.interceptors.authentication import Identify
-from server.interceptors.chain import Chain
-from server.interceptors.error_status import Failures
+from server.interceptors.authentication import Authentication
+from server.interceptors.chain import InterceptorChain
+from server.interceptors.error_status import ErrorStatus
 from server.policy.principal import Principal, current_principal
 from server.settings.service import Settings, SettingsInvalid, load
-from server.transport.tls import TlsUnfit, watched
+from server.transport.tls import TlsConfigError, watched
 from tests.conftest import fresh_database, problem, running
 
 ISSUER, AUDIENCE = "https://issuer.example", "conversations"
@@ -126,7 +126,7 @@ async def asked(source: Source, address: str = "127.0.0.1:0") -> AsyncIterator[g
         "Watch": grpc.unary_stream_rpc_method_handler(stream),
     }
     options = [("grpc.so_reuseport", 0), ("grpc.max_metadata_size", 16 * 1024)]
-    server = grpc.aio.server(interceptors=[Chain([Failures(), Identify(source)])], options=options)
+    server = grpc.aio.server(interceptors=[InterceptorChain([ErrorStatus(), Authentication(source)])], options=options)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Who", handlers),))
     port = server.add_insecure_port(address)
     target = address if address.startswith("unix:") else f"127.0.0.1:{port}"
@@ -158,7 +158,7 @@ async def refusal(channel: grpc.aio.Channel, metadata: Metadata, *, stream: bool
     return caught.value.code().name, caught.value.details(), trailers.get("grpc-status-details-bin", b"")
 
 
-def told(failure: errors.Failure) -> Answer:
+def told(failure: errors.ServiceError) -> Answer:
     """The answer that ``failure`` is."""
     return failure.code.name, str(failure), failure.status().SerializeToString()
 
@@ -635,7 +635,7 @@ async def test_a_key_file_is_read_again(tmp_path: Path) -> None:
         change()
         clock.now += 1
         assert expected == await known()
-    with pytest.raises(IdentityUnfit, match="jwt_jwks"):
+    with pytest.raises(IdentityConfigError, match="jwt_jwks"):
         FileKeys(tmp_path / "missing")
 
 
@@ -833,7 +833,7 @@ async def test_certificates(postgres: str, template: str, authority: Authority, 
         url = await stack.enter_async_context(fresh_database(postgres, template))
         values = {"identity": "mtls", "mtls_trust_domains": "prod.example", "purge_every_minutes": 0, **tls_files}
         chosen = settings(database_url=url, grace_seconds=1, **values)
-        served = await stack.enter_async_context(serving(chosen))
+        served = await stack.enter_async_context(run_service(chosen))
         for names, owner in OWNERS:
             async with tls_client(served.address, authority, authority.issue(*names)) as stub:
                 call = stub.CreateConversation(pb.CreateConversationRequest())
@@ -901,10 +901,10 @@ def test_broken_file_of_principals(tmp_path: Path, text: str) -> None:
     """A file that cannot be meant stops the start, and does not replace a good one."""
     file, clock, principals = tmp_path / "principals.yaml", Clock(0.0), Principals(["roles"])
     file.write_text(text)
-    with pytest.raises(IdentityUnfit, match="principals_file"):
-        Listed(file, principals)
+    with pytest.raises(IdentityConfigError, match="principals_file"):
+        PrincipalsFile(file, principals)
     file.write_text("alice: {attributes: {roles: [r]}}\nbob:")
-    listed = Listed(file, principals, clock)
+    listed = PrincipalsFile(file, principals, clock)
     file.write_text(text)
     clock.now += 1
     assert Principal("", "alice", {"roles": frozenset("r")}) == listed.get("alice")
@@ -933,7 +933,7 @@ def test_tls_files_are_checked(tls_files: dict[str, Path], authority: Authority,
     assert watched(settings(**tls_files)) is not None
     wrong = [("tls_key", other), ("tls_key", text), ("tls_certificate", text), ("tls_client_ca", text)]
     for name, path in [*wrong, ("tls_key", tmp_path / "none")]:
-        with pytest.raises(TlsUnfit, match=name):
+        with pytest.raises(TlsConfigError, match=name):
             watched(settings(**tls_files | {name: path}))
 
 

@@ -11,16 +11,26 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from structlog.testing import capture_logs
 
 from server.app.service import CONTRACT
-from server.authorization.access import Accesses
+from server.authorization.access import AccessCache
 from server.authorization.policy_file import ONE_USER
-from server.identity.anonymous import Nobody
+from server.identity.anonymous import Anonymous
 from server.interceptors import interceptors
 from server.interceptors.authorization import AccessUndeclared, Need, needs
-from server.interceptors.drain_gate import Running
+from server.interceptors.drain_gate import DrainGate
 from server.settings.service import load
 from tests.conftest import Service, problem
 
-ORDER = ["Observe", "Failures", "Running", "Calls", "Deadline", "Identify", "Streams", "Access", "Decode"]
+ORDER = [
+    "Observe",
+    "ErrorStatus",
+    "DrainGate",
+    "CallLimit",
+    "Deadline",
+    "Authentication",
+    "StreamLimit",
+    "Authorization",
+    "Decode",
+]
 
 
 def undeclared() -> Any:
@@ -52,10 +62,10 @@ def test_a_method_without_a_need_stops_the_start() -> None:
 
 async def test_a_method_outside_of_the_contract_is_refused() -> None:
     """A service that somebody registers beside the contract is not reached."""
-    running = Running()
+    running = DrainGate()
     running.opened = True
-    chain = interceptors(load(), needs(*CONTRACT), running, Nobody(), Accesses(ONE_USER))
-    assert ORDER == [type(each).__name__ for each in chain.links]
+    chain = interceptors(load(), needs(*CONTRACT), running, Anonymous(), AccessCache(ONE_USER))
+    assert ORDER == [type(each).__name__ for each in chain.interceptors]
     reached: list[bytes] = []
 
     async def door(request: bytes, _context: Any) -> bytes:

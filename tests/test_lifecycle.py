@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from server.app.service import SERVICES, serving
+from server.app.service import SERVICES, run_service
 from server.settings.service import load
 from server.store.migrate import HEAD, migrate
 from server.transport import readiness
@@ -185,7 +185,7 @@ async def drained(
 
     async def life() -> float:
         values = {"listen": "127.0.0.1:0", "database_url": url, "purge_every_minutes": 0, **settings}
-        async with serving(load(**values)) as served:
+        async with run_service(load(**values)) as served:
             up.set_result(served.address)
             await begin.wait()
             began = time.monotonic()

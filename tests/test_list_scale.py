@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from bench.list_cost import CALLERS, fill
-from server.authorization.access import Accesses
+from server.authorization.access import AccessCache
 from server.policy.load import load
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT, Policy
@@ -18,7 +18,7 @@ from tests.conftest import fresh_database, statements
 
 ROWS = 20_000
 PAGE = 20
-MOST = (PAGE + 1) * 101  # a page from the range of each value that the caller has
+MAX_BATCH = (PAGE + 1) * 101  # a page from the range of each value that the caller has
 BY_TEAM_ONLY = load("- permit: {actions: [read]}\n  when: user in owners teams\n")
 EVERYBODY = load("- forbid: {actions: [delete], resource: '*'}\n- permit: {actions: [read]}\n")
 SHARED = Principal(tenant="", id="x", attributes={"teams": frozenset(f"team-{n}" for n in range(100))})
@@ -55,7 +55,7 @@ async def test_a_list_reads_what_the_caller_sees(
     large: Database, policy: Policy, principal: Principal, expected: int, *, descending: bool
 ) -> None:
     """One statement, from indexes only, with a number of rows that does not depend on the table's."""
-    store, access = ConversationStore(large), Accesses(policy).of(principal)
+    store, access = ConversationStore(large), AccessCache(policy).of(principal)
     sent: list[tuple[Any, ...]] = []
     run = large._run
 
@@ -74,4 +74,4 @@ async def test_a_list_reads_what_the_caller_sees(
         explained = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {texts[0]}", *sent[0])
     plan = list(nodes(json.loads(explained)[0]["Plan"]))
     assert [] == [node["Node Type"] for node in plan if node["Node Type"] == "Seq Scan"]
-    assert max(node["Actual Rows"] * node["Actual Loops"] for node in plan) <= MOST < ROWS
+    assert max(node["Actual Rows"] * node["Actual Loops"] for node in plan) <= MAX_BATCH < ROWS

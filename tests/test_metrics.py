@@ -26,7 +26,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from server.app.service import serving
+from server.app.service import run_service
 from server.identity import jwks_url
 from server.observability.histogram import Histogram
 from server.settings.service import load
@@ -90,7 +90,7 @@ async def measured(url: str, **settings: Any) -> AsyncIterator[Measured]:
     """A service with metrics on the database at ``url``."""
     values = {"listen": "127.0.0.1:0", "database_url": url, "purge_every_minutes": 0, "grace_seconds": 1}
     async with (
-        serving(load(**values | {"metrics_listen": "127.0.0.1:0"} | settings)) as served,
+        run_service(load(**values | {"metrics_listen": "127.0.0.1:0"} | settings)) as served,
         grpc.aio.insecure_channel(served.address) as channel,
     ):
         stub = ConversationsServiceStub(channel)
@@ -269,7 +269,7 @@ async def test_lost_connections_are_counted_with_their_retries(service: Service)
     async with measured(service.url) as found:
         made = await found.stub.CreateConversation(create())
         connection = await asyncpg.connect(service.url)
-        backends = [each.get_server_pid() for each in found.database._leases._idle]
+        backends = [each.get_server_pid() for each in found.database._connections._idle]
         await connection.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", backends)
         await connection.close()
         await found.stub.GetConversation(get(made.id))

@@ -21,7 +21,7 @@ import pytest
 from conversations.v1 import conversations_service_pb2 as pb
 
 from server.errors import StoreUnavailable
-from server.store.connection.database import Bounds, DatabaseUnfit, connected
+from server.store.connection.database import Bounds, DatabaseConfigError, connected
 from tests.build import (
     ahead,
     append,
@@ -299,7 +299,7 @@ async def test_migrations_go_to_the_database_itself(postgres: str) -> None:
 
 async def start(url: str) -> None:
     """Opens the database at ``url`` as calls do."""
-    async with connected(url, 2, Bounds(connect=2), unsafe_durability=True, bounced=True):
+    async with connected(url, 2, Bounds(connect=2), unsafe_durability=True, via_pgbouncer=True):
         pass
 
 
@@ -307,7 +307,7 @@ async def test_settings_that_are_missing_stop_the_start(postgres: str, template:
     """Without its connect_query PgBouncer is refused, and each setting is named."""
     async with fresh_database(postgres, template) as direct:
         bare = ("connect_query='", "connect_query='SELECT 1 -- ")
-        with bouncer(direct, bare) as way, pytest.raises(DatabaseUnfit) as caught:
+        with bouncer(direct, bare) as way, pytest.raises(DatabaseConfigError) as caught:
             await start(way.url)
     told = str(caught.value)
     assert "connect_query" in told
@@ -317,19 +317,19 @@ async def test_settings_that_are_missing_stop_the_start(postgres: str, template:
 async def test_refusals_stop_the_start(postgres: str, template: str) -> None:
     """A database that PgBouncer or PostgreSQL does not know is one line; so is a PgBouncer that is not there."""
     async with fresh_database(postgres, template) as direct:
-        with bouncer(direct) as way, pytest.raises(DatabaseUnfit, match="08P01"):
+        with bouncer(direct) as way, pytest.raises(DatabaseConfigError, match="08P01"):
             await start(way.url.replace("/conversations", "/nowhere"))
         with pytest.raises(StoreUnavailable):
             await start(way.url)
         name = urlsplit(direct).path.lstrip("/")
         lost = (f"dbname={name}", "dbname=nowhere")
-        with bouncer(direct, lost) as way, pytest.raises(DatabaseUnfit, match="08P01"):
+        with bouncer(direct, lost) as way, pytest.raises(DatabaseConfigError, match="08P01"):
             await start(way.url)
 
 
 async def test_pgbouncer_is_not_taken_for_postgresql(postgres: str, template: str) -> None:
     """Its address as that of the database is refused, and the refusal says what to do."""
     async with fresh_database(postgres, template) as direct:
-        with bouncer(direct) as way, pytest.raises(DatabaseUnfit, match="PgBouncer"):
+        with bouncer(direct) as way, pytest.raises(DatabaseConfigError, match="PgBouncer"):
             async with connected(way.url, 2, Bounds(), unsafe_durability=True):
                 pass

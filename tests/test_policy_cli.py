@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from server.app.service import CONTRACT
 from server.cli.commands import app
-from server.complaint import Complaint
+from server.complaint import OperatorError
 from server.interceptors.authorization import needs
 from server.policy import document, grammar, rules
 from server.policy.evaluate import explain
@@ -268,7 +268,7 @@ def test_explain(tmp_path: Path, arguments: str, expected: str) -> None:
 )
 def test_wrong_questions_are_told(arguments: tuple[str, ...], expected: str) -> None:
     """A question that makes no sense is a sentence that says what would."""
-    with pytest.raises(Complaint, match=re.escape(expected)):
+    with pytest.raises(OperatorError, match=re.escape(expected)):
         explained(*arguments)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.authorization import access as store_access
-from server.authorization.index_ranges import Cover, cover
+from server.authorization.index_ranges import IndexRanges, index_ranges
 from server.policy.plan import Plan
 from server.policy.residual import Shares
 from server.store.sql import conversations, items, predicate
@@ -40,10 +40,10 @@ def forgotten() -> Iterator[None]:
         statement.cache_clear()
 
 
-def _half_a_cover(plan: Plan) -> Cover | None:
+def _half_a_cover(plan: Plan) -> IndexRanges | None:
     """A cover that forgets attributes."""
-    found = cover(plan)
-    return found and Cover(found.owners, frozenset(), found.ids)
+    found = index_ranges(plan)
+    return found and IndexRanges(found.owners, frozenset(), found.ids)
 
 
 def _off_by_one(page: Callable[..., Any]) -> Callable[..., Any]:

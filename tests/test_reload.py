@@ -18,13 +18,13 @@ from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from structlog.testing import capture_logs
 
-from server.app.service import serving
-from server.authorization.policy_file import PolicyFile, PolicyUnfit
+from server.app.service import run_service
+from server.authorization.policy_file import PolicyConfigError, PolicyFile
 from server.settings.service import load
 from tests.build import create
 from tests.conftest import Service
 from tests.test_cli import ended, run
-from tests.test_cli import serving as process
+from tests.test_cli import run_service as process
 
 ALICE = (("x-principal", "alice"),)
 OPEN = "- permit: {actions: [create, read, explain]}\n"
@@ -72,7 +72,7 @@ async def served(url: str, folder: Path, policy: Path) -> AsyncIterator[tuple[Cl
     """A service that obeys the policy, and Alice."""
     values: dict[str, Any] = {"database_url": url, "identity": "proxy", "policy_file": policy}
     settings = load(listen=f"unix:{folder}/s", purge_every_minutes=0, grace_seconds=1, **values)
-    async with serving(settings) as running, client(running.address) as alice:
+    async with run_service(settings) as running, client(running.address) as alice:
         yield alice, running.policy
 
 
@@ -222,7 +222,7 @@ async def test_a_broken_file_at_the_start(folder: Path) -> None:
 async def test_a_missing_file_at_the_start(folder: Path) -> None:
     """A file that is not there is not the default policy."""
     missing = folder / "no.yaml"
-    with pytest.raises(PolicyUnfit, match=f"{missing}: cannot be read"):
+    with pytest.raises(PolicyConfigError, match=f"{missing}: cannot be read"):
         PolicyFile(missing, (), anonymous=True)
 
 

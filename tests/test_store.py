@@ -23,10 +23,10 @@ from structlog.testing import capture_logs
 
 from server.app.service import _purge_for_ever
 from server.errors import StoreUnavailable
-from server.observability.stats import Purges
+from server.observability.stats import PurgeStats
 from server.settings.service import load
 from server.store.connection import database as database_module
-from server.store.connection.database import Bounds, Database, DatabaseUnfit, connected
+from server.store.connection.database import Bounds, Database, DatabaseConfigError, connected
 from server.store.embedded import embedded
 from server.store.migrate import HEAD, MigrationFailed, migrate, revision
 from server.store.purge import Purged, purge
@@ -324,7 +324,7 @@ async def test_a_lax_database_is_refused(postgres: str, template: str) -> None:
     async with fresh_database(postgres, template) as url:
         name = url.partition("?")[0].rpartition("/")[2]
         await run(url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
-        with pytest.raises(DatabaseUnfit, match=r"synchronous_commit off.*CONVERSATIONS_UNSAFE_DURABILITY"):
+        with pytest.raises(DatabaseConfigError, match=r"synchronous_commit off.*CONVERSATIONS_UNSAFE_DURABILITY"):
             async with connected(url, 2, BOUNDS, unsafe_durability=False):
                 pass
         async with connected(url, 2, BOUNDS, unsafe_durability=True):
@@ -340,7 +340,7 @@ async def test_a_database_without_fsync_is_refused() -> None:
             await run(private.url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
             while (await run(private.url, "SHOW fsync"))[0]["fsync"] != "off":  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.01)
-            with pytest.raises(DatabaseUnfit, match="fsync off"):
+            with pytest.raises(DatabaseConfigError, match="fsync off"):
                 async with connected(private.url, 2, BOUNDS, unsafe_durability=False):
                     pass
             async with connected(private.url, 2, BOUNDS, unsafe_durability=True):
@@ -350,14 +350,14 @@ async def test_a_database_without_fsync_is_refused() -> None:
 async def test_an_old_database_is_refused(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server below the oldest version that works is refused with its version."""
     monkeypatch.setattr(database_module, "MINIMUM_VERSION", 990000)
-    with pytest.raises(DatabaseUnfit, match=r"PostgreSQL \d+\.\d+.* is too old"):
+    with pytest.raises(DatabaseConfigError, match=r"PostgreSQL \d+\.\d+.* is too old"):
         async with connected(postgres, 2, BOUNDS, unsafe_durability=False):
             pass
 
 
 async def test_a_missing_database_is_refused(postgres: str) -> None:
     """A database that is not there is told by its code, without the address."""
-    with pytest.raises(DatabaseUnfit, match="3D000"):
+    with pytest.raises(DatabaseConfigError, match="3D000"):
         async with connected(with_database(postgres, "nowhere"), 2, BOUNDS, unsafe_durability=False):
             pass
 
@@ -423,8 +423,8 @@ SESSION = """
 async def given_back(database: Database, size: int) -> None:
     """Waits for statements whose callers have gone, until the pool has all of its connections."""
     async with asyncio.timeout(20):
-        while database.pool.get_idle_size() < database.pool.get_size() or database._leases._idle:
-            await database._leases._return(size)
+        while database.pool.get_idle_size() < database.pool.get_size() or database._connections._idle:
+            await database._connections._release_oldest(size)
             await asyncio.sleep(0.01)
 
 
@@ -511,7 +511,7 @@ async def test_the_purge_outlives_the_database() -> None:
     """A database that cannot be reached is told of, and asked again."""
     settings = load(purge_every_minutes=0.0005, database_url="postgresql://127.0.0.1:1/nothing")
     with capture_logs() as lines:
-        purges = Purges()
+        purges = PurgeStats()
         task = asyncio.create_task(_purge_for_ever(settings, "postgresql://127.0.0.1:1/nothing", purges))
         async with asyncio.timeout(20):
             while len(lines) < 2 and not task.done():  # noqa: ASYNC110 - the lines come from a task

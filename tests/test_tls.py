@@ -26,17 +26,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from structlog.testing import capture_logs
 
-from server.app.service import serving
+from server.app.service import run_service
 from server.cli.client import Target, own_connection
 from server.settings.service import load
 from server.transport import tls
 from server.transport.certificates import PemFile, name_of
 from server.transport.server import bind
-from server.transport.tls import Credentials, TlsUnfit
+from server.transport.tls import Credentials, TlsConfigError
 from tests.build import create
 from tests.conftest import Service, fresh_database
 from tests.test_cli import complaint, printed
-from tests.test_cli import serving as process
+from tests.test_cli import run_service as process
 from tests.test_identity import RSA, jwks, jwt_settings, token
 
 HOUR = timedelta(hours=1)
@@ -430,7 +430,7 @@ async def test_broken_files(files: Files, case: str) -> None:
     assert line["problem"].startswith(name) or f", {name}: " in line["problem"]
     assert "sesame" not in str(line)
     assert str(files.folder) not in str(line)
-    with pytest.raises(TlsUnfit, match=name):
+    with pytest.raises(TlsConfigError, match=name):
         Credentials(
             *(PemFile(path.name, path) for path in map(files.path, ("tls_certificate", "tls_key", "tls_client_ca")))
         )
@@ -479,7 +479,7 @@ def unmigrated(url: str, **settings: Any) -> dict[str, Any]:
 async def test_tls_is_for_tcp_only(service: Service, files: Files, folder: Path) -> None:
     """One server: TLS, and nothing else, on host:port; plain on a Unix socket."""
     settings = load(**unmigrated(service.url, listen=f"127.0.0.1:0,unix:{folder}/s", **files.settings))
-    async with serving(settings) as running:
+    async with run_service(settings) as running:
         tcp, unix = running.addresses
         async with trusting(tcp, CA.pem) as channel:
             assert (await ConversationsServiceStub(channel).CreateConversation(create())).id
@@ -513,7 +513,7 @@ async def test_the_process_takes_new_files(service: Service, files: Files, worke
 @asynccontextmanager
 async def service_with(url: str, **settings: Any) -> AsyncIterator[str]:
     """The address of a service with these settings."""
-    async with serving(load(**unmigrated(url, **{"listen": "127.0.0.1:0", **settings}))) as running:
+    async with run_service(load(**unmigrated(url, **{"listen": "127.0.0.1:0", **settings}))) as running:
         yield running.address
 
 

@@ -21,15 +21,15 @@ from structlog.testing import capture_logs
 
 from server import __version__
 from server.app import instrumentation
-from server.app.instrumentation import Parts, TracingMissing
+from server.app.instrumentation import Instrumentation, TracingMissing
 from server.identity import source_of
 from server.identity.jwks_url import UrlKeys
 from server.identity.jwt import Jwt
 from server.interceptors.tracing import VALUES
 from server.observability import otlp, trace_context
-from server.observability.otlp import TracingUnfit
+from server.observability.otlp import TracingConfigError
 from server.settings.service import load
-from server.store.append_batching import Appends
+from server.store.append_batching import AppendBatcher
 from server.store.connection.database import Database
 from tests.build import append, create, get, user_message
 from tests.conftest import Service, _execute, fresh_database, problem, running
@@ -278,7 +278,7 @@ async def test_health_leaves_no_span(url: str, collector: Collector) -> None:
     """Neither do probes, nor statements that no call asked for."""
     async with tracing_service(url) as service:
         await health_pb2_grpc.HealthStub(service.channel).Check(health_pb2.HealthCheckRequest())
-        await service.database.look()
+        await service.database.ping()
     assert [] == collector.spans
 
 
@@ -404,7 +404,7 @@ async def test_keys_are_fetched_in_a_trace(collector: Collector) -> None:
         asked.append(dict(request.headers))
         return web.Response(body=b'{"keys": []}', status=200 if len(asked) == 1 else 503)
 
-    async with http_server(web.get("/jwks", answer)) as port, instrumentation.parts(tracing=True) as parts:
+    async with http_server(web.get("/jwks", answer)) as port, instrumentation.instrument(tracing=True) as parts:
         place = f"http://127.0.0.1:{port}/jwks?key=secret-value"
         settings = load(identity="jwt", jwt_issuer="i", jwt_audience="a", jwt_jwks=place)
         async with source_of(settings, parts.tracer) as source:
@@ -480,8 +480,8 @@ async def test_traces_without_a_collector(url: str, collector: Collector, monkey
 async def test_what_there_is_not(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     """A variable that asks for another way of sending is refused, not ignored."""
     monkeypatch.setenv(name, value)
-    with pytest.raises(TracingUnfit, match=name):
-        await instrumentation.parts(tracing=True).__aenter__()
+    with pytest.raises(TracingConfigError, match=name):
+        await instrumentation.instrument(tracing=True).__aenter__()
 
 
 @pytest.mark.parametrize("package", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"])
@@ -533,5 +533,5 @@ async def test_off(url: str, collector: Collector, on: bool) -> None:  # noqa: F
 
 async def test_the_parts_without_tracing() -> None:
     """Off, the chain has no more links, and the store is the plain one."""
-    async with instrumentation.parts(tracing=False) as parts:
-        assert Parts((), Database, Appends, None) == parts
+    async with instrumentation.instrument(tracing=False) as parts:
+        assert Instrumentation((), Database, AppendBatcher, None) == parts

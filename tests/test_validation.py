@@ -27,7 +27,7 @@ from server.errors import FieldInvalid
 from server.items import new_item_from_json
 from server.requests import validation
 from server.requests.validation import validate
-from server.requests.validation_fast_path import Acceptance
+from server.requests.validation_fast_path import FastPath
 from tests.build import append, user_message
 from tests.test_items import SAMPLES
 
@@ -233,7 +233,7 @@ class Maker:
 
 def compared(messages: Iterable[Any]) -> Counter[tuple[bool, bool]]:
     """How often (accepted, kept) was; nothing that is accepted may break a rule."""
-    acceptance = Acceptance()
+    acceptance = FastPath()
     seen: Counter[tuple[bool, bool]] = Counter()
     for message in messages:
         accepted, keeps = acceptance.certainly_valid(message), kept(message)
@@ -326,7 +326,7 @@ def test_longest_text(character: str, more: int) -> None:
     """The longest text is counted in code points."""
     text = character * (10_485_760 + more)
     item = Item(message=Message(role=ROLE_USER, content=[Content(input_text=InputText(text=text))]))
-    assert (more <= 0) == kept(item) == Acceptance().certainly_valid(item)
+    assert (more <= 0) == kept(item) == FastPath().certainly_valid(item)
 
 
 @pytest.mark.parametrize(
@@ -338,14 +338,14 @@ def test_longest_data(type_name: str, field: str, limit: int) -> None:
     (descriptor,) = [each for each in TYPES if each.name == type_name]
     for more in (0, 1):
         message = GetMessageClass(descriptor)(**{field: "x" * (limit + more)})
-        assert (not more) == kept(message) == Acceptance().certainly_valid(message)
+        assert (not more) == kept(message) == FastPath().certainly_valid(message)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_sample_is_accepted(name: str) -> None:
     """No documented item needs protovalidate."""
     item = new_item_from_json(json.dumps(SAMPLES[name]))
-    assert Acceptance().certainly_valid(append("conv_a", item))
+    assert FastPath().certainly_valid(append("conv_a", item))
 
 
 MINIMAL = {
@@ -371,12 +371,12 @@ def test_least_request_is_accepted(request_type: Any) -> None:
     request = text_format.Parse(MINIMAL[request_type.name], GetMessageClass(request_type)())
     assert kept(request)
     known = request_type.full_name not in LEFT_TO_PROTOVALIDATE
-    assert known == Acceptance().certainly_valid(request)
+    assert known == FastPath().certainly_valid(request)
 
 
 def test_rules_left_to_protovalidate() -> None:
     """A rule of a new kind in the contract is a decision: teach it to the check, or list its type here."""
-    acceptance = Acceptance()
+    acceptance = FastPath()
     for each in TYPES:
         acceptance.certainly_valid(GetMessageClass(each)())
     assert LEFT_TO_PROTOVALIDATE == acceptance.unknown
@@ -436,7 +436,7 @@ def test_unknown_rule_is_left(field: str, rules: str) -> None:
     """What is not known for certain is not accepted, and is told."""
     field = f'name: "f" number: 1 {field} options {{ [buf.validate.field] {{ {rules} }} }}'
     made = probe(f'message_type {{ name: "M" field {{ {field} }} }}')
-    acceptance = Acceptance()
+    acceptance = FastPath()
     assert not acceptance.certainly_valid(made())
     assert [made.DESCRIPTOR.full_name] == [*acceptance.unknown]
 
@@ -454,7 +454,7 @@ def test_unknown_rule_is_left(field: str, rules: str) -> None:
 def test_unknown_rule_of_a_message_is_left(body: str) -> None:
     """Rules of a whole message are not known."""
     made = probe(body)
-    acceptance = Acceptance()
+    acceptance = FastPath()
     assert not kept(made())
     assert not acceptance.certainly_valid(made())
     assert {made.DESCRIPTOR.full_name: "buf.validate.message"} == acceptance.unknown
@@ -471,7 +471,7 @@ def test_type_inside_itself() -> None:
         message = made(text=text)
         for _ in range(20):
             message = made(one=message, many=[made(), message]) if message.ByteSize() < 1000 else made(one=message)
-        assert (text == "a") == kept(message) == Acceptance().certainly_valid(message)
+        assert (text == "a") == kept(message) == FastPath().certainly_valid(message)
 
 
 class Counting:

@@ -434,7 +434,7 @@ async def test_every_error_has_its_reason(stub: Any, reason: str, method: str, b
     assert f"ERROR_REASON_{reason}" in ErrorReason.keys()  # noqa: SIM118 - a wrapper, not a mapping
 
 
-def classes(base: type[errors.Failure]) -> Iterator[type[errors.Failure]]:
+def classes(base: type[errors.ServiceError]) -> Iterator[type[errors.ServiceError]]:
     yield base
     for child in base.__subclasses__():
         yield from classes(child)
@@ -442,10 +442,10 @@ def classes(base: type[errors.Failure]) -> Iterator[type[errors.Failure]]:
 
 def test_every_reason_is_documented() -> None:
     """Each class of error has a reason of error_reason.proto; only shared parents have that of Failure."""
-    reasons = {each.__name__: f"ERROR_REASON_{each.reason}" for each in classes(errors.Failure)}
+    reasons = {each.__name__: f"ERROR_REASON_{each.reason}" for each in classes(errors.ServiceError)}
     assert set(reasons.values()) <= set(ErrorReason.keys())
     own = {name: reason for name, reason in reasons.items() if reason == "ERROR_REASON_INTERNAL"}
-    assert set(own) == {"Failure", "Internal", "_NotFound", "_BadRequest", "Unauthenticated"}
+    assert set(own) == {"ServiceError", "Internal", "_NotFound", "_BadRequest", "Unauthenticated"}
 
 
 # Time, and a database that goes away

@@ -21,8 +21,8 @@ import pytest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from structlog.testing import capture_logs
 
-from server.app.supervisor import Failures, Worker, Workers, WorkersFailed, reserved
-from server.authorization.policy_file import PolicyFile, PolicyUnfit
+from server.app.supervisor import RestartBackoff, Worker, Workers, WorkersFailed, reserved
+from server.authorization.policy_file import PolicyConfigError, PolicyFile
 from server.settings.service import SettingsInvalid, load
 from server.transport.server import StartFailed
 from tests.build import create
@@ -301,7 +301,7 @@ async def test_what_no_worker_can_use_is_told_once(service: Service, tmp_path: P
     """A broken policy ends the start as it does with one process: all its mistakes in the same words, once."""
     policy = tmp_path / "policy.yaml"
     policy.write_text("- permit: {actions: [creat]}\n- permti: {actions: read}\n", encoding="utf-8")
-    with pytest.raises(PolicyUnfit) as problem:
+    with pytest.raises(PolicyConfigError) as problem:
         PolicyFile(policy, (), anonymous=True)
     more = {"policy_file": str(policy), "log_level": "error"}
     told = await run("serve", "--listen", "127.0.0.1:0", "--workers", "2", url=service.url, **more)
@@ -330,7 +330,7 @@ def test_a_unix_socket_is_not_shared() -> None:
 )
 def test_pauses_grow(served: tuple[float, ...], pauses: tuple[float, ...]) -> None:
     """A worker that keeps ending is started ever later, within reason; good service is worth a new beginning."""
-    failures = Failures()
+    failures = RestartBackoff()
     assert pauses == tuple(failures.pause(each) for each in served)
 
 

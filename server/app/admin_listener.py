@@ -15,10 +15,10 @@ from conversations.admin.v1.admin_service_pb2_grpc import add_AdminServiceServic
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2_grpc
 
-from server.interceptors.chain import Chain
+from server.interceptors.chain import InterceptorChain
 from server.interceptors.decode import Decode
-from server.interceptors.error_status import Failures
-from server.services.admin import Admin, Process
+from server.interceptors.error_status import ErrorStatus
+from server.services.admin import AdminServicer, Process
 from server.settings.service import Settings
 from server.transport.health import Health
 from server.transport.server import bind, of_worker, reflect
@@ -43,8 +43,10 @@ async def admin(settings: Settings, process: Process, health: Health) -> AsyncIt
     if not settings.admin_listen:
         yield
         return
-    server = grpc.aio.server(interceptors=[Chain((Failures(), Decode()))], options=[("grpc.so_reuseport", 0)])
-    add_AdminServiceServicer_to_server(Admin(process, settings.log_level), server)
+    server = grpc.aio.server(
+        interceptors=[InterceptorChain((ErrorStatus(), Decode()))], options=[("grpc.so_reuseport", 0)]
+    )
+    add_AdminServiceServicer_to_server(AdminServicer(process, settings.log_level), server)
     channelz.add_channelz_servicer(server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflect(server, SERVICES)

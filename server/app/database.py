@@ -12,14 +12,14 @@ from server.store.embedded import default_data_dir, embedded
 from server.store.migrate import HEAD, is_behind, migrate, revision
 from server.store.sql import schema
 from server.store.sql.statement import compiled
-from server.transport.readiness import NotYet
+from server.transport.readiness import NotReadyYet
 
 log = structlog.get_logger(__name__)
 
 _TOKEN_KEYS = compiled(schema.page_token_keys.select().order_by(schema.page_token_keys.c.id.desc()))
 
 
-class SchemaBehind(NotYet):
+class SchemaBehind(NotReadyYet):
     """Another process migrates, or will: the start waits for it."""
 
 
@@ -33,7 +33,7 @@ class Store:
 
 
 @asynccontextmanager
-async def database_url(settings: Settings) -> AsyncIterator[tuple[str, str]]:
+async def provision_database(settings: Settings) -> AsyncIterator[tuple[str, str]]:
     """The database's address and its name for people; the private PostgreSQL runs as long as this is open."""
     if settings.database_url is not None:
         url = settings.database_url.get_secret_value()
@@ -45,24 +45,26 @@ async def database_url(settings: Settings) -> AsyncIterator[tuple[str, str]]:
 
 
 @asynccontextmanager
-async def stored(settings: Settings, make: Callable[..., Database] = Database) -> AsyncIterator[Store]:
+async def open_store(settings: Settings, make: Callable[..., Database] = Database) -> AsyncIterator[Store]:
     """The store as configured, whether it can be reached or not; calls go by way of PgBouncer if there is one.
 
     ``make``: makes the `Database`.
     """
     bounds, bouncer = Bounds(statement=settings.statement_timeout_seconds), settings.pgbouncer_url
-    async with database_url(settings) as (url, name):
+    async with provision_database(settings) as (url, name):
         address = bouncer.get_secret_value() if bouncer else url
-        async with reachable(address, settings.pool_size, bounds, bounced=bouncer is not None, make=make) as database:
+        async with reachable(
+            address, settings.pool_size, bounds, via_pgbouncer=bouncer is not None, make=make
+        ) as database:
             yield Store(url, name, database)
 
 
-async def prepared(settings: Settings, store: Store) -> list[bytes]:
+async def prepare_schema(settings: Settings, store: Store) -> list[bytes]:
     """Makes the store fit for calls; the secrets of page tokens, which are kept in it.
 
     Raises:
         StoreUnavailable, SchemaBehind: It will be fit, later.
-        DatabaseUnfit, MigrationFailed: It will not.
+        DatabaseConfigError, MigrationFailed: It will not.
     """
     await store.database.examine(unsafe_durability=settings.unsafe_durability)
     await _up_to_date(store.url, migrating=settings.migrate)

@@ -17,21 +17,21 @@ from grpc_health.v1 import health_pb2_grpc
 
 from server.app import instrumentation, version_check
 from server.app.admin_listener import admin
-from server.app.database import Store, prepared, stored
+from server.app.database import Store, open_store, prepare_schema
 from server.authorization.policy_file import PolicyFile
-from server.complaint import Complaint
-from server.errors import Failure
+from server.complaint import OperatorError
+from server.errors import ServiceError
 from server.identity import source_of
 from server.interceptors import interceptors
 from server.interceptors.authorization import needs
-from server.interceptors.drain_gate import Running
+from server.interceptors.drain_gate import DrainGate
 from server.observability import metrics
-from server.observability.stats import Purges
+from server.observability.stats import PurgeStats
 from server.requests.page_tokens import PageTokens
-from server.services.access import AccessQuestions
+from server.services.access import AccessServicer
 from server.services.admin import Process
-from server.services.conversations import Conversations
-from server.services.new_items import Admission
+from server.services.conversations import ConversationsServicer
+from server.services.new_items import BatchBuilder
 from server.settings.service import Settings
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
@@ -50,7 +50,7 @@ SERVICES = tuple(service.full_name for file in CONTRACT for service in file.serv
 
 
 @dataclass(frozen=True)
-class Serving:
+class RunningService:
     """A server that accepts calls."""
 
     addresses: tuple[str, ...]  # with the port in use where 0 was asked for
@@ -83,27 +83,27 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(settings: Settings, worker: int | None = None) -> AsyncIterator[Serving]:
+async def run_service(settings: Settings, worker: int | None = None) -> AsyncIterator[RunningService]:
     """The whole service, which answers health from the first moment and calls once its store is prepared.
 
-    A database that cannot be reached is waited for; see `Serving.waits_for`. Leaving drains.
+    A database that cannot be reached is waited for; see `RunningService.waits_for`. Leaving drains.
 
     ``worker``: which of several processes this is.
 
     Raises:
         StartFailed: With what to do about it.
-        IdentityUnfit, PolicyUnfit, TlsUnfit: A configured file cannot be used.
-        DatabaseUnfit, MigrationFailed: Waiting would not help.
+        IdentityConfigError, PolicyConfigError, TlsConfigError: A configured file cannot be used.
+        DatabaseConfigError, MigrationFailed: Waiting would not help.
     """
     version_check.check()
     async with AsyncExitStack() as stack:
         policy = PolicyFile(settings.policy_file, settings.attribute_names, anonymous=settings.identity == "none")
         certificate = tls.watched(settings)
-        parts = await stack.enter_async_context(instrumentation.parts(tracing=settings.tracing))
+        parts = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
         source = await stack.enter_async_context(source_of(settings, parts.tracer))
-        store = await stack.enter_async_context(stored(settings, parts.database))
-        running, health, tokens = Running(), Health(SERVICES), PageTokens()
-        chain = interceptors(settings, needs(*CONTRACT), running, source, policy.accesses, parts.links)
+        store = await stack.enter_async_context(open_store(settings, parts.database))
+        running, health, tokens = DrainGate(), Health(SERVICES), PageTokens()
+        chain = interceptors(settings, needs(*CONTRACT), running, source, policy.accesses, parts.interceptors)
         server = server_of(settings, chain)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         _add_services(server, settings, store.database, tokens, running, parts)
@@ -112,16 +112,16 @@ async def serving(settings: Settings, worker: int | None = None) -> AsyncIterato
         )
 
         async def prepare() -> None:
-            tokens.use(await prepared(settings, store))
+            tokens.use(await prepare_schema(settings, store))
             running.opened = True
 
         readiness = Readiness(store.database, prepare, health)
-        purges = Purges()
+        purges = PurgeStats()
         sources = metrics.Sources(
             settings, chain, running, readiness, store.database, policy, purges, source, certificate
         )
-        exposed = await stack.enter_async_context(metrics.exposed(sources, worker or 0))
-        served = Serving(addresses, store, policy, readiness, exposed, certificate)
+        exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0))
+        served = RunningService(addresses, store, policy, readiness, exposed, certificate)
         # Before the first call, and after the last: operators can look while it waits and while it drains.
         process = Process(worker or 0, addresses, running, readiness, store.database, policy, served.reload)
         await stack.enter_async_context(admin(settings, process, health))
@@ -135,7 +135,7 @@ async def serving(settings: Settings, worker: int | None = None) -> AsyncIterato
 
 
 def _beside_calls(
-    settings: Settings, served: Serving, purges: Purges, worker: int | None
+    settings: Settings, served: RunningService, purges: PurgeStats, worker: int | None
 ) -> Iterator[Coroutine[None, None, None]]:
     """What goes on while calls are served."""
     yield served.readiness.keep()
@@ -151,16 +151,16 @@ def _add_services(
     settings: Settings,
     database: Database,
     tokens: PageTokens,
-    running: Running,
-    parts: instrumentation.Parts,
+    running: DrainGate,
+    parts: instrumentation.Instrumentation,
 ) -> None:
     """The services of the contract on a database, and reflection of them."""
     conversations = ConversationStore(database)
     items = ItemStore(database, conversations, settings.max_items_bytes, parts.appends)
-    admission = Admission(settings.max_item_bytes, settings.max_items_bytes)
-    methods = Conversations(conversations, items, tokens, admission, running.draining)
+    batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
+    methods = ConversationsServicer(conversations, items, tokens, batches, running.draining)
     add_ConversationsServiceServicer_to_server(methods, server)
-    add_AccessServiceServicer_to_server(AccessQuestions(conversations), server)
+    add_AccessServiceServicer_to_server(AccessServicer(conversations), server)
     if settings.reflection:
         reflect(server, SERVICES)
 
@@ -177,12 +177,12 @@ async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
             await task
 
 
-async def _purge_for_ever(settings: Settings, url: str, purges: Purges) -> None:
+async def _purge_for_ever(settings: Settings, url: str, purges: PurgeStats) -> None:
     while True:
         await asyncio.sleep(settings.purge_every_minutes * 60)
         try:
             purged = await purge(url, settings.purge_after, settings.keep_requests)
-        except (Failure, Complaint, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (ServiceError, OperatorError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             purges.runs["failed"] += 1
             log.warning("purge failed", error=type(error).__name__)
             continue

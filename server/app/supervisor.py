@@ -24,10 +24,10 @@ from typing import Any
 
 import structlog
 
-from server.app.database import database_url
-from server.app.service import serving
-from server.complaint import Complaint
-from server.errors import Failure
+from server.app.database import provision_database
+from server.app.service import run_service
+from server.complaint import OperatorError
+from server.errors import ServiceError
 from server.observability import logs
 from server.settings.service import Settings, load
 from server.transport.server import cannot_listen
@@ -41,7 +41,7 @@ _LONGEST_LINE = 16 * 1024 * 1024  # bytes: a policy may have many mistakes
 _MARGIN = 15.0  # seconds beyond the grace in which a worker refuses calls, closes its pool and ends
 
 
-class WorkersFailed(Complaint):
+class WorkersFailed(OperatorError):
     """The workers cannot serve; the text is for the operator."""
 
 
@@ -49,7 +49,7 @@ class WorkersFailed(Complaint):
 
 
 @dataclass
-class Failures:
+class RestartBackoff:
     """How often a worker has ended in a row."""
 
     count: int = 0
@@ -140,7 +140,7 @@ class Workers:
 
     async def _keep(self, number: int) -> None:
         """Runs the worker of this number for ever."""
-        failures = Failures()
+        failures = RestartBackoff()
         while True:
             end = await self._life(number)
             pause = failures.pause(end.served)
@@ -188,7 +188,7 @@ class Workers:
         await asyncio.wait(ends)
 
 
-def _give_up_if_hopeless(number: int, end: End, failures: Failures) -> None:
+def _give_up_if_hopeless(number: int, end: End, failures: RestartBackoff) -> None:
     if end.problem:
         raise WorkersFailed(end.problem)
     if failures.count == _TRIES:
@@ -202,7 +202,7 @@ def _now() -> float:
 
 
 @asynccontextmanager
-async def serving_by_workers(settings: Settings) -> AsyncIterator[Workers]:
+async def supervise_workers(settings: Settings) -> AsyncIterator[Workers]:
     """The whole service, open once every worker serves; leaving drains them, and then stops a private PostgreSQL.
 
     Raises:
@@ -211,7 +211,7 @@ async def serving_by_workers(settings: Settings) -> AsyncIterator[Workers]:
     """
     with ExitStack() as stack:
         addresses = tuple(stack.enter_context(reserved(listen)) for listen in settings.listen)
-        async with database_url(settings) as (url, name):
+        async with provision_database(settings) as (url, name):
             job = json.dumps({"listen": addresses, "database_url": url, "workers": settings.workers}).encode()
             patience = settings.grace_seconds + _MARGIN
             workers = Workers(addresses, name, settings.workers, lambda number: _started(number, job), patience)
@@ -306,7 +306,7 @@ def main() -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_work(settings, number, say))
-    except (Complaint, Failure, OSError) as error:
+    except (OperatorError, ServiceError, OSError) as error:
         say(str(error))
         sys.exit(1)
 
@@ -336,7 +336,7 @@ async def _work(settings: Settings, number: int, say: Callable[[str | None], Non
         stop.set()
 
     loop.add_reader(0, orphaned)  # nothing more is sent: what can be read is the end
-    async with serving(settings, worker=number) as running:
+    async with run_service(settings, worker=number) as running:
         loop.add_signal_handler(signal.SIGHUP, running.reload)
         say(None)
         await stop.wait()

@@ -4,12 +4,12 @@ from importlib.metadata import version
 
 from google.protobuf.internal import api_implementation
 
-from server.complaint import Complaint
+from server.complaint import OperatorError
 
 FLOORS = {"asyncpg": (0, 32), "sqlalchemy": (2, 1), "grpcio": (1, 85), "protobuf": (6, 33, 5)}
 
 
-class VersionUnfit(Complaint):
+class VersionError(OperatorError):
     """An installed package is too old, or was built without its C core."""
 
 
@@ -19,7 +19,7 @@ def check() -> None:
     if api_implementation.Type() != "upb":
         old.append(f"protobuf without upb ({api_implementation.Type()})")
     if old:
-        raise VersionUnfit(f"Too old to run safely: {', '.join(old)}.")
+        raise VersionError(f"Too old to run safely: {', '.join(old)}.")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 
-from server.authorization.index_ranges import Cover, cover
+from server.authorization.index_ranges import IndexRanges, index_ranges
 from server.errors import ActionDenied
 from server.policy.evaluate import evaluate
 from server.policy.plan import Always, Never, plan
@@ -22,7 +22,7 @@ class Access:
     holds is a function of these two alone.
     """
 
-    def __init__(self, principal: Principal, policy: Policy, accesses: "Accesses | None" = None) -> None:
+    def __init__(self, principal: Principal, policy: Policy, accesses: "AccessCache | None" = None) -> None:
         self.principal = principal
         self.policy = policy
         self._accesses = accesses
@@ -74,12 +74,12 @@ class Access:
             raise ActionDenied("conversation", "share")
 
     @cached_property
-    def cover(self) -> Cover | None:
+    def index_ranges(self) -> IndexRanges | None:
         """Where the conversations are that the principal may read."""
-        return cover(self.may("conversation", "read").plan)
+        return index_ranges(self.may("conversation", "read").plan)
 
 
-class Accesses:
+class AccessCache:
     """The access of principals under the policy in force, made once while they keep calling."""
 
     def __init__(self, policy: Policy, size: int = 4096) -> None:

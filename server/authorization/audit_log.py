@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from server.authorization.access import Access
-from server.errors import ActionDenied, ConversationNotFound, Failure, ItemNotFound
+from server.errors import ActionDenied, ConversationNotFound, ItemNotFound, ServiceError
 from server.observability.trace_context import current_trace
 from server.policy.evaluate import explain
 from server.policy.plan import Conditional
@@ -35,7 +35,7 @@ def trace_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     return found[0][1] if len(found) == 1 and found[0] else ""
 
 
-def decided(access: Access, resource: str, action: str, failure: Failure | None, *, permits: bool) -> None:
+def decided(access: Access, resource: str, action: str, failure: ServiceError | None, *, permits: bool) -> None:
     """Logs a decision; failures that are no refusals are none. ``permits``: log what was allowed, too."""
     if isinstance(failure, _REFUSALS):
         log.warning("refused", **_who(access), **_what(access, resource, action, failure))
@@ -49,7 +49,7 @@ def _who(access: Access) -> dict[str, str]:
     return who | {"trace": trace} if trace else who
 
 
-def _what(access: Access, resource: str, action: str, failure: Failure | None) -> dict[str, Any]:
+def _what(access: Access, resource: str, action: str, failure: ServiceError | None) -> dict[str, Any]:
     if isinstance(failure, ActionDenied):
         resource, action = failure.metadata["resource"], failure.metadata["action"]
     permission = access.may(resource, action)
@@ -66,7 +66,7 @@ def _what(access: Access, resource: str, action: str, failure: Failure | None) -
     return found
 
 
-def _ids(request: Any, failure: Failure | None) -> dict[str, str]:
+def _ids(request: Any, failure: ServiceError | None) -> dict[str, str]:
     """The ids that were asked for; of what was not found, when that is known."""
     ids = {name: getattr(request, name, "") for name in _NAMED}
     if conversation := getattr(request, "conversation", None):

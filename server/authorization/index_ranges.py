@@ -9,7 +9,7 @@ from server.policy.residual import And, HasId, IdMatches, Not, Or, Owned, Residu
 
 
 @dataclass(frozen=True)
-class Cover:
+class IndexRanges:
     """Every row that a residual lets through has one of these owners, attributes or ids."""
 
     owners: frozenset[str] = frozenset()  # '' for rows of nobody
@@ -30,21 +30,21 @@ class Cover:
         }
 
 
-def cover(plan: Plan) -> Cover | None:
+def index_ranges(plan: Plan) -> IndexRanges | None:
     """The ranges that hold all that ``plan`` lets through; None when only the tenant as a whole does."""
     return _cover(plan.residual) if isinstance(plan, Conditional) else None
 
 
-def _cover(residual: Residual) -> Cover | None:
+def _cover(residual: Residual) -> IndexRanges | None:
     match residual:
         case Owned(by):
-            return Cover(owners=frozenset((by,)))
+            return IndexRanges(owners=frozenset((by,)))
         case Unowned():
-            return Cover(owners=frozenset(("",)))
+            return IndexRanges(owners=frozenset(("",)))
         case Shares(pairs):
-            return Cover(attributes=frozenset(pairs))
+            return IndexRanges(attributes=frozenset(pairs))
         case HasId(ids):
-            return Cover(ids=frozenset(ids))
+            return IndexRanges(ids=frozenset(ids))
         case And(parts):
             return min((each for each in map(_cover, parts) if each), key=lambda each: each.size, default=None)
         case Or(parts):
@@ -53,7 +53,7 @@ def _cover(residual: Residual) -> Cover | None:
             return None
 
 
-def _union(covers: Iterable[Cover | None]) -> Cover | None:
+def _union(covers: Iterable[IndexRanges | None]) -> IndexRanges | None:
     """All of ``covers`` together; None if one of them is unbounded."""
     owners: set[str] = set()
     attributes: set[str] = set()
@@ -64,4 +64,4 @@ def _union(covers: Iterable[Cover | None]) -> Cover | None:
         owners |= each.owners
         attributes |= each.attributes
         ids |= each.ids
-    return Cover(frozenset(owners), frozenset(attributes), frozenset(ids))
+    return IndexRanges(frozenset(owners), frozenset(attributes), frozenset(ids))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import structlog
 
-from server.authorization.access import Accesses
-from server.complaint import Complaint
+from server.authorization.access import AccessCache
+from server.complaint import OperatorError
 from server.policy.load import PolicyInvalid, load
 from server.policy.rules import ACTIONS, DEFAULT, Effect, Policy, Rule, Scope
-from server.settings.wakeable_sleep import Asking
+from server.settings.wakeable_sleep import WakeableSleep
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ _PERIOD = 1.0  # seconds between two looks at the file
 _Signature = tuple[str, int, int, int]
 
 
-class PolicyUnfit(Complaint):
+class PolicyConfigError(OperatorError):
     """The policy cannot be read or has errors; the text has all of them with their places."""
 
 
@@ -41,9 +41,9 @@ class PolicyFile:
         self._path = path
         self._attributes = attributes
         self._anonymous = anonymous
-        self._asking = Asking()
+        self._sleep = WakeableSleep()
         self._seen = self._signature()
-        self.accesses = Accesses(self._read())
+        self.accesses = AccessCache(self._read())
         self.reloads = 0
         self.refused = 0  # changes that were broken
         self.stale = False  # whether the last change was
@@ -51,12 +51,12 @@ class PolicyFile:
 
     def reload(self) -> None:
         """Has the file read soon, changed or not; safe in a signal handler."""
-        self._asking.ask()
+        self._sleep.wake()
 
     async def watch(self) -> None:
         """Reads the file after every change, for ever; a broken one leaves the last good policy in force."""
         while True:
-            asked = await self._asking.pause(_PERIOD)
+            asked = await self._sleep.sleep(_PERIOD)
             signature = self._signature()
             if asked or signature != self._seen:
                 self._seen = signature
@@ -65,7 +65,7 @@ class PolicyFile:
     async def _renew(self) -> None:
         try:
             policy = await asyncio.to_thread(self._read)  # a long policy takes a while to check
-        except PolicyUnfit as error:
+        except PolicyConfigError as error:
             self.refused += 1
             self.stale = True
             log.warning("policy refused", problems=str(error), in_force=self.accesses.policy.digest)
@@ -84,9 +84,9 @@ class PolicyFile:
             text = self._path.read_bytes().decode()  # line ends as they are: the digest is that of the file
             return load(text, str(self._path), attributes=self._attributes)
         except PolicyInvalid as error:
-            raise PolicyUnfit(str(error)) from None
+            raise PolicyConfigError(str(error)) from None
         except (OSError, UnicodeDecodeError) as error:
-            raise PolicyUnfit(f"{self._path}: cannot be read ({type(error).__name__})") from None
+            raise PolicyConfigError(f"{self._path}: cannot be read ({type(error).__name__})") from None
 
     def _signature(self) -> _Signature | None:
         """What changes when the file does; None while there is none."""

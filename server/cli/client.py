@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import grpc
 import typer
 
-from server.complaint import Complaint
+from server.complaint import OperatorError
 from server.settings.identity import is_loopback
 from server.settings.service import PREFIX, Settings, is_socket
 from server.transport.certificates import PemFile, authorities, name_of, pair
@@ -25,7 +25,7 @@ _LARGEST = 64 * 1024 * 1024  # bytes of a message
 _PROBE_SECONDS = 2.0  # for a server on this machine to show its certificate
 
 
-class TargetUnfit(Complaint):
+class TargetConfigError(OperatorError):
     """It cannot be said how to connect; the text names the option."""
 
 
@@ -96,16 +96,16 @@ def connection(target: Target) -> Connection:
     """To the service that the options say, else to the default address.
 
     Raises:
-        TargetUnfit, TlsUnfit: An option cannot be meant, or its file not be used.
+        TargetConfigError, TlsConfigError: An option cannot be meant, or its file not be used.
     """
     _check(target)
     address = target.target or DEFAULT_TARGET
     tls = target.tls or bool(target.ca or target.cert)
     if tls and is_socket(address):
-        raise TargetUnfit("--tls, --ca, --cert: TLS is not served on a Unix socket.")
+        raise TargetConfigError("--tls, --ca, --cert: TLS is not served on a Unix socket.")
     token = _token(target.token_file)
     if token and not tls and not (is_socket(address) or is_loopback(address.rpartition(":")[0])):
-        raise TargetUnfit("--token-file: a token leaves this machine by TLS only; give --ca or --tls.")
+        raise TargetConfigError("--token-file: a token leaves this machine by TLS only; give --ca or --tls.")
     roots = _roots(target) if tls else None
     return Connection(address, roots, _client(target), tls, target.authority, token)
 
@@ -118,7 +118,7 @@ def own_connection(settings: Settings, target: Target) -> Connection:
     that the server refuses to take, say nothing of its health. So nothing secret is sent.
 
     Raises:
-        TargetUnfit, TlsUnfit: It cannot be told how, or nobody is there.
+        TargetConfigError, TlsConfigError: It cannot be told how, or nobody is there.
     """
     _check(target)
     address = next(filter(is_socket, settings.listen), None) or _reachable(settings.listen[0])
@@ -130,13 +130,13 @@ def own_connection(settings: Settings, target: Target) -> Connection:
     shown = _shown(address, target)
     name = target.authority or name_of(shown)
     if name is None:
-        raise TargetUnfit("--target: the server's certificate has no host name to check; name another address.")
+        raise TargetConfigError("--target: the server's certificate has no host name to check; name another address.")
     return Connection(address, _roots(target) if target.ca else shown, client, tls=True, authority=name)
 
 
 def _check(target: Target) -> None:
     if (target.cert is None) != (target.key is None):
-        raise TargetUnfit("--cert: goes together with --key.")
+        raise TargetConfigError("--cert: goes together with --key.")
 
 
 def _roots(target: Target) -> bytes | None:
@@ -158,10 +158,10 @@ def _token(file: Path | None) -> str | None:
     try:
         text = file.read_text(encoding="latin-1") if file else os.environ.get(TOKEN, "")
     except OSError as error:
-        raise TargetUnfit(f"--token-file: the file cannot be read ({error.strerror}).") from None
+        raise TargetConfigError(f"--token-file: the file cannot be read ({error.strerror}).") from None
     token = text.strip()
     if (file and not token) or not all("!" <= each <= "~" for each in token):
-        raise TargetUnfit(f"--token-file, {TOKEN}: must hold one token, of printable ASCII.")
+        raise TargetConfigError(f"--token-file, {TOKEN}: must hold one token, of printable ASCII.")
     return token or None
 
 
@@ -169,7 +169,7 @@ def _reachable(listen: str) -> str:
     """An address that connects to what listens on ``listen``."""
     host, _, port = listen.rpartition(":")
     if int(port) == 0:
-        raise TargetUnfit(f"--target: needed, for any port may be served ({PREFIX}LISTEN).")
+        raise TargetConfigError(f"--target: needed, for any port may be served ({PREFIX}LISTEN).")
     return f"127.0.0.1:{port}" if _is_any(host.strip("[]")) else listen
 
 
@@ -196,7 +196,9 @@ def _shown(address: str, target: Target) -> bytes:
         ):
             return ssl.DER_cert_to_PEM_cert(secure.getpeercert(binary_form=True) or b"").encode()
     except OSError as error:
-        raise TargetUnfit(f"{address} does not answer by TLS ({error.strerror or type(error).__name__}).") from None
+        raise TargetConfigError(
+            f"{address} does not answer by TLS ({error.strerror or type(error).__name__})."
+        ) from None
 
 
 class _Call(NamedTuple):

@@ -13,8 +13,8 @@ import typer
 
 from server.cli.client import Target, connection, own_connection, targeted
 from server.cli.policy import policy_app
-from server.complaint import Complaint
-from server.errors import Failure
+from server.complaint import OperatorError
+from server.errors import ServiceError
 from server.items import ItemJsonError
 from server.settings.service import Settings, SettingsInvalid, load
 
@@ -45,7 +45,7 @@ def main() -> None:
         app()
     except SettingsInvalid as error:
         sys.exit(f"Wrong settings:\n{error}")
-    except (Complaint, Failure, ItemJsonError) as error:
+    except (OperatorError, ServiceError, ItemJsonError) as error:
         sys.exit(f"Error: {error}")
     except OSError as error:
         sys.exit(f"Error: {error.strerror or type(error).__name__}: {error.filename or 'no file'}")
@@ -80,15 +80,15 @@ def serve(
 
 
 async def _serve(settings: Settings) -> None:
-    from server.app.service import serving
-    from server.app.supervisor import serving_by_workers
+    from server.app.service import run_service
+    from server.app.supervisor import supervise_workers
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is a policy to reload
-    async with serving(settings) if settings.workers == 1 else serving_by_workers(settings) as running:
+    async with run_service(settings) if settings.workers == 1 else supervise_workers(settings) as running:
         loop.add_signal_handler(signal.SIGHUP, running.reload)
         print(f"Conversation Service on {' and '.join(running.addresses)}, {running.name}", flush=True)
         if running.waits_for:
@@ -113,11 +113,11 @@ def migrate(
 
 
 async def _migrate(settings: Settings, *, check: bool) -> None:
-    from server.app.database import database_url
+    from server.app.database import provision_database
     from server.store.migrate import HEAD, revision
     from server.store.migrate import migrate as bring_up_to_date
 
-    async with database_url(settings) as (url, name):
+    async with provision_database(settings) as (url, name):
         if check:
             found = await revision(url)
             print(f"{name}: schema at {found or 'nothing'}, newest {HEAD}")
@@ -139,10 +139,10 @@ def purge(
 
 
 async def _purge(settings: Settings) -> None:
-    from server.app.database import database_url
+    from server.app.database import provision_database
     from server.store.purge import purge as remove
 
-    async with database_url(settings) as (url, name):
+    async with provision_database(settings) as (url, name):
         purged = await remove(url, settings.purge_after, settings.keep_requests)
         if purged is None:
             print(f"{name}: another process is purging")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from server.complaint import Complaint
+from server.complaint import OperatorError
 from server.policy.evaluate import Explanation, Outcome, RuleOutcome, explain
 from server.policy.load import PolicyInvalid, load
 from server.policy.plan import Always, Conditional, Never, Plan
@@ -66,7 +66,7 @@ def explained(
     _one_of(resource, RESOURCES, "resource")
     _one_of(action, ACTIONS, "action")
     if not principal:
-        raise Complaint("--principal is empty; nobody has an empty id.")
+        raise OperatorError("--principal is empty; nobody has an empty id.")
     asking = Principal("", principal, _attributes(attribute, names))
     row = _row(resource, owner, _attributes(row_attribute, names), row_id)
     policy = _loaded(file, names)
@@ -83,7 +83,7 @@ def _text(file: Path) -> str:
     try:
         return file.read_bytes().decode()  # ends of lines as they are: they are in the digest
     except UnicodeDecodeError:
-        raise Complaint(f"not UTF-8: {file}") from None
+        raise OperatorError(f"not UTF-8: {file}") from None
 
 
 def _loaded(file: Path | None, names: Collection[str]) -> Policy:
@@ -92,12 +92,12 @@ def _loaded(file: Path | None, names: Collection[str]) -> Policy:
     try:
         return load(_text(file), str(file), attributes=names)
     except PolicyInvalid as invalid:
-        raise Complaint(str(invalid)) from None
+        raise OperatorError(str(invalid)) from None
 
 
 def _one_of(word: str, known: Collection[str], kind: str) -> None:
     if word not in known:
-        raise Complaint(f"unknown {kind} {word!r}; there are {', '.join(known)}.")
+        raise OperatorError(f"unknown {kind} {word!r}; there are {', '.join(known)}.")
 
 
 def _attributes(given: Iterable[str] | None, names: Collection[str]) -> dict[str, frozenset[str]]:
@@ -106,9 +106,9 @@ def _attributes(given: Iterable[str] | None, names: Collection[str]) -> dict[str
     for text in given or ():
         name, _, value = text.partition("=")
         if not value:
-            raise Complaint(f"{text!r} is not name=value.")
+            raise OperatorError(f"{text!r} is not name=value.")
         if name not in names:
-            raise Complaint(f"unknown attribute {name!r}; there are {', '.join(names)}. --attribute-name adds one.")
+            raise OperatorError(f"unknown attribute {name!r}; there are {', '.join(names)}. --attribute-name adds one.")
         found[name] = found.get(name, frozenset()) | {value}
     return found
 
@@ -117,10 +117,10 @@ def _row(resource: str, owner: str | None, attributes: dict[str, frozenset[str]]
     """The conversation or item that was described, None when none was."""
     if owner is None:
         if attributes or row_id is not None:
-            raise Complaint("--row-attribute and --id need --owner; '' is the owner of what nobody owns.")
+            raise OperatorError("--row-attribute and --id need --owner; '' is the owner of what nobody owns.")
         return None
     if resource == "policy":
-        raise Complaint("the policy has no owner; leave --owner out.")
+        raise OperatorError("the policy has no owner; leave --owner out.")
     return Row(owner, pairs(attributes), row_id or "")
 
 

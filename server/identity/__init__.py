@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.identity.anonymous import Nobody
-from server.identity.source import IdentityUnfit, Source
+from server.identity.anonymous import Anonymous
+from server.identity.source import IdentityConfigError, Source
 from server.settings.identity import IdentitySettings
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from server.identity.jwks import Keys
 
-__all__ = ["IdentityUnfit", "Source", "source_of"]
+__all__ = ["IdentityConfigError", "Source", "source_of"]
 
 
 def source_of(settings: IdentitySettings, tracer: "Tracer | None" = None) -> Source:
@@ -21,7 +21,7 @@ def source_of(settings: IdentitySettings, tracer: "Tracer | None" = None) -> Sou
     ``tracer``: of what it asks of others; None: they are not traced.
 
     Raises:
-        IdentityUnfit: A file that it needs cannot be used.
+        IdentityConfigError: A file that it needs cannot be used.
     """
     match settings.identity:
         case "jwt":
@@ -35,7 +35,7 @@ def source_of(settings: IdentitySettings, tracer: "Tracer | None" = None) -> Sou
 
             return Proxy(settings)
         case "none":
-            return Nobody()
+            return Anonymous()
 
 
 def _jwt(settings: IdentitySettings, tracer: "Tracer | None") -> Source:

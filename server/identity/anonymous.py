@@ -6,7 +6,7 @@ from server.policy.principal import Principal
 LOCAL = Principal(tenant="", id="local")
 
 
-class Nobody(Idle):
+class Anonymous(Idle):
     """Asks nobody who they are, and refuses those who say it: they take this for a server that checks."""
 
     name = "none"

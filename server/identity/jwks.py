@@ -13,7 +13,7 @@ from joserfc import jwk
 from joserfc.errors import SecurityWarning
 
 from server.errors import IdentityUnavailable
-from server.identity.source import IdentityUnfit, Idle
+from server.identity.source import IdentityConfigError, Idle
 from server.settings.watched_file import Watched
 
 _KEY_TYPES = ("RSA", "EC", "OKP")  # a symmetric key in a published set is known to all
@@ -25,7 +25,7 @@ KeysById: TypeAlias = dict[tuple[str, str], PublicKey]  # by id and type: RFC 75
 log = structlog.get_logger(__name__)
 
 
-class JwksInvalid(Exception):  # noqa: N818 - says what is wrong
+class JwksInvalid(Exception):
     """The document is not a JWK Set."""
 
 
@@ -91,7 +91,7 @@ def _imported(member: Any) -> PublicKey | None:
     return key if isinstance(key, PublicKey) else None
 
 
-class Held:
+class KeySet:
     """The keys of the last good document."""
 
     def __init__(self) -> None:
@@ -132,16 +132,16 @@ class FileKeys(Idle):
     """Keys in a file, read again when it changes; a broken one never replaces a good one.
 
     Raises:
-        IdentityUnfit: There is no good one to begin with.
+        IdentityConfigError: There is no good one to begin with.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = monotonic) -> None:
         self._file = Watched(path, clock)
-        self._held = Held()
+        self._held = KeySet()
         self._broken = ""  # what is wrong with the file, said once
         self._look()
         if self._held.keys is None:
-            raise IdentityUnfit(f"jwt_jwks: the file cannot be read as a JWK Set ({self._broken}).")
+            raise IdentityConfigError(f"jwt_jwks: the file cannot be read as a JWK Set ({self._broken}).")
 
     def version(self) -> int:
         """As `Keys.version`."""

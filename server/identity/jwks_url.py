@@ -10,7 +10,7 @@ from typing import Self
 import aiohttp
 import structlog
 
-from server.identity.jwks import Held, JwksInvalid, PublicKey
+from server.identity.jwks import JwksInvalid, KeySet, PublicKey
 from server.settings.watched_file import MAX_BYTES
 
 FETCH_SECONDS = 5.0  # limit on one fetch
@@ -31,7 +31,7 @@ class UrlKeys:
         self._url = url
         self._traces = traces
         self._clock = clock
-        self._held = Held()
+        self._held = KeySet()
         self._good = False  # how the last fetch ended
         self._good_at = clock()  # when the last good one did
         self.fetches = {"good": 0, "failed": 0}

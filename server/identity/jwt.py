@@ -16,7 +16,7 @@ from joserfc.jws import JWSRegistry
 
 from server.errors import CredentialsInvalid, CredentialsMissing
 from server.identity.jwks import Keys, PublicKey
-from server.identity.lru import Recent
+from server.identity.lru import LruCache
 from server.identity.principals import Principals, attributes_of
 from server.identity.source import Call, identity_metadata
 from server.policy.principal import Principal
@@ -68,7 +68,7 @@ class Jwt:
             exp={"essential": True},
             sub={"essential": True},
         )
-        self._verified: Recent[bytes, _Verified] = Recent(MAX_TOKENS)
+        self._verified: LruCache[bytes, _Verified] = LruCache(MAX_TOKENS)
 
     @property
     def keys(self) -> Keys:

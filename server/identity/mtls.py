@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from server.errors import CredentialsInvalid, CredentialsMissing
-from server.identity.lru import Recent
+from server.identity.lru import LruCache
 from server.identity.principals import Principals
-from server.identity.principals_file import Listed
+from server.identity.principals_file import PrincipalsFile
 from server.identity.source import Call, Idle, identity_metadata
 from server.identity.spiffe import peer_spiffe_id, trust_domain
 from server.policy.principal import Principal
@@ -21,7 +21,7 @@ class Mtls(Idle):
     file of principals only those in it are let in.
 
     Raises:
-        IdentityUnfit: The file cannot be used.
+        IdentityConfigError: The file cannot be used.
     """
 
     name = "mtls"
@@ -30,8 +30,8 @@ class Mtls(Idle):
         self._subjects = settings.mtls_subjects
         self._trust_domains = frozenset(settings.mtls_trust_domains)
         self._principals = Principals(settings.attribute_names)
-        self._listed = Listed(settings.principals_file, self._principals) if settings.principals_file else None
-        self._known: Recent[str, Principal] = Recent(_REMEMBERED)
+        self._listed = PrincipalsFile(settings.principals_file, self._principals) if settings.principals_file else None
+        self._known: LruCache[str, Principal] = LruCache(_REMEMBERED)
 
     async def principal(self, call: Call) -> Principal:
         """Who the certificate is about."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from server.errors import CredentialsInvalid
-from server.identity.lru import Recent
+from server.identity.lru import LruCache
 from server.policy.principal import Principal
 
 MAX_BYTES = 256  # of an id, a tenant, an attribute's value
@@ -20,7 +20,7 @@ class Principals:
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(names)
-        self._known: Recent[Principal, Principal] = Recent(_REMEMBERED)
+        self._known: LruCache[Principal, Principal] = LruCache(_REMEMBERED)
 
     def of(self, tenant: str, identifier: str, attributes: Mapping[str, Collection[str]]) -> Principal:
         """The principal.

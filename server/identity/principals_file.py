@@ -13,18 +13,18 @@ import yaml
 
 from server.errors import CredentialsInvalid
 from server.identity.principals import Principals
-from server.identity.source import IdentityUnfit
+from server.identity.source import IdentityConfigError
 from server.policy.principal import Principal
 from server.settings.watched_file import Watched
 
 log = structlog.get_logger(__name__)
 
 
-class Listed:
+class PrincipalsFile:
     """The principals of a file, read again when it changes; a broken one never replaces a good one.
 
     Raises:
-        IdentityUnfit: It is broken to begin with.
+        IdentityConfigError: It is broken to begin with.
     """
 
     def __init__(self, path: Path, principals: Principals, clock: Callable[[], float] = monotonic) -> None:
@@ -34,13 +34,15 @@ class Listed:
         try:
             self._look()
         except OSError as error:
-            raise IdentityUnfit(f"principals_file: the file cannot be read ({error.strerror or error}).") from None
+            raise IdentityConfigError(
+                f"principals_file: the file cannot be read ({error.strerror or error})."
+            ) from None
 
     def get(self, identifier: str) -> Principal | None:
         """The principal, if it is listed."""
         try:
             self._look()
-        except IdentityUnfit as error:
+        except IdentityConfigError as error:
             log.warning("the file of principals cannot be used", why=str(error))
         except OSError as error:
             log.warning("the file of principals cannot be read", why=error.strerror or str(error))
@@ -66,29 +68,31 @@ def parsed(body: bytes, principals: Principals) -> dict[str, Principal]:
     """The principals by id.
 
     Raises:
-        IdentityUnfit: Names the entry that is wrong.
+        IdentityConfigError: Names the entry that is wrong.
     """
     try:
         entries = yaml.load(body, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise IdentityUnfit("principals_file: not YAML, or a key stands twice.") from None
+        raise IdentityConfigError("principals_file: not YAML, or a key stands twice.") from None
     if not isinstance(entries, dict):
-        raise IdentityUnfit("principals_file: not a mapping of ids.")
+        raise IdentityConfigError("principals_file: not a mapping of ids.")
     return {name: _principal(name, entry or {}, principals) for name, entry in entries.items()}
 
 
 def _principal(name: Any, entry: Any, principals: Principals) -> Principal:
     if not isinstance(name, str) or not isinstance(entry, dict) or not entry.keys() <= {"tenant", "attributes"}:
-        raise IdentityUnfit(f"principals_file: {name!r} may have a tenant and attributes, nothing else.")
+        raise IdentityConfigError(f"principals_file: {name!r} may have a tenant and attributes, nothing else.")
     tenant, attributes = entry.get("tenant", ""), entry.get("attributes", {})
     if not isinstance(tenant, str) or not isinstance(attributes, dict) or not all(map(_is_texts, attributes.values())):
-        raise IdentityUnfit(f"principals_file: tenant of {name!r} must be a text, each attribute a list of texts.")
+        raise IdentityConfigError(
+            f"principals_file: tenant of {name!r} must be a text, each attribute a list of texts."
+        )
     if unknown := attributes.keys() - principals.names:
-        raise IdentityUnfit(f"principals_file: {name!r} has {sorted(map(str, unknown))}, not in attribute_names.")
+        raise IdentityConfigError(f"principals_file: {name!r} has {sorted(map(str, unknown))}, not in attribute_names.")
     try:
         return principals.of(tenant, name, attributes)
     except CredentialsInvalid:
-        raise IdentityUnfit(f"principals_file: {name!r} is beyond a limit.") from None
+        raise IdentityConfigError(f"principals_file: {name!r} is beyond a limit.") from None
 
 
 def _is_texts(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from urllib.parse import unquote_to_bytes
 
 from server.errors import CredentialsInvalid, CredentialsMissing
-from server.identity.lru import Recent
+from server.identity.lru import LruCache
 from server.identity.principals import Principals
 from server.identity.source import Call, Idle, identity_metadata
 from server.identity.spiffe import peer_spiffe_id
@@ -39,7 +39,7 @@ class Proxy(Idle):
     def __init__(self, settings: IdentitySettings) -> None:
         self._trusted = frozenset(settings.proxy_spiffe_ids)
         self._principals = Principals(settings.attribute_names)
-        self._known: Recent[_Sent, Principal] = Recent(_REMEMBERED)
+        self._known: LruCache[_Sent, Principal] = LruCache(_REMEMBERED)
 
     async def principal(self, call: Call) -> Principal:
         """Who the proxy says it is."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from server.complaint import Complaint
+from server.complaint import OperatorError
 from server.errors import CredentialsInvalid
 from server.policy.principal import Principal
 
@@ -13,7 +13,7 @@ _NAMES = ("authorization", "x-principal", "x-tenant", "x-attributes", "x-forward
 _IDENTITY = frozenset(_NAMES) | {f"{name}-bin" for name in _NAMES}
 
 
-class IdentityUnfit(Complaint):
+class IdentityConfigError(OperatorError):
     """A file that identity is configured with cannot be used; the text is for the operator."""
 
 

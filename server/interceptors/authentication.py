@@ -8,14 +8,14 @@ from server.authorization.audit_log import trace_of
 from server.errors import Unauthenticated
 from server.identity.source import Source
 from server.interceptors.authorization import OPEN
-from server.interceptors.chain import Context, Guard, Link
+from server.interceptors.chain import Context, Guard, Interceptor
 from server.observability.trace_context import current_trace
 from server.policy.principal import current_principal
 
 log = structlog.get_logger(__name__)
 
 
-class Identify(Link):
+class Authentication(Interceptor):
     """Sets the principal of each call, except of those that are open to anybody."""
 
     def __init__(self, source: Source) -> None:
@@ -25,10 +25,10 @@ class Identify(Link):
         """A guard that sets `current_principal`; none for health and reflection."""
         if method.startswith(OPEN):
             return None
-        return lambda context: _Known(self._source, method, context)
+        return lambda context: _AuthenticationGuard(self._source, method, context)
 
 
-class _Known:
+class _AuthenticationGuard:
     __slots__ = ("_context", "_method", "_source")
 
     def __init__(self, source: Source, method: str, context: Context) -> None:

@@ -15,11 +15,10 @@ from conversations.v1 import options_pb2
 from google.protobuf.descriptor import FileDescriptor
 
 from server.authorization import audit_log
-from server.authorization.access import Access as Allowed
-from server.authorization.access import Accesses, current_access
-from server.complaint import Complaint
-from server.errors import ActionDenied, Failure
-from server.interceptors.chain import Context, Guard, Handler, Link, around
+from server.authorization.access import Access, AccessCache, current_access
+from server.complaint import OperatorError
+from server.errors import ActionDenied, ServiceError
+from server.interceptors.chain import Context, Guard, Handler, Interceptor, wrap_handler
 from server.policy.plan import Never
 from server.policy.principal import current_principal
 
@@ -31,7 +30,7 @@ OPEN = (
 )
 
 
-class AccessUndeclared(Complaint):
+class AccessUndeclared(OperatorError):
     """A method of the contract has no access option: the server must not start."""
 
 
@@ -61,10 +60,10 @@ def needs(*files: FileDescriptor) -> dict[str, Need]:
     return found
 
 
-class Access(Link):
+class Authorization(Interceptor):
     """Lets a call go on to the method, with what its caller may do."""
 
-    def __init__(self, needs_of: Mapping[str, Need], accesses: Accesses, *, audit_permits: bool) -> None:
+    def __init__(self, needs_of: Mapping[str, Need], accesses: AccessCache, *, audit_permits: bool) -> None:
         self._needs = needs_of
         self._accesses = accesses
         self._audit_permits = audit_permits
@@ -76,16 +75,18 @@ class Access(Link):
         need = self._needs.get(method)
         if need is None:
             return refuse(ActionDenied("method", "call"))
-        return around(handler, self._guard(need))
+        return wrap_handler(handler, self._guard(need))
 
     def _guard(self, need: Need) -> Guard:
-        return lambda _context: _Planned(self._accesses.of(current_principal.get()), need, self._audit_permits)
+        return lambda _context: _AuthorizationGuard(
+            self._accesses.of(current_principal.get()), need, self._audit_permits
+        )
 
 
-class _Planned:
+class _AuthorizationGuard:
     __slots__ = ("_access", "_audit_permits", "_need")
 
-    def __init__(self, access: Allowed, need: Need, audit_permits: bool) -> None:  # noqa: FBT001
+    def __init__(self, access: Access, need: Need, audit_permits: bool) -> None:  # noqa: FBT001
         self._access = access
         self._need = need
         self._audit_permits = audit_permits
@@ -110,15 +111,15 @@ class _Planned:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._need.actions and (error is None or isinstance(error, Failure)):
+        if self._need.actions and (error is None or isinstance(error, ServiceError)):
             self._log(error)
 
-    def _log(self, failure: Failure | None) -> None:
+    def _log(self, failure: ServiceError | None) -> None:
         resource, action = self._need.resource, self._need.actions[0]
         audit_log.decided(self._access, resource, action, failure, permits=self._audit_permits)
 
 
-def refuse(failure: Failure) -> Handler:
+def refuse(failure: ServiceError) -> Handler:
     """A handler that raises ``failure``; a stream to a stream answers all four kinds of call."""
 
     async def refused(_requests: Any, _context: Context) -> AsyncIterator[bytes]:

@@ -29,28 +29,28 @@ def streams(handler: Handler) -> bool:
     return bool(handler.request_streaming or handler.response_streaming)
 
 
-class Link:
+class Interceptor:
     """Does something before, after or instead of the calls it guards."""
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """``handler`` inside the guard of ``method``; the handler itself when there is none."""
         guard = self.guard(method)
-        return around(handler, guard) if guard else handler
+        return wrap_handler(handler, guard) if guard else handler
 
     def guard(self, method: str) -> Guard | None:
         """What to put around the calls of ``method``, as ``/package.Service/Method``; by default nothing."""
         return None
 
-    def missed(self) -> None:
+    def on_unknown_method(self) -> None:
         """Sees a call of a method that is not served; by default nothing."""
 
 
-class Chain(grpc.aio.ServerInterceptor):
+class InterceptorChain(grpc.aio.ServerInterceptor):
     """The one interceptor that grpc.aio sees: for each of its own it makes coroutines anew at every call."""
 
-    def __init__(self, links: Sequence[Link]) -> None:
+    def __init__(self, links: Sequence[Interceptor]) -> None:
         """``links``, the outermost first."""
-        self.links = tuple(links)
+        self.interceptors = tuple(links)
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -64,23 +64,23 @@ class Chain(grpc.aio.ServerInterceptor):
             return wrapped
         handler = await continuation(details)
         if handler is None:
-            for link in self.links:
-                link.missed()
+            for link in self.interceptors:
+                link.on_unknown_method()
             return None
-        for link in reversed(self.links):
+        for link in reversed(self.interceptors):
             handler = link.wrap(details.method, handler)
         self._wrapped[details.method] = handler
         return handler
 
 
-def around(handler: Handler, guard: Guard) -> Handler:
+def wrap_handler(handler: Handler, guard: Guard) -> Handler:
     """``handler`` with each call inside ``guard``.
 
     The wrappers are real async functions: grpc.aio takes partials and callable
     objects for synchronous code and runs them in a thread.
     """
     if handler.response_streaming:
-        return _around_stream(handler, guard)
+        return _wrap_stream(handler, guard)
     method: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
     async def call(request: Any, context: Context) -> Any:
@@ -91,7 +91,7 @@ def around(handler: Handler, guard: Guard) -> Handler:
     return make(call, handler.request_deserializer, handler.response_serializer)
 
 
-def _around_stream(handler: Handler, guard: Guard) -> Handler:
+def _wrap_stream(handler: Handler, guard: Guard) -> Handler:
     method: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
     make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
 

@@ -9,11 +9,11 @@ from collections import Counter
 from types import TracebackType
 
 from server.errors import Overloaded
-from server.interceptors.chain import Guard, Handler, Link, is_ours, streams
+from server.interceptors.chain import Guard, Handler, Interceptor, is_ours, streams
 from server.policy.principal import Principal, current_principal
 
 
-class Calls(Link):
+class CallLimit(Interceptor):
     """Limits the unary calls under way."""
 
     def __init__(self, limit: int) -> None:
@@ -41,7 +41,7 @@ class Calls(Link):
         self.count -= 1
 
 
-class Streams(Link):
+class StreamLimit(Interceptor):
     """Limits the streams under way, of all and of one principal; behind Identify."""
 
     def __init__(self, limit: int, limit_of_principal: int) -> None:
@@ -57,7 +57,7 @@ class Streams(Link):
 
     def guard(self, method: str) -> Guard:
         """A guard that counts the stream until it ends."""
-        return lambda _context: _Stream(self, current_principal.get())
+        return lambda _context: _StreamGuard(self, current_principal.get())
 
     def begin(self, who: tuple[str, str]) -> None:
         """Counts a stream of a principal.
@@ -83,10 +83,10 @@ class Streams(Link):
             del self._of[who]
 
 
-class _Stream:
+class _StreamGuard:
     __slots__ = ("_streams", "_who")
 
-    def __init__(self, streams: Streams, principal: Principal) -> None:
+    def __init__(self, streams: StreamLimit, principal: Principal) -> None:
         self._streams = streams
         self._who = (principal.tenant, principal.id)
 

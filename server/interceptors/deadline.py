@@ -9,10 +9,10 @@ import asyncio
 from types import TracebackType
 
 from server.errors import DeadlineExceeded
-from server.interceptors.chain import Context, Handler, Link, around, is_ours, streams
+from server.interceptors.chain import Context, Handler, Interceptor, is_ours, streams, wrap_handler
 
 
-class Deadline(Link):
+class Deadline(Interceptor):
     """Limits how long a call runs.
 
     Args:
@@ -28,14 +28,14 @@ class Deadline(Link):
         """``handler`` limited, when it is unary: streams last as long as their callers want."""
         if not is_ours(method) or streams(handler):
             return handler
-        return around(handler, lambda context: _Limited(self._seconds(context)))
+        return wrap_handler(handler, lambda context: _DeadlineGuard(self._seconds(context)))
 
     def _seconds(self, context: Context) -> float:
         remaining: float | None = context.time_remaining()
         return min(self._default if remaining is None else remaining, self._ceiling)
 
 
-class _Limited:
+class _DeadlineGuard:
     __slots__ = ("_timeout",)
 
     def __init__(self, seconds: float) -> None:

@@ -13,11 +13,11 @@ from google.protobuf.message import DecodeError
 
 from server.authorization.audit_log import current_request
 from server.errors import FieldInvalid, Violation
-from server.interceptors.chain import Context, Handler, Link, is_ours
+from server.interceptors.chain import Context, Handler, Interceptor, is_ours
 from server.requests.validation import validate
 
 
-class Decode(Link):
+class Decode(Interceptor):
     """Replaces grpc's decoding of requests."""
 
     def wrap(self, method: str, handler: Handler) -> Handler:

@@ -9,10 +9,10 @@ from types import TracebackType
 
 from server.errors import ShuttingDown, StoreUnavailable
 from server.interceptors.authorization import OPEN
-from server.interceptors.chain import Guard, Link
+from server.interceptors.chain import Guard, Interceptor
 
 
-class Running(Link):
+class DrainGate(Interceptor):
     """Counts the calls under way, and refuses new ones before it is opened and in a drain.
 
     A call that comes in a drain is held until its connection is told to go (ADR 17):

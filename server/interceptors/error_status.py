@@ -13,8 +13,8 @@ import grpc
 import grpc.aio
 import structlog
 
-from server.errors import Failure, Internal
-from server.interceptors.chain import Context, Guard, Link
+from server.errors import Internal, ServiceError
+from server.interceptors.chain import Context, Guard, Interceptor
 
 log = structlog.get_logger(__name__)
 
@@ -22,15 +22,15 @@ log = structlog.get_logger(__name__)
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)  # by retry policies
 
 
-class Failures(Link):
+class ErrorStatus(Interceptor):
     """Tells callers what went wrong, and nothing else."""
 
     def guard(self, method: str) -> Guard:
         """A guard that ends the call with the status of what was raised."""
-        return lambda context: _Told(method, context)
+        return lambda context: _StatusGuard(method, context)
 
 
-class _Told:
+class _StatusGuard:
     __slots__ = ("_context", "_method")
 
     def __init__(self, method: str, context: Context) -> None:
@@ -45,7 +45,7 @@ class _Told:
     ) -> None:
         if error is None or isinstance(error, asyncio.CancelledError | grpc.aio.AbortError | GeneratorExit):
             return
-        failure = error if isinstance(error, Failure) else self._internal(error)
+        failure = error if isinstance(error, ServiceError) else self._internal(error)
         status = failure.status()
         trailers: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", status.SerializeToString()),)
         if failure.code in _RETRIED and failure.retry_after_ms is not None:
@@ -53,7 +53,7 @@ class _Told:
             trailers = (*trailers, ("grpc-retry-pushback-ms", str(failure.retry_after_ms)))
         await self._context.abort(failure.code, status.message, trailers)
 
-    def _internal(self, error: BaseException) -> Failure:
+    def _internal(self, error: BaseException) -> ServiceError:
         incident = secrets.token_hex(8)
         log.error("unexpected error", method=self._method, incident=incident, **_origin(error))
         return Internal(incident)

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf import descriptor_pool
 
 from server.interceptors.authorization import OPEN
-from server.interceptors.chain import Context, Handler, Link, around
+from server.interceptors.chain import Context, Handler, Interceptor, wrap_handler
 from server.observability.access_log import AccessLog
 from server.observability.histogram import Histogram
 
@@ -31,7 +31,7 @@ _KINDS = {
 }
 
 
-class Calls:
+class MethodStats:
     """The calls of one method so far."""
 
     __slots__ = ("codes", "kind", "received", "seconds", "sent", "started")
@@ -45,7 +45,7 @@ class Calls:
         self.sent = 0
 
 
-class Observe(Link):
+class Observe(Interceptor):
     """Counts calls by method and code, and logs them.
 
     Args:
@@ -55,19 +55,19 @@ class Observe(Link):
     """
 
     def __init__(self, methods: Iterable[str], *, access_log: bool) -> None:
-        self.calls = {method: Calls(_described(method)) for method in methods}
+        self.calls = {method: MethodStats(_described(method)) for method in methods}
         self.unknown = 0  # calls of methods that are not
         self._log = AccessLog(always=access_log)
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """``handler`` with its calls, and the messages of streams, counted."""
         kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
-        calls = self.calls.setdefault(method, Calls(kind))
+        calls = self.calls.setdefault(method, MethodStats(kind))
         log = None if method.startswith(OPEN) else self._log
         handler = _counted(handler, calls) if kind == "bidi_stream" else handler
-        return around(handler, lambda context: _Seen(method, calls, log, context))
+        return wrap_handler(handler, lambda context: _ObserveGuard(method, calls, log, context))
 
-    def missed(self) -> None:
+    def on_unknown_method(self) -> None:
         """Counts a call of no method: its name is the caller's, and must not become a label."""
         self.unknown += 1
 
@@ -77,23 +77,23 @@ def _described(method: str) -> str:
     return _KINDS[found.client_streaming, found.server_streaming]
 
 
-def _counted(handler: Handler, calls: Calls) -> Handler:
+def _counted(handler: Handler, calls: MethodStats) -> Handler:
     method: Any = handler.stream_stream
 
     async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        async for response in method(_Counted(requests, calls), context):
+        async for response in method(_CountedMessages(requests, calls), context):
             calls.sent += 1
             yield response
 
     return grpc.stream_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
 
 
-class _Counted:
+class _CountedMessages:
     """Messages on their way in. No generator: one that is left early has to be closed by somebody."""
 
     __slots__ = ("_calls", "_messages", "_source")
 
-    def __init__(self, source: AsyncIterable[Any], calls: Calls) -> None:
+    def __init__(self, source: AsyncIterable[Any], calls: MethodStats) -> None:
         self._source = source
         self._messages: AsyncIterator[Any] | None = None  # made when it is used: gRPC's is a generator
         self._calls = calls
@@ -109,10 +109,10 @@ class _Counted:
         return message
 
 
-class _Seen:
+class _ObserveGuard:
     __slots__ = ("_began", "_calls", "_context", "_log", "_method", "_peer")
 
-    def __init__(self, method: str, calls: Calls, log: AccessLog | None, context: Context) -> None:
+    def __init__(self, method: str, calls: MethodStats, log: AccessLog | None, context: Context) -> None:
         self._method = method
         self._calls = calls
         self._log = log

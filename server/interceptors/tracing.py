@@ -16,7 +16,7 @@ from opentelemetry import propagate
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_span_id, format_trace_id, set_span_in_context
 
-from server.interceptors.chain import Context, Guard, Link, is_ours
+from server.interceptors.chain import Context, Guard, Interceptor, is_ours
 from server.interceptors.observe import code_of
 from server.observability.trace_context import current_span, current_trace
 
@@ -44,7 +44,7 @@ class _Values(Getter[Metadata]):
 VALUES = _Values()
 
 
-class Trace(Link):
+class Tracing(Interceptor):
     """Traces the calls of the contract; those of health would hide them."""
 
     def __init__(self, tracer: Tracer) -> None:
@@ -56,10 +56,10 @@ class Trace(Link):
             return None
         name = method.removeprefix("/")
         attributes = {"rpc.system.name": "grpc", "rpc.method": name}
-        return lambda context: _Traced(self._tracer, name, attributes, context)
+        return lambda context: _TracingGuard(self._tracer, name, attributes, context)
 
 
-class _Traced:
+class _TracingGuard:
     __slots__ = ("_attributes", "_context", "_name", "_span", "_tracer")
 
     def __init__(self, tracer: Tracer, name: str, attributes: dict[str, str], context: Context) -> None:

@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Tracer
 
 from server import __version__
-from server.complaint import Complaint
+from server.complaint import OperatorError
 
 log = structlog.get_logger(__name__)
 
@@ -32,16 +32,16 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL
 _PROTOCOL = "http/protobuf"  # not gRPC: its exporter would share the process's gRPC with grpc.aio
 
 
-class TracingUnfit(Complaint):
+class TracingConfigError(OperatorError):
     """Traces cannot be sent as configured."""
 
 
 @asynccontextmanager
-async def sent() -> AsyncIterator[Tracer]:
+async def tracer_provider() -> AsyncIterator[Tracer]:
     """What makes spans; leaving sends what is left of them.
 
     Raises:
-        TracingUnfit: A variable asks for what there is not.
+        TracingConfigError: A variable asks for what there is not.
     """
     provider = _provider()
     try:
@@ -63,10 +63,10 @@ def _is_exported() -> bool:
     """Whether spans are sent at all; where they are not, their ids still are in the log."""
     exporter = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
     if exporter not in _EXPORTERS:
-        raise TracingUnfit(f"tracing: OTEL_TRACES_EXPORTER must be {' or '.join(_EXPORTERS)}.")
+        raise TracingConfigError(f"tracing: OTEL_TRACES_EXPORTER must be {' or '.join(_EXPORTERS)}.")
     for name in _PROTOCOLS:
         if (os.environ.get(name) or _PROTOCOL) != _PROTOCOL:
-            raise TracingUnfit(f"tracing: {name} must be {_PROTOCOL}: spans are sent in no other way.")
+            raise TracingConfigError(f"tracing: {name} must be {_PROTOCOL}: spans are sent in no other way.")
     return exporter == "otlp"
 
 

@@ -13,7 +13,7 @@ KINDS = ("read", "append", "write")
 REASONS = ("pool", "connection", "race", "timeout")  # why a statement fails
 
 
-class Counts:
+class StoreStats:
     """Of one pool, from its start."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ def kind_of(text: str) -> str:
     return "write" if any(verb in text for verb in ("INSERT INTO", "UPDATE ", "DELETE FROM")) else "read"
 
 
-class Purges:
+class PurgeStats:
     """Of this process."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ class Problem:
         return f"{self.file}:{self.line}:{self.column}: {rule}{self.message}{word}"
 
 
-class PolicyInvalid(ValueError):  # noqa: N818 - says what is wrong
+class PolicyInvalid(ValueError):
     """A policy that must not be used; holds everything that is wrong with it."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:

@@ -20,7 +20,7 @@ _REPEAT = re.compile(r"(?:[*+?]|\{\d*,?\d*\})[*+?]?")
 _SET_OPERATORS = ("--", "&&", "||", "~~")  # reserved by Python's re for later
 
 
-class PatternInvalid(Exception):  # noqa: N818 - says what is wrong
+class PatternInvalid(Exception):
     """No meaning can be given to a pattern; holds the words that are to blame."""
 
     def __init__(self, word: str, message: str) -> None:

@@ -50,7 +50,7 @@ _ATTRIBUTE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
-class _Known:
+class _AuthenticationGuard:
     """What the operator adds to the language."""
 
     attributes: tuple[str, ...]
@@ -73,7 +73,7 @@ def load(
         PolicyInvalid: Any of it is not understood; holds all problems.
         ValueError: A name in ``attributes`` that no attribute can have.
     """
-    known = _Known(tuple(dict.fromkeys((*ATTRIBUTES, *attributes))), tuple(foreign))
+    known = _AuthenticationGuard(tuple(dict.fromkeys((*ATTRIBUTES, *attributes))), tuple(foreign))
     for name in known.attributes:
         if not _ATTRIBUTE.fullmatch(name):
             raise ValueError(f"not a name for an attribute: {name!r}")
@@ -84,7 +84,9 @@ def load(
     return Policy(rules or DEFAULT.rules, sha256(text.encode()).hexdigest(), file)
 
 
-def _rules(nodes: list[yaml.Node], file: str, problems: dict[Problem, None], known: _Known) -> tuple[Rule, ...]:
+def _rules(
+    nodes: list[yaml.Node], file: str, problems: dict[Problem, None], known: _AuthenticationGuard
+) -> tuple[Rule, ...]:
     for surplus in nodes[MAX_RULES : MAX_RULES + 1]:
         Notes(file, problems, MAX_RULES + 1).note(surplus, f"more than {MAX_RULES} rules")
     return tuple(
@@ -95,7 +97,7 @@ def _rules(nodes: list[yaml.Node], file: str, problems: dict[Problem, None], kno
 # What follows gives something harmless where it notes a problem: the policy is then refused.
 
 
-def _rule(number: int, node: yaml.Node, notes: Notes, known: _Known) -> Rule:
+def _rule(number: int, node: yaml.Node, notes: Notes, known: _AuthenticationGuard) -> Rule:
     parts = _parts(node, _RULE_KEYS, notes)
     effect, scope = _effect(node, parts, notes, known)
     conditions, unless = _guard(parts, notes, known)
@@ -119,7 +121,9 @@ def _meant(word: str, among: Collection[str]) -> str:
     return f", did you mean {close[0]}?" if close else f"; there are {', '.join(among)}"
 
 
-def _effect(node: yaml.Node, parts: dict[str, yaml.Node], notes: Notes, known: _Known) -> tuple[Effect, Scope]:
+def _effect(
+    node: yaml.Node, parts: dict[str, yaml.Node], notes: Notes, known: _AuthenticationGuard
+) -> tuple[Effect, Scope]:
     match [effect for effect in Effect if effect in parts]:
         case [effect]:
             return effect, _scope(parts[effect], notes, known)
@@ -130,7 +134,7 @@ def _effect(node: yaml.Node, parts: dict[str, yaml.Node], notes: Notes, known: _
     return Effect.FORBID, Scope(frozenset())
 
 
-def _scope(node: yaml.Node, notes: Notes, known: _Known) -> Scope:
+def _scope(node: yaml.Node, notes: Notes, known: _AuthenticationGuard) -> Scope:
     parts = _parts(node, _SCOPE_KEYS, notes)
     return Scope(_actions(node, parts, notes), _principal(parts, notes), _resources(parts, notes, known))
 
@@ -160,7 +164,7 @@ def _short(node: yaml.Node, value: str, name: str, notes: Notes) -> None:
         notes.note(node, f"{name} has at most {MAX_VALUE_BYTES} bytes", value)
 
 
-def _resources(parts: dict[str, yaml.Node], notes: Notes, known: _Known) -> Mapping[str, Ids]:
+def _resources(parts: dict[str, yaml.Node], notes: Notes, known: _AuthenticationGuard) -> Mapping[str, Ids]:
     node = parts.get("resource")
     if node is None or not is_word(node, notes):
         return EVERYTHING
@@ -171,7 +175,9 @@ def _resources(parts: dict[str, yaml.Node], notes: Notes, known: _Known) -> Mapp
         return {}
 
 
-def _guard(parts: dict[str, yaml.Node], notes: Notes, known: _Known) -> tuple[tuple[Condition, ...], bool]:
+def _guard(
+    parts: dict[str, yaml.Node], notes: Notes, known: _AuthenticationGuard
+) -> tuple[tuple[Condition, ...], bool]:
     unless = "unless" in parts
     if unless and "when" in parts:
         notes.note(parts["unless"], "a rule has one of when and unless, not both", "unless")
@@ -184,7 +190,7 @@ def _guard(parts: dict[str, yaml.Node], notes: Notes, known: _Known) -> tuple[tu
     return tuple(_condition(word, notes, known) for word in found), unless
 
 
-def _condition(node: yaml.ScalarNode, notes: Notes, known: _Known) -> Condition:
+def _condition(node: yaml.ScalarNode, notes: Notes, known: _AuthenticationGuard) -> Condition:
     match node.value.split():
         case ["user", "is", "owner"]:
             return UserIsOwner()
@@ -209,7 +215,7 @@ def _condition(node: yaml.ScalarNode, notes: Notes, known: _Known) -> Condition:
     return UserIsOwner()
 
 
-def _attribute(node: yaml.Node, name: str, notes: Notes, known: _Known) -> str:
+def _attribute(node: yaml.Node, name: str, notes: Notes, known: _AuthenticationGuard) -> str:
     if name not in known.attributes:
         notes.note(node, f"unknown attribute{_meant(name, known.attributes)}", name)
     return name

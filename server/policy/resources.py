@@ -42,7 +42,7 @@ FOREIGN = (
 )
 
 
-class ResourceInvalid(Exception):  # noqa: N818 - says what is wrong
+class ResourceInvalid(Exception):
     """A resource that can not be read; holds the word that is to blame."""
 
     def __init__(self, word: str, message: str) -> None:

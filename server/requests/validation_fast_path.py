@@ -37,11 +37,11 @@ _SET = r"\[\^?(?:(?!--)(?:[A-Za-z0-9_-]|\\x00))+\]"
 _PORTABLE = re.compile(rf"\^(?:(?:[A-Za-z0-9_-]|{_SET})(?:[*+?]|\{{\d+(?:,\d+)?\}})?|\(|\)\??)*\$")
 
 
-class UnknownRule(Exception):  # noqa: N818 - no error: protovalidate decides
+class UnknownRule(Exception):
     """A rule that only protovalidate can tell about."""
 
 
-class Acceptance:
+class FastPath:
     """Makes the check of a message type when its first message comes.
 
     A type with a rule that is not known here accepts no message. That says nothing
@@ -263,4 +263,4 @@ def _is_annotated(descriptor: Descriptor) -> bool:
     )
 
 
-certainly_valid = Acceptance().certainly_valid
+certainly_valid = FastPath().certainly_valid

@@ -20,7 +20,7 @@ _TRUTHS = {Outcome.MATCHED: pb.TRUTH_TRUE, Outcome.DEPENDS: pb.TRUTH_DEPENDS}  #
 _DECISIONS = {True: pb.DECISION_ALLOWED, False: pb.DECISION_DENIED, None: pb.DECISION_DEPENDS}
 
 
-class AccessQuestions(AccessServiceServicer):
+class AccessServicer(AccessServiceServicer):
     """Answers from the policy in force; what it says of a row is what the row's statement would decide."""
 
     def __init__(self, conversations: ConversationStore) -> None:

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server import __version__
 from server.authorization.policy_file import PolicyFile
 from server.interceptors.chain import Context
-from server.interceptors.drain_gate import Running
+from server.interceptors.drain_gate import DrainGate
 from server.observability import logs
 from server.store.connection.database import Database
 from server.store.migrate import HEAD
@@ -34,14 +34,14 @@ class Process:
 
     worker: int
     addresses: tuple[str, ...]
-    running: Running
+    running: DrainGate
     readiness: Readiness
     database: Database
     policy: PolicyFile
     reload: Callable[[], None]
 
 
-class Admin(AdminServiceServicer):
+class AdminServicer(AdminServiceServicer):
     """Answers from memory."""
 
     def __init__(self, process: Process, log_level: str) -> None:

@@ -13,10 +13,10 @@ from conversations.v1 import conversations_service_pb2 as pb
 
 from server.authorization.access import Access
 from server.authorization.audit_log import current_request, decided
-from server.errors import ActionDenied, ConversationNotFound, Failure, FieldInvalid, ShuttingDown, Violation
+from server.errors import ActionDenied, ConversationNotFound, FieldInvalid, ServiceError, ShuttingDown, Violation
 from server.requests.validation import validate
 from server.services.messages import item_of
-from server.services.new_items import Admission
+from server.services.new_items import BatchBuilder
 from server.store.append_batching import Append
 from server.store.idempotency import Method, reservation
 from server.store.items import ItemStore, StoredItem
@@ -38,10 +38,10 @@ class AppendStream:
         draining: Set when the server ends; requests taken before are answered.
     """
 
-    def __init__(self, access: Access, items: ItemStore, admission: Admission, draining: asyncio.Event) -> None:
+    def __init__(self, access: Access, items: ItemStore, batches: BatchBuilder, draining: asyncio.Event) -> None:
         self._access = access
         self._items = items
-        self._admission = admission
+        self._batches = batches
         self._draining = draining
         self._conversation_id = ""
         self._first: pb.AppendItemsRequest | None = None
@@ -112,12 +112,12 @@ class AppendStream:
             append = self._append(request)
         except _ENDING:
             raise
-        except Failure as failure:
+        except ServiceError as failure:
             if _about_conversation(failure):
                 raise
             self._line.put_nowait(pb.AppendItemsResponse(error=failure.status()))
             return
-        if append.sociable:
+        if append.can_batch:
             self._items.queue(append)
             self._line.put_nowait(append)
             self._latest = append
@@ -162,7 +162,7 @@ class AppendStream:
         validate(request)
         access, now = self._access.now, datetime.now(UTC)
         reserved = reservation(Method.APPEND_ITEMS, request)
-        batch = self._admission.batch(request.items, self._conversation_id, access.principal.id, now)
+        batch = self._batches.build(request.items, self._conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         return Append(access, self._conversation_id, batch, expected, reserved, now)
 
@@ -172,7 +172,7 @@ class AppendStream:
             stored = await appended
         except _ENDING:
             raise
-        except Failure as failure:
+        except ServiceError as failure:
             decided(self._access, "item", "create", failure, permits=False)
             return pb.AppendItemsResponse(error=failure.status())
         ids = [item_of(each).id for each in stored]
@@ -181,6 +181,6 @@ class AppendStream:
         )
 
 
-def _about_conversation(failure: Failure) -> bool:
+def _about_conversation(failure: ServiceError) -> bool:
     """Whether no request of the stream can be valid."""
     return isinstance(failure, FieldInvalid) and any(each.field == "conversation_id" for each in failure.violations)

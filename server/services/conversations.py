@@ -17,7 +17,7 @@ from server.requests.field_masks import attribute_pairs, change_of
 from server.requests.page_tokens import PageTokens
 from server.services.append_stream import AppendStream
 from server.services.messages import add_items, conversation_of, item_of
-from server.services.new_items import Admission
+from server.services.new_items import BatchBuilder
 from server.store.append_batching import Append
 from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.idempotency import Method, reservation
@@ -27,7 +27,7 @@ _DESCENDING = ("", "create_time desc")  # order_by, and the default
 _CONVERSATIONS, _ITEMS = "ListConversations", "ListItems"  # what a page token is bound to
 
 
-class Conversations(ConversationsServiceServicer):
+class ConversationsServicer(ConversationsServiceServicer):
     """Requests reach it decoded and valid; what is raised becomes the call's status."""
 
     def __init__(
@@ -35,13 +35,13 @@ class Conversations(ConversationsServiceServicer):
         conversations: ConversationStore,
         items: ItemStore,
         tokens: PageTokens,
-        admission: Admission,
+        batches: BatchBuilder,
         draining: asyncio.Event,
     ) -> None:
         self._conversations = conversations
         self._items = items
         self._tokens = tokens
-        self._admission = admission
+        self._batches = batches
         self._draining = draining
 
     async def CreateConversation(
@@ -53,7 +53,7 @@ class Conversations(ConversationsServiceServicer):
         conversation_id = new_id(access.principal, reserved)
         batch = None
         if request.items:
-            batch = self._admission.batch(request.items, conversation_id, access.principal.id, now)
+            batch = self._batches.build(request.items, conversation_id, access.principal.id, now)
         metadata, attributes = dict(request.conversation.metadata), _attributes(request.conversation, access.principal)
         row = await self._conversations.create(access, metadata, attributes, batch, reserved, conversation_id, now)
         return conversation_of(row)
@@ -110,7 +110,7 @@ class Conversations(ConversationsServiceServicer):
         """Appends items, all or none."""
         access, now = current_access.get(), datetime.now(UTC)
         reserved = reservation(Method.CREATE_ITEMS, request)
-        batch = self._admission.batch(request.items, request.conversation_id, access.principal.id, now)
+        batch = self._batches.build(request.items, request.conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         append = Append(access, request.conversation_id, batch, expected, reserved, now)
         return add_items(pb.CreateItemsResponse(), await self._items.append(append))
@@ -119,7 +119,7 @@ class Conversations(ConversationsServiceServicer):
         self, requests: AsyncIterator[pb.AppendItemsRequest], context: Context
     ) -> AsyncIterator[pb.AppendItemsResponse]:
         """Appends what comes, and answers in the same order."""
-        stream = AppendStream(current_access.get(), self._items, self._admission, self._draining)
+        stream = AppendStream(current_access.get(), self._items, self._batches, self._draining)
         return stream.answers(requests)
 
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> item_pb2.Item:

@@ -48,7 +48,7 @@ TYPE_RULES = _type_rules()
 
 
 @dataclass(frozen=True)
-class Admission:
+class BatchBuilder:
     """Takes items in.
 
     Args:
@@ -59,7 +59,7 @@ class Admission:
     max_item_bytes: int
     max_batch_bytes: int
 
-    def batch(self, new: Sequence[item_pb2.NewItem], conversation_id: str, created_by: str, now: datetime) -> Batch:
+    def build(self, new: Sequence[item_pb2.NewItem], conversation_id: str, created_by: str, now: datetime) -> Batch:
         """The rows to store; the items of ``new`` are changed in place.
 
         Raises:

@@ -105,10 +105,14 @@ def identity_problems(settings: IdentitySettings, listen: Sequence[str]) -> list
     """Each combination of settings that cannot be meant."""
     by_source = {"jwt": _jwt_problems, "mtls": _mtls_problems, "proxy": _proxy_problems}
     check = by_source.get(settings.identity)
-    return [*_strangers(settings), *(check(settings, listen) if check else ()), *_tls_problems(settings)]
+    return [
+        *_settings_of_other_sources(settings),
+        *(check(settings, listen) if check else ()),
+        *_tls_problems(settings),
+    ]
 
 
-def _strangers(settings: IdentitySettings) -> Iterable[str]:
+def _settings_of_other_sources(settings: IdentitySettings) -> Iterable[str]:
     """A setting of a source that is not the configured one: somebody believes it is."""
     for source, names in _OF.items():
         if source != settings.identity:

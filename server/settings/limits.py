@@ -9,7 +9,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class TransportSettings(BaseSettings):
+class LimitSettings(BaseSettings):
     """Bounds of what a peer can make the server do."""
 
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = Field(

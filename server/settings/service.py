@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from server.complaint import Complaint
+from server.complaint import OperatorError
 from server.settings.identity import IdentitySettings, Names, identity_problems, is_loopback
-from server.settings.limits import Seconds, TransportSettings
+from server.settings.limits import LimitSettings, Seconds
 from server.settings.operations import OperationSettings, host_port
 
 PREFIX = "CONVERSATIONS_"
@@ -17,11 +17,11 @@ CALLS_PER_CONNECTION = 32  # of the pool: as many calls share what it does (ADR 
 _SCHEMES = ("postgresql://", "postgres://")
 
 
-class SettingsInvalid(Complaint):
+class SettingsInvalid(OperatorError):
     """Every wrong setting, one a line, without the values."""
 
 
-class BasicSettings(BaseSettings):
+class DatabaseSettings(BaseSettings):
     """Where to serve, and what the data is kept in."""
 
     listen: Names = Field(
@@ -55,7 +55,7 @@ class BasicSettings(BaseSettings):
     )
 
 
-class Settings(OperationSettings, TransportSettings, IdentitySettings, BasicSettings):
+class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSettings):
     """The service's settings; the description of each is its line in the README."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -123,7 +123,7 @@ class Settings(OperationSettings, TransportSettings, IdentitySettings, BasicSett
 
     @field_validator("allow_anonymous")
     @classmethod
-    def _strangers_are_let_in_on_purpose(cls, value: bool, others: ValidationInfo) -> bool:  # noqa: FBT001
+    def _require_allow_anonymous(cls, value: bool, others: ValidationInfo) -> bool:  # noqa: FBT001
         anonymous = others.data.get("identity") == "none" and not all(map(is_local, others.data.get("listen", ())))
         if anonymous and not value:
             raise ValueError(f"must be true to serve an address that others reach ({PREFIX}LISTEN) without identity")

@@ -4,21 +4,21 @@ import asyncio
 from contextlib import suppress
 
 
-class Asking:
+class WakeableSleep:
     """A pause between two looks, which ends when somebody asks."""
 
     def __init__(self) -> None:
-        self._asked = asyncio.Event()
+        self._woken = asyncio.Event()
 
-    def ask(self) -> None:
+    def wake(self) -> None:
         """Ends the pause; safe in a signal handler."""
-        self._asked.set()
+        self._woken.set()
 
-    async def pause(self, seconds: float) -> bool:
+    async def sleep(self, seconds: float) -> bool:
         """Whether somebody asked, during the pause or before it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._asked.wait()
-        asked = self._asked.is_set()
-        self._asked.clear()
+                await self._woken.wait()
+        asked = self._woken.is_set()
+        self._woken.clear()
         return asked

@@ -26,7 +26,7 @@ from server.store.sql.appends import GROUPS, ITEMS, REQUESTS, append_many
 from server.store.sql.predicate import Permission
 
 _UNDONE = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
-TURNS = 16  # of the event loop in which appends gather before a statement
+GATHER_TICKS = 16  # of the event loop in which appends gather before a statement
 MAX_ITEMS = 1_000  # of a statement of many
 MAX_BYTES = 1024 * 1024  # likewise; an append of more than a quarter goes alone
 
@@ -47,7 +47,7 @@ class Append:
     now: datetime
     permissions: tuple[Permission, Permission] = field(init=False)  # to read the conversation and to create items
     size: int = field(init=False)  # bytes
-    placed: "asyncio.Future[int | None]" = field(init=False)  # what `Appends.place` answers
+    placed: "asyncio.Future[int | None]" = field(init=False)  # what `AppendBatcher.place` answers
 
     def __post_init__(self) -> None:
         self.permissions = self.access.demand("conversation", "read"), self.access.demand("item", "create")
@@ -56,7 +56,7 @@ class Append:
         self.size = sum(map(len, self.batch.bodies))
 
     @property
-    def sociable(self) -> bool:
+    def can_batch(self) -> bool:
         """Whether it can share a statement."""
         return not (self.batch.refers or self.permissions[1].asks_for_id) and self.size <= MAX_BYTES // 4
 
@@ -88,7 +88,7 @@ class Group:
 Alone = Callable[[Append], Awaitable[int | None]]
 
 
-class Appends:
+class AppendBatcher:
     """Places appends; at most one statement for several is under way in this process.
 
     Args:
@@ -101,8 +101,8 @@ class Appends:
         self._alone = alone
         self._waiting: deque[Append] = deque()
         self._busy = False
-        self._company = False  # whether the last statement carried several
-        self._held: set[str] = set()  # conversations whose appends are tried one by one
+        self._last_was_batch = False  # whether the last statement carried several
+        self._retrying_alone: set[str] = set()  # conversations whose appends are tried one by one
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def place(self, append: Append) -> int | None:
@@ -111,9 +111,9 @@ class Appends:
         Raises:
             StoreUnavailable, DeadlineExceeded, Conflict: As `Database.fetch`.
         """
-        if not append.sociable:
+        if not append.can_batch:
             return await self._alone(append)
-        if self._busy or self._company or self._held:
+        if self._busy or self._last_was_batch or self._retrying_alone:
             self.queue(append)
             return await append.placed
         self._busy = True
@@ -121,7 +121,7 @@ class Appends:
             return await self._alone(append)
         finally:
             self._busy = False
-            self._go_on()
+            self._start_next()
 
     def queue(self, append: Append) -> None:
         """As `place`; the result will be in ``append.placed``.
@@ -131,41 +131,41 @@ class Appends:
         """
         append.placed = asyncio.get_running_loop().create_future()
         self._waiting.append(append)
-        self._go_on()
+        self._start_next()
 
-    def _go_on(self) -> None:
+    def _start_next(self) -> None:
         """Starts the next statement, if somebody waits and none is under way."""
         if self._waiting and not self._busy:
             self._busy = True
-            self._start(self._emptied())
+            self._start(self._run_until_empty())
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _emptied(self) -> None:
+    async def _run_until_empty(self) -> None:
         """Runs statements until nobody waits who can go."""
-        await self._gathered()
-        while groups := self._next():
-            self._company = len(groups) > 1 or len(groups[0].appends) > 1
+        await self._yield_to_arrivals()
+        while groups := self._take_batch():
+            self._last_was_batch = len(groups) > 1 or len(groups[0].appends) > 1
             try:
                 await self._run(groups)
             except Exception as error:  # noqa: BLE001 - it is the answer of each that waits
                 _fail(groups, error)
-            await self._gathered()
+            await self._yield_to_arrivals()
         self._busy = False
 
-    async def _gathered(self) -> None:
+    async def _yield_to_arrivals(self) -> None:
         """Lets the calls that have come already take their places, when there are several at a time."""
-        for _ in range(TURNS if self._company else 0):
+        for _ in range(GATHER_TICKS if self._last_was_batch else 0):
             await asyncio.sleep(0)
 
-    def _next(self) -> list[Group]:
+    def _take_batch(self) -> list[Group]:
         """What the next statement carries, taken out of the line."""
         groups: dict[str, Group] = {}
         left: deque[Append] = deque()
-        behind = set(self._held)  # conversations of which one must wait: nobody passes it
+        behind = set(self._retrying_alone)  # conversations of which one must wait: nobody passes it
         items = size = 0
         while self._waiting:
             append = self._waiting.popleft()
@@ -184,20 +184,20 @@ class Appends:
 
     async def _run(self, groups: list[Group]) -> None:
         if len(groups) == 1 and len(groups[0].appends) == 1:
-            await self._one_by_one(groups[0])
+            await self._run_each_alone(groups[0])
             return
-        self._database.counts.shared_appends.add(sum(len(group.appends) for group in groups))
-        placed = await self._together(groups)
+        self._database.stats.shared_appends.add(sum(len(group.appends) for group in groups))
+        placed = await self._run_batch(groups)
         for number, group in enumerate(groups, 1):
             if number in placed:
                 _succeed(group, placed[number])
             elif placed and len(group.appends) == 1:
                 _answer(group.first, None)  # refused, by the same conditions as alone
             else:
-                self._held.add(group.first.conversation_id)
-                self._start(self._apart(group))
+                self._retrying_alone.add(group.first.conversation_id)
+                self._start(self._run_individually(group))
 
-    async def _together(self, groups: list[Group]) -> dict[int, int]:
+    async def _run_batch(self, groups: list[Group]) -> dict[int, int]:
         """The base of each group that was placed, by its number; none when the whole statement was undone."""
         first = groups[0].first
         reserves = first.reserved is not None
@@ -212,13 +212,13 @@ class Appends:
             raise
         return {row["number"]: row["base"] for row in rows}
 
-    async def _apart(self, group: Group) -> None:
+    async def _run_individually(self, group: Group) -> None:
         """Tries each by itself, beside the next statements."""
-        await self._one_by_one(group)
-        self._held.discard(group.first.conversation_id)
-        self._go_on()
+        await self._run_each_alone(group)
+        self._retrying_alone.discard(group.first.conversation_id)
+        self._start_next()
 
-    async def _one_by_one(self, group: Group) -> None:
+    async def _run_each_alone(self, group: Group) -> None:
         for append in group.appends:
             try:
                 _answer(append, await self._alone(append))

@@ -87,7 +87,7 @@ def _array(name: str, type_: Any = Text) -> ColumnElement[Any]:
     return bindparam(name, type_=ARRAY(type_))
 
 
-def sent() -> CTE:
+def sent_rows() -> CTE:
     """The rows as they came: nothing is looked up."""
     arrays = [_array("item_ids"), _array("types"), _array("roles"), _array("statuses"), _array("bodies", LargeBinary)]
     rows = func.unnest(*arrays).table_valued(
@@ -97,7 +97,7 @@ def sent() -> CTE:
     return select(*rows.c, _now.label("create_time")).cte("rows")
 
 
-def resolved(read: Permission, item_read: Permission) -> CTE:
+def resolved_rows(read: Permission, item_read: Permission) -> CTE:
     """The rows with references looked up; ``found`` is false where one is not readable."""
     arrays = [
         _array("item_ids"),
@@ -148,7 +148,7 @@ def all_allowed(create: Permission, rows: CTE) -> ColumnElement[bool]:
     return not_(barred.exists())
 
 
-def placed(rows: CTE, target: CTE) -> CTE:
+def insert_items(rows: CTE, target: CTE) -> CTE:
     """Inserts ``rows`` behind ``target``: one row of the conversation's id, base and version."""
     query = select(
         target.c.id,

@@ -7,8 +7,8 @@ from sqlalchemy import Text, any_, bindparam, not_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.authorization.access import Access
-from server.errors import Conflict, Failure, ItemExists, ItemNotFound
-from server.store.batch import Batch, resolved
+from server.errors import Conflict, ItemExists, ItemNotFound, ServiceError
+from server.store.batch import Batch, resolved_rows
 from server.store.connection.database import Database
 from server.store.sql.predicate import Permission
 from server.store.sql.schema import items
@@ -17,7 +17,7 @@ from server.store.sql.statement import Statement, compiled
 
 @lru_cache(maxsize=512)
 def _unresolved(read: Permission, item_read: Permission) -> Statement:
-    rows = resolved(read, item_read)
+    rows = resolved_rows(read, item_read)
     return compiled(select(rows.c.ordinal).where(not_(rows.c.found)).order_by(rows.c.ordinal))
 
 
@@ -30,7 +30,7 @@ _TAKEN = compiled(
 )
 
 
-async def explain_batch(database: Database, access: Access, conversation_id: str, batch: Batch | None) -> Failure:
+async def explain_batch(database: Database, access: Access, conversation_id: str, batch: Batch | None) -> ServiceError:
     """The failure to raise: the first unreadable reference, else the first id that is taken."""
     if batch is None:
         return Conflict()
@@ -44,7 +44,7 @@ async def explain_batch(database: Database, access: Access, conversation_id: str
     return await _taken(database, conversation_id, batch)
 
 
-async def _taken(database: Database, conversation_id: str, batch: Batch) -> Failure:
+async def _taken(database: Database, conversation_id: str, batch: Batch) -> ServiceError:
     rows = await database.fetch(_TAKEN, {"conversation_id": conversation_id, "item_ids": batch.all_ids})
     taken = {row["item_id"] for row in rows}
     seen: set[str] = set()

@@ -24,7 +24,14 @@ from server.requests.filters import Comparison
 from server.store.batch import Batch
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
-from server.store.idempotency import CONSTRAINT, Made, Reservation, made_before, reserved_values, written
+from server.store.idempotency import (
+    CONSTRAINT,
+    PriorResult,
+    Reservation,
+    execute_write,
+    find_prior_result,
+    reserved_values,
+)
 from server.store.ids import conversation_id_for, new_conversation_id
 from server.store.sql import conversations as sql
 from server.store.sql.conversations import MAX_PAIRS
@@ -91,7 +98,7 @@ class ConversationStore:
             raise await explain_batch(self._database, access, conversation_id, batch) from error
         if row is None:
             raise await explain_batch(self._database, access, conversation_id, batch)
-        self._database.counts.items += values["last_sequence"]
+        self._database.stats.items += values["last_sequence"]
         return _new_row(values, metadata)
 
     async def _created_before(self, access: Access, conversation_id: str, reserved: Reservation) -> asyncpg.Record:
@@ -106,7 +113,7 @@ class ConversationStore:
         row = await self._database.fetchrow(sql.get(create), values)
         if row is None:
             raise ConversationNotFound(conversation_id)
-        made = await made_before(self._database, conversation_id, access.principal, reserved)
+        made = await find_prior_result(self._database, conversation_id, access.principal, reserved)
         if made is None or not made.same:
             raise RequestIdReused(reserved.request_id)
         return row
@@ -148,10 +155,10 @@ class ConversationStore:
             "drop_attributes": change.drop_attributes,
             "replace_attributes": change.replace_attributes,
         }
-        row = await written(self._database, statement, values, reserved)
+        row = await execute_write(self._database, statement, values, reserved)
         if row is not None:
             return row
-        if await self.made(access, conversation_id, reserved):
+        if await self.prior_result(access, conversation_id, reserved):
             return await self.require(access, conversation_id, *acts)
         raise _too_many(await self.require(access, conversation_id, *acts, revision=revision), change)
 
@@ -172,10 +179,10 @@ class ConversationStore:
             "revision": revision,
             "now": datetime.now(UTC),
         }
-        row = await written(self._database, statement, values, reserved)
+        row = await execute_write(self._database, statement, values, reserved)
         if row is not None:
             return
-        made = await made_before(self._database, conversation_id, access.principal, reserved)
+        made = await find_prior_result(self._database, conversation_id, access.principal, reserved)
         if made is None:
             await self.require(access, conversation_id, act, revision=revision)
             raise Conflict
@@ -195,7 +202,7 @@ class ConversationStore:
         """At most ``count`` rows behind ``position``, by creation."""
         start = (LATEST, "") if descending else (EARLIEST, "")
         after_time, after_id = position or start
-        read, cover = access.demand("conversation", "read"), access.cover
+        read, cover = access.demand("conversation", "read"), access.index_ranges
         values = {
             **access.values,
             "after_time": after_time,
@@ -208,14 +215,16 @@ class ConversationStore:
         statement = sql.page(read, shape, covered=cover is not None, descending=descending)
         return await self._database.fetch(statement, values)
 
-    async def made(self, access: Access, conversation_id: str, reserved: Reservation | None) -> Made | None:
+    async def prior_result(
+        self, access: Access, conversation_id: str, reserved: Reservation | None
+    ) -> PriorResult | None:
         """What an earlier call of the same request made, or None.
 
         Raises:
             ConversationNotFound: Another request had the id, on a conversation that is not there any more.
             RequestIdReused: Another request had the id.
         """
-        made = await made_before(self._database, conversation_id, access.principal, reserved)
+        made = await find_prior_result(self._database, conversation_id, access.principal, reserved)
         if made is None or made.same or reserved is None:
             return made
         await self.get(access, conversation_id)

@@ -72,7 +72,7 @@ def reserved_values(principal: Principal, reserved: Reservation | None) -> dict[
     return {"principal": principal.id, **reserved.values()} if reserved else {}
 
 
-async def written(
+async def execute_write(
     database: Database, statement: Statement, values: Mapping[str, Any], reserved: Reservation | None
 ) -> asyncpg.Record | None:
     """The row that a write gives; None also when another call has reserved the id meanwhile."""
@@ -118,7 +118,7 @@ _FIND = compiled(
 
 
 @dataclass(frozen=True)
-class Made:
+class PriorResult:
     """What the first call under a request id made; ``same``: by the request that is sent now."""
 
     same: bool
@@ -126,9 +126,9 @@ class Made:
     item_count: int
 
 
-async def made_before(
+async def find_prior_result(
     database: Database, conversation_id: str, principal: Principal, reserved: Reservation | None
-) -> Made | None:
+) -> PriorResult | None:
     """What an earlier call made under the same id, or None."""
     if reserved is None:
         return None
@@ -140,4 +140,4 @@ async def made_before(
     row = await database.fetchrow(_FIND, key)
     if row is None:
         return None
-    return Made(row["fingerprint"] == reserved.fingerprint, row["first_sequence"], row["item_count"])
+    return PriorResult(row["fingerprint"] == reserved.fingerprint, row["first_sequence"], row["item_count"])

@@ -19,12 +19,12 @@ from server.errors import (
     Violation,
 )
 from server.requests.filters import Comparison
-from server.store.append_batching import Append, Appends
+from server.store.append_batching import Append, AppendBatcher
 from server.store.batch import Batch
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
-from server.store.idempotency import Made, Reservation, reserved_values, written
+from server.store.idempotency import PriorResult, Reservation, execute_write, reserved_values
 from server.store.sql import items as sql
 from server.store.sql.predicate import Permission
 
@@ -42,7 +42,11 @@ class ItemStore:
     """Each method is one statement; a repeated or a refused write takes a second one to tell why."""
 
     def __init__(
-        self, database: Database, parents: ConversationStore, page_bytes: int, appends: type[Appends] = Appends
+        self,
+        database: Database,
+        parents: ConversationStore,
+        page_bytes: int,
+        appends: type[AppendBatcher] = AppendBatcher,
     ) -> None:
         """``page_bytes`` is what the items of one answer may hold together; a single item always fits."""
         self._database = database
@@ -97,10 +101,10 @@ class ItemStore:
         """The items that were placed behind ``base``, or why they were not."""
         access, conversation_id, batch = append.access, append.conversation_id, append.batch
         if base is not None:
-            self._database.counts.appends += 1
-            self._database.counts.items += len(batch)
+            self._database.stats.appends += 1
+            self._database.stats.items += len(batch)
             return await self._appended(access, conversation_id, base + 1, batch)
-        if made := await self._parents.made(access, conversation_id, append.reserved):
+        if made := await self._parents.prior_result(access, conversation_id, append.reserved):
             return await self._again(access, conversation_id, made, batch)
         raise await self._refusal(access, conversation_id, batch, append.expected)
 
@@ -208,10 +212,10 @@ class ItemStore:
             "now": datetime.now(UTC),
             **reserved_values(access.principal, reserved),
         }
-        row = await written(self._database, statement, values, reserved)
+        row = await execute_write(self._database, statement, values, reserved)
         if row is not None:
             return row
-        if await self._parents.made(access, conversation_id, reserved):
+        if await self._parents.prior_result(access, conversation_id, reserved):
             await self._require(access, conversation_id, act, [item_id])
             return await self._parents.get(access, conversation_id)
         row = await self._row(access, conversation_id, item_id, act)
@@ -237,10 +241,10 @@ class ItemStore:
         """References were copied inside the database: only then are the items read back."""
         if not batch.refers:
             return [StoredItem(*each) for each in enumerate(batch.bodies, first)]
-        made = Made(same=True, first_sequence=first, item_count=len(batch))
+        made = PriorResult(same=True, first_sequence=first, item_count=len(batch))
         return await self._again(access, conversation_id, made, batch)
 
-    async def _again(self, access: Access, conversation_id: str, made: Made, batch: Batch) -> list[StoredItem]:
+    async def _again(self, access: Access, conversation_id: str, made: PriorResult, batch: Batch) -> list[StoredItem]:
         """What an earlier write of ``batch`` made, as it is now: all of it or an ItemNotFound.
 
         It is the answer to a write, so it takes what the write takes.

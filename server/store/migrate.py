@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncpg
 
-from server.complaint import Complaint
+from server.complaint import OperatorError
 from server.store.connection.database import direct
 
 HEAD = "0002"  # newest file in migrations/versions; known here so that a start need not load Alembic
@@ -18,7 +18,7 @@ _LOCK = 0x636F6E76  # "conv"
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
-class MigrationFailed(Complaint):
+class MigrationFailed(OperatorError):
     """The schema could not be brought up to date; the text is for the operator."""
 
 

@@ -27,9 +27,9 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from server.store.append_batching import Alone, Append, Appends, Group
+from server.store.append_batching import Alone, Append, AppendBatcher, Group
 from server.store.connection.database import Bounds, Database
-from server.store.connection.read_batching import Arguments, Ask, Rows, Together
+from server.store.connection.read_batching import Arguments, PendingRead, ReadBatcher, Rows
 from server.store.sql.schema import metadata
 from server.store.sql.statement import Statement
 
@@ -46,10 +46,12 @@ _VERBS = {"INSERT INTO": "INSERT", "UPDATE": "UPDATE", "DELETE FROM": "DELETE"} 
 class TracedDatabase(Database):
     """As `Database`, for calls that are traced; what no call asked for leaves no span."""
 
-    def __init__(self, tracer: Tracer, pool: asyncpg.Pool, size: int, bounds: Bounds, *, bounced: bool = False) -> None:
-        super().__init__(pool, size, bounds, bounced=bounced)
+    def __init__(
+        self, tracer: Tracer, pool: asyncpg.Pool, size: int, bounds: Bounds, *, via_pgbouncer: bool = False
+    ) -> None:
+        super().__init__(pool, size, bounds, via_pgbouncer=via_pgbouncer)
         self._tracer = tracer
-        self._together = _TracedTogether(self._alone, self._many)
+        self._reads = _TracedReadBatcher(self._alone, self._many)
 
     async def _run(self, text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
         with self._span(text):
@@ -114,7 +116,7 @@ def _on_behalf_of(callers: Iterable[Span]) -> Iterator[None]:
         otel.detach(token)
 
 
-class _TracedTogether(Together):
+class _TracedReadBatcher(ReadBatcher):
     """Knows whose the reads are that it sends together."""
 
     _callers: "WeakKeyDictionary[asyncio.Future[Rows], Span]"
@@ -123,21 +125,21 @@ class _TracedTogether(Together):
         super().__init__(*runs)
         self._callers = WeakKeyDictionary()
 
-    def _joined(self, statement: Statement, arguments: Arguments) -> "asyncio.Future[Rows]":
-        asked = super()._joined(statement, arguments)
+    def _enqueue(self, statement: Statement, arguments: Arguments) -> "asyncio.Future[Rows]":
+        asked = super()._enqueue(statement, arguments)
         self._callers[asked] = get_current_span()
         return asked
 
-    async def _answer(self, statement: Statement, asks: list[Ask]) -> None:
-        with _on_behalf_of(self._callers[asked] for _, asked in asks):
-            await super()._answer(statement, asks)
+    async def _answer(self, statement: Statement, pending: list[PendingRead]) -> None:
+        with _on_behalf_of(self._callers[asked] for _, asked in pending):
+            await super()._answer(statement, pending)
 
-    async def _answer_one(self, statement: Statement, ask: Ask) -> None:
+    async def _answer_one(self, statement: Statement, ask: PendingRead) -> None:
         with _on_behalf_of((self._callers[ask[1]],)):
             await super()._answer_one(statement, ask)
 
 
-class TracedAppends(Appends):
+class TracedAppendBatcher(AppendBatcher):
     """Knows whose the appends are that share a statement: they run in a task that outlives each of their calls."""
 
     _callers: "WeakKeyDictionary[asyncio.Future[int | None], Span]"
@@ -156,10 +158,10 @@ class TracedAppends(Appends):
         return traced
 
     def queue(self, append: Append) -> None:
-        """As `Appends.queue`, for the call that is the current one."""
+        """As `AppendBatcher.queue`, for the call that is the current one."""
         super().queue(append)
         self._callers[append.placed] = get_current_span()
 
-    async def _together(self, groups: list[Group]) -> dict[int, int]:
+    async def _run_batch(self, groups: list[Group]) -> dict[int, int]:
         with _on_behalf_of(self._callers[append.placed] for group in groups for append in group.appends):
-            return await super()._together(groups)
+            return await super()._run_batch(groups)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.complaint import Complaint
+from server.complaint import OperatorError
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
-class TlsUnfit(Complaint):
+class TlsConfigError(OperatorError):
     """A file for TLS cannot be used; the text is for the operator, and says nothing of what is in it."""
 
 
@@ -31,12 +31,12 @@ class PemFile:
         """What it holds.
 
         Raises:
-            TlsUnfit: It cannot be read.
+            TlsConfigError: It cannot be read.
         """
         try:
             return self.path.read_bytes()
         except OSError as error:
-            raise TlsUnfit(f"{self.name}: the file cannot be read ({error.strerror}).") from None
+            raise TlsConfigError(f"{self.name}: the file cannot be read ({error.strerror}).") from None
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,16 @@ def pair(certificate: PemFile, key: PemFile) -> Pair:
     """What the two files hold.
 
     Raises:
-        TlsUnfit: One of them cannot be used, or they are not of each other.
+        TlsConfigError: One of them cannot be used, or they are not of each other.
     """
     chain, secret = certificate.read(), key.read()
     leaf = _certificates(certificate.name, chain)[0]
     if _public_key(key.name, secret) != leaf.public_key():
-        raise TlsUnfit(f"{certificate.name}, {key.name}: not a pair, the first certificate is of another key.")
+        raise TlsConfigError(f"{certificate.name}, {key.name}: not a pair, the first certificate is of another key.")
     if leaf.not_valid_after_utc <= datetime.now(UTC):
-        raise TlsUnfit(f"{certificate.name}: the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC.")
+        raise TlsConfigError(
+            f"{certificate.name}: the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC."
+        )
     return Pair(chain, secret, leaf.not_valid_after_utc)
 
 
@@ -67,7 +69,7 @@ def authorities(file: PemFile) -> bytes:
     """The certificates of CAs.
 
     Raises:
-        TlsUnfit: It holds none, or something else beside them.
+        TlsConfigError: It holds none, or something else beside them.
     """
     pem = file.read()
     _certificates(file.name, pem)
@@ -97,7 +99,7 @@ def _certificates(name: str, pem: bytes) -> "list[x509.Certificate]":
     except ValueError:
         found = []
     if not found or len(found) < pem.count(_BEGIN):  # one that is cut off is not counted
-        raise TlsUnfit(f"{name}: holds no PEM certificate, or a broken one.")
+        raise TlsConfigError(f"{name}: holds no PEM certificate, or a broken one.")
     return found
 
 
@@ -109,9 +111,9 @@ def _public_key(name: str, pem: bytes) -> Any:
     try:
         key = load_pem_private_key(pem, password=None)
     except (TypeError, ValueError, UnsupportedAlgorithm):
-        raise TlsUnfit(f"{name}: holds no PEM private key without a password.") from None
+        raise TlsConfigError(f"{name}: holds no PEM private key without a password.") from None
     if not _is_served(key):
-        raise TlsUnfit(f"{name}: must be RSA of 2048 bits or more, ECDSA on P-256, P-384 or P-521, or Ed25519.")
+        raise TlsConfigError(f"{name}: must be RSA of 2048 bits or more, ECDSA on P-256, P-384 or P-521, or Ed25519.")
     return key.public_key()
 
 

@@ -37,12 +37,12 @@ class Health(package.HealthServicer):  # type: ignore[misc] # not typed
         for name in (*self._ready, STARTUP) if now else self._ready:
             await self.set(name, _STATES[now])
 
-    async def refuse(self) -> None:
+    async def begin_drain(self) -> None:
         """Nothing more is served, for good, except that the process is alive: nobody must kill it in its drain."""
         await self.ready(now=False)
         self._gracefully_shutting_down = True
 
-    def end(self) -> None:
+    def end_watches(self) -> None:
         """Ends every watch: an endless stream would hold up the drain for the whole grace (traps §2.6)."""
         self._drained.set()
 

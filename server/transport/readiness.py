@@ -6,8 +6,8 @@ from typing import Protocol
 
 import structlog
 
-from server.complaint import Complaint
-from server.errors import Failure, StoreUnavailable
+from server.complaint import OperatorError
+from server.errors import ServiceError, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -15,16 +15,16 @@ _LOOK_SECONDS = 5.0  # between two looks at a store that is there
 _SHORTEST, _LONGEST = 0.25, 10.0  # seconds between two tries with one that is not
 
 
-class NotYet(Complaint):
+class NotReadyYet(OperatorError):
     """Something that a start waits for, as it does for a database that does not answer."""
 
 
-class Store(Protocol):
+class PingableStore(Protocol):
     """What is looked at; `server.store.connection.database.Database` is one."""
 
     answered: int
 
-    async def look(self) -> None:
+    async def ping(self) -> None:
         """Has it answer.
 
         Raises:
@@ -32,7 +32,7 @@ class Store(Protocol):
         """
 
 
-class Told(Protocol):
+class ReadinessListener(Protocol):
     """Who wants to know; `server.transport.health.Health` is one."""
 
     async def ready(self, *, now: bool) -> None:
@@ -48,7 +48,7 @@ class Readiness:
         health: Is told of every change.
     """
 
-    def __init__(self, store: Store, prepare: Callable[[], Awaitable[None]], health: Told) -> None:
+    def __init__(self, store: PingableStore, prepare: Callable[[], Awaitable[None]], health: ReadinessListener) -> None:
         self._store = store
         self._prepare = prepare
         self._health = health
@@ -61,11 +61,11 @@ class Readiness:
         """Tries to prepare the store.
 
         Raises:
-            Complaint: What is wrong will not pass by waiting.
+            OperatorError: What is wrong will not pass by waiting.
         """
         try:
             await self._prepare()
-        except (NotYet, StoreUnavailable) as error:
+        except (NotReadyYet, StoreUnavailable) as error:
             self.waits_for = str(error)
             log.warning("waiting for the database", why=self.waits_for)
         else:
@@ -86,7 +86,7 @@ class Readiness:
         """Once calls are refused in the hope of better times, no problem ends the process."""
         try:
             await self._prepare()
-        except (Complaint, Failure) as error:
+        except (OperatorError, ServiceError) as error:
             if str(error) != self.waits_for:
                 self.waits_for = str(error)
                 log.warning("waiting for the database", why=self.waits_for)
@@ -105,8 +105,8 @@ class Readiness:
         if self.ready and answered != self._store.answered:
             return
         try:
-            await self._store.look()
-        except Failure as failure:
+            await self._store.ping()
+        except ServiceError as failure:
             if self.ready:
                 log.warning("not ready: the database does not answer", reason=failure.reason)
                 await self._is(ready=False)

@@ -10,9 +10,9 @@ import grpc.aio
 import structlog
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 
-from server.complaint import Complaint
-from server.interceptors.chain import Chain
-from server.interceptors.drain_gate import Running
+from server.complaint import OperatorError
+from server.interceptors.chain import InterceptorChain
+from server.interceptors.drain_gate import DrainGate
 from server.settings.service import Settings, is_socket
 from server.transport import reflection
 from server.transport.health import Health
@@ -23,11 +23,11 @@ HELD_SECONDS = 0.25  # in which balancers and health checks move calls away; sho
 _LEAVING_SECONDS = 0.05  # for GOAWAY to arrive
 
 
-class StartFailed(Complaint):
+class StartFailed(OperatorError):
     """The service cannot start; the text is for the operator."""
 
 
-def built(settings: Settings, chain: Chain) -> grpc.aio.Server:
+def built(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server:
     """A server with its limits, without services and addresses."""
     options = [
         # Without workers, a second server on the port would take half of its connections (traps §2.7).
@@ -110,7 +110,7 @@ def _clear_socket(path: Path) -> None:
     raise StartFailed(f"Cannot listen on unix:{path}: another process serves it.")
 
 
-async def drain(server: grpc.aio.Server, health: Health, running: Running, grace: float) -> None:
+async def drain(server: grpc.aio.Server, health: Health, running: DrainGate, grace: float) -> None:
     """No new calls, then the end of the running ones, before the pool closes.
 
     `stop` fails calls it has received but not started with CANCELLED, which no
@@ -118,10 +118,10 @@ async def drain(server: grpc.aio.Server, health: Health, running: Running, grace
     from making more of them, and refused as UNAVAILABLE once `stop` has told every
     connection to go (ADR 17).
     """
-    await health.refuse()
+    await health.begin_drain()
     running.hold()
     await asyncio.sleep(HELD_SECONDS)
-    health.end()
+    health.end_watches()
     stopping = asyncio.create_task(server.stop(max(grace, 2 * _LEAVING_SECONDS)))
     await asyncio.sleep(_LEAVING_SECONDS)
     running.release()

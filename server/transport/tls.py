@@ -10,15 +10,15 @@ import grpc
 import structlog
 
 from server.settings.identity import IdentitySettings
-from server.settings.wakeable_sleep import Asking
-from server.transport.certificates import Pair, PemFile, TlsUnfit, authorities, pair
+from server.settings.wakeable_sleep import WakeableSleep
+from server.transport.certificates import Pair, PemFile, TlsConfigError, authorities, pair
 
 log = structlog.get_logger(__name__)
 
 _PERIOD = 1.0  # seconds between two looks at the files
 _Stamp = tuple[int, ...]
 
-__all__ = ["Credentials", "TlsUnfit", "watched"]
+__all__ = ["Credentials", "TlsConfigError", "watched"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class Credentials:
     of them is replaced and another not yet, those before stay in force.
 
     Raises:
-        TlsUnfit: A file cannot be used; only from the constructor.
+        TlsConfigError: A file cannot be used; only from the constructor.
     """
 
     def __init__(self, certificate: PemFile, key: PemFile, client_ca: PemFile | None = None) -> None:
         self._certificate = certificate
         self._key = key
         self._client_ca = client_ca
-        self._asking = Asking()
+        self._sleep = WakeableSleep()
         self._seen = self._stamps()  # of the files as they are in force; before they are read, or a change is missed
         self._served = self._read()
         self._unfit: object = None  # how the last look found the files, if they could not be used
@@ -75,12 +75,12 @@ class Credentials:
 
     def reload(self) -> None:
         """Has the files looked at soon; safe in a signal handler."""
-        self._asking.ask()
+        self._sleep.wake()
 
     async def watch(self) -> None:
         """Takes what the files hold after every change, for ever; what cannot be used changes nothing."""
         while True:
-            await self._asking.pause(_PERIOD)
+            await self._sleep.sleep(_PERIOD)
             await self._look()
 
     async def _look(self) -> None:
@@ -89,7 +89,7 @@ class Credentials:
             return
         try:
             found = await asyncio.to_thread(self._read)  # the files may be on a slow disk
-        except TlsUnfit as error:
+        except TlsConfigError as error:
             self._refuse((stamps, str(error)), str(error))
             return
         self._seen = stamps
@@ -120,7 +120,7 @@ def watched(settings: IdentitySettings) -> Credentials | None:
     """What to serve with; None without TLS. With `tls_client_ca` nobody without a certificate gets in.
 
     Raises:
-        TlsUnfit: Names the setting and what is wrong with it.
+        TlsConfigError: Names the setting and what is wrong with it.
     """
     if settings.tls_certificate is None or settings.tls_key is None:
         return None

@@ -13,10 +13,10 @@ import structlog
 
 from server.authorization.policy_file import PolicyFile
 from server.identity import Source
-from server.interceptors.chain import Chain
-from server.interceptors.drain_gate import Running
-from server.observability.metrics.event_loop_lag import Lag
-from server.observability.stats import Purges
+from server.interceptors.chain import InterceptorChain
+from server.interceptors.drain_gate import DrainGate
+from server.observability.metrics.event_loop_lag import EventLoopLag
+from server.observability.stats import PurgeStats
 from server.settings.service import Settings
 from server.store.connection.database import Database
 from server.transport.readiness import Readiness
@@ -31,18 +31,18 @@ class Sources:
     """What is read."""
 
     settings: Settings
-    chain: Chain
-    running: Running
+    chain: InterceptorChain
+    running: DrainGate
     readiness: Readiness
     database: Database
     policy: PolicyFile
-    purges: Purges
+    purges: PurgeStats
     identity: Source
     credentials: Credentials | None
 
 
 @asynccontextmanager
-async def exposed(sources: Sources, worker: int) -> AsyncIterator[str]:
+async def expose_metrics(sources: Sources, worker: int) -> AsyncIterator[str]:
     """Serves metrics as long as this is open, if `metrics_listen` is an address; the one in use, or ''.
 
     Raises:
@@ -53,10 +53,10 @@ async def exposed(sources: Sources, worker: int) -> AsyncIterator[str]:
         return
     # What formats and serves is loaded when it is wanted.
     from server.observability.metrics.collectors import registry_of  # noqa: PLC0415
-    from server.observability.metrics.exposition import serving  # noqa: PLC0415
+    from server.observability.metrics.exposition import serve_metrics  # noqa: PLC0415
 
-    lag = Lag()
-    async with serving(of_worker(listen, worker), registry_of(sources, lag)) as address:
+    lag = EventLoopLag()
+    async with serve_metrics(of_worker(listen, worker), registry_of(sources, lag)) as address:
         log.info("metrics", listen=address)
         measuring = asyncio.create_task(lag.measure(), name="lag of the event loop")
         try:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import Metric
 
-from server.interceptors.chain import Chain
-from server.interceptors.observe import Calls, Observe
+from server.interceptors.chain import InterceptorChain
+from server.interceptors.observe import MethodStats, Observe
 from server.observability.metrics.families import counts_by, histograms_by
 
 _LABELS = ("grpc_type", "grpc_service", "grpc_method")
@@ -16,9 +16,9 @@ _UNKNOWN = ("unary", "unknown", "unknown")
 _Words = tuple[str, ...]
 
 
-def of_calls(chain: Chain) -> Iterator[Metric]:
+def of_calls(chain: InterceptorChain) -> Iterator[Metric]:
     """Started, handled, how long, and messages."""
-    observe = next(link for link in chain.links if isinstance(link, Observe))
+    observe = next(link for link in chain.interceptors if isinstance(link, Observe))
     calls = {_words(method, own): own for method, own in observe.calls.items()}
     yield _counted("started", "Calls that began.", calls, lambda own: own.started, {_UNKNOWN: observe.unknown})
     yield counts_by(
@@ -34,7 +34,7 @@ def of_calls(chain: Chain) -> Iterator[Metric]:
     yield _counted("msg_sent", "Messages that were sent; a health Watch does not say.", told, _sent)
 
 
-def _words(method: str, calls: Calls) -> _Words:
+def _words(method: str, calls: MethodStats) -> _Words:
     service, _, name = method.removeprefix("/").partition("/")
     return calls.kind, service, name
 
@@ -42,25 +42,25 @@ def _words(method: str, calls: Calls) -> _Words:
 def _counted(
     name: str,
     says: str,
-    calls: Mapping[_Words, Calls],
-    number: Callable[[Calls], int],
+    calls: Mapping[_Words, MethodStats],
+    number: Callable[[MethodStats], int],
     more: Mapping[_Words, int] | None = None,
 ) -> Metric:
     values = {words: number(own) for words, own in calls.items()} | dict(more or {})
     return counts_by(f"grpc_server_{name}", says, _LABELS, values.items())
 
 
-def _handled(calls: Mapping[_Words, Calls], unknown: int) -> Iterator[tuple[_Words, int]]:
+def _handled(calls: Mapping[_Words, MethodStats], unknown: int) -> Iterator[tuple[_Words, int]]:
     for words, own in calls.items():
         for code, number in own.codes.items():
             yield (*words, code), number
     yield (*_UNKNOWN, "UNIMPLEMENTED"), unknown
 
 
-def _received(calls: Calls) -> int:
+def _received(calls: MethodStats) -> int:
     """One for each unary call."""
     return calls.received if calls.kind == "bidi_stream" else calls.started
 
 
-def _sent(calls: Calls) -> int:
+def _sent(calls: MethodStats) -> int:
     return calls.codes["OK"] if calls.kind == "unary" else calls.sent

@@ -13,24 +13,24 @@ from prometheus_client.registry import Collector
 from server import __version__
 from server.authorization.policy_file import PolicyFile
 from server.identity import Source
-from server.interceptors.chain import Chain, Link
-from server.interceptors.concurrency import Calls, Streams
-from server.interceptors.drain_gate import Running
+from server.interceptors.chain import Interceptor, InterceptorChain
+from server.interceptors.concurrency import CallLimit, StreamLimit
+from server.interceptors.drain_gate import DrainGate
 from server.observability.metrics import Sources
 from server.observability.metrics.calls import of_calls
-from server.observability.metrics.event_loop_lag import Lag
+from server.observability.metrics.event_loop_lag import EventLoopLag
 from server.observability.metrics.families import count, counts, gauge, histogram, histograms_by, info
-from server.observability.stats import Purges
+from server.observability.stats import PurgeStats
 from server.settings.service import Settings
 from server.store.connection.database import Database
 from server.transport.readiness import Readiness
 from server.transport.tls import Credentials
 
-Found = TypeVar("Found", bound=Link)
+Found = TypeVar("Found", bound=Interceptor)
 _VERSIONS = ("grpcio", "protobuf", "asyncpg")
 
 
-class Parts(Collector):
+class ServiceCollector(Collector):
     """Asks each part at every scrape."""
 
     def __init__(self, parts: Iterable[Callable[[], Iterator[Metric]]]) -> None:
@@ -42,14 +42,14 @@ class Parts(Collector):
             yield from part()
 
 
-def registry_of(sources: Sources, lag: Lag) -> CollectorRegistry:
+def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
     """A registry of what there is to read."""
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
     registry.register(
-        Parts(
+        ServiceCollector(
             (
                 partial(of_calls, sources.chain),
                 partial(of_capacity, sources.settings, sources.chain, sources.running),
@@ -66,14 +66,14 @@ def registry_of(sources: Sources, lag: Lag) -> CollectorRegistry:
     return registry
 
 
-def link_of(chain: Chain, kind: type[Found]) -> Found:
+def link_of(chain: InterceptorChain, kind: type[Found]) -> Found:
     """The one link of its class."""
-    return next(link for link in chain.links if isinstance(link, kind))
+    return next(link for link in chain.interceptors if isinstance(link, kind))
 
 
-def of_capacity(settings: Settings, chain: Chain, running: Running) -> Iterator[Metric]:
+def of_capacity(settings: Settings, chain: InterceptorChain, running: DrainGate) -> Iterator[Metric]:
     """What runs now, and what was refused because too much did."""
-    calls, streams = link_of(chain, Calls), link_of(chain, Streams)
+    calls, streams = link_of(chain, CallLimit), link_of(chain, StreamLimit)
     yield gauge("calls_running", "Unary calls under way.", calls.count)
     yield gauge("calls_limit", "Most unary calls at once (max_calls).", settings.calls_limit)
     yield gauge("streams_running", "Streams under way.", streams.count)
@@ -85,7 +85,7 @@ def of_capacity(settings: Settings, chain: Chain, running: Running) -> Iterator[
 
 def of_store(database: Database) -> Iterator[Metric]:
     """The pool, and the statements."""
-    own = database.counts
+    own = database.stats
     yield gauge("pool_size", "Most connections (pool_size).", database.size)
     yield gauge("pool_open", "Connections there are.", database.pool.get_size())
     yield gauge("pool_in_use", "Connections that run a statement.", database.in_use)
@@ -108,7 +108,7 @@ def of_store(database: Database) -> Iterator[Metric]:
 
 def of_sharing(database: Database) -> Iterator[Metric]:
     """How many calls one statement serves."""
-    own = database.counts
+    own = database.stats
     yield count("items_appended", "Items appended.", own.items)
     yield count("appends", "Appends of items to a conversation.", own.appends)
     yield histogram("shared_appends", "Appends in a statement for several.", own.shared_appends)
@@ -116,7 +116,7 @@ def of_sharing(database: Database) -> Iterator[Metric]:
     yield histogram("shared_reads", "Short reads in a round trip for several.", own.shared_reads)
 
 
-def of_purges(settings: Settings, purges: Purges) -> Iterator[Metric]:
+def of_purges(settings: Settings, purges: PurgeStats) -> Iterator[Metric]:
     """The purge of this process; nothing where it is a job of its own."""
     if not settings.purge_every_minutes:
         return
@@ -155,7 +155,7 @@ def of_certificate(credentials: Credentials | None) -> Iterator[Metric]:
     yield counts("certificate_reloads", says, "outcome", credentials.reloads)
 
 
-def of_process(readiness: Readiness, running: Running, lag: Lag) -> Iterator[Metric]:
+def of_process(readiness: Readiness, running: DrainGate, lag: EventLoopLag) -> Iterator[Metric]:
     """How the process is."""
     ready = readiness.ready and not running.draining.is_set()
     yield gauge("ready", "1 while the server takes calls, as its health says.", ready)

@@ -8,7 +8,7 @@ _PERIOD = 0.25  # seconds between two looks
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
-class Lag:
+class EventLoopLag:
     """Sleeps, and sees how much longer that takes."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from server.transport.server import StartFailed
 
 
 @asynccontextmanager
-async def serving(listen: str, registry: CollectorRegistry) -> AsyncIterator[str]:
+async def serve_metrics(listen: str, registry: CollectorRegistry) -> AsyncIterator[str]:
     """Serves what ``registry`` has; the address in use.
 
     Raises:

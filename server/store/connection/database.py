@@ -16,12 +16,12 @@ from typing import Any
 import asyncpg
 import structlog
 
-from server.complaint import Complaint
+from server.complaint import OperatorError
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
-from server.observability.stats import Counts, kind_of
-from server.store.connection.pgbouncer import BouncedConnection, differences
-from server.store.connection.read_batching import Together
-from server.store.connection.warm_connections import Connection, Leases
+from server.observability.stats import StoreStats, kind_of
+from server.store.connection.pgbouncer import PgBouncerConnection, differences
+from server.store.connection.read_batching import ReadBatcher
+from server.store.connection.warm_connections import Connection, WarmConnections
 from server.store.sql.statement import Statement
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ _LOST = (
 _SLOW = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError)  # 57014, 55P03
 
 
-class DatabaseUnfit(Complaint):
+class DatabaseConfigError(OperatorError):
     """The database answers but cannot be used; the text is for the operator."""
 
 
@@ -79,16 +79,16 @@ def _milliseconds(seconds: float) -> str:
 class Database:
     """Runs compiled statements on a pool of connections."""
 
-    def __init__(self, pool: asyncpg.Pool, size: int, bounds: Bounds, *, bounced: bool = False) -> None:
+    def __init__(self, pool: asyncpg.Pool, size: int, bounds: Bounds, *, via_pgbouncer: bool = False) -> None:
         self.answered = 0  # statements; who sees it grow knows that the database is there
         self.size = size  # the most connections there may be
         self.waiting = 0  # statements without a connection
-        self.counts = Counts()
-        self._bounced = bounced
-        self._leases = Leases(pool)
+        self.stats = StoreStats()
+        self._via_pgbouncer = via_pgbouncer
+        self._connections = WarmConnections(pool)
         self._free = asyncio.Semaphore(size)
         self._bounds = bounds
-        self._together = Together(self._alone, self._many)
+        self._reads = ReadBatcher(self._alone, self._many)
 
     async def fetch(
         self, statement: Statement, values: Mapping[str, Any], *, repeatable: bool = True
@@ -111,8 +111,8 @@ class Database:
 
     async def read(self, statement: Statement, values: Mapping[str, Any]) -> list[asyncpg.Record]:
         """As `fetch`, for short reads: those of many calls may share a round trip."""
-        rows = await self._together.fetch(statement, statement.arguments(values))
-        self.counts.reads += 1
+        rows = await self._reads.fetch(statement, statement.arguments(values))
+        self.stats.reads += 1
         return rows
 
     async def fetchrow(
@@ -125,46 +125,46 @@ class Database:
     @property
     def in_use(self) -> int:
         """How many connections run a statement now."""
-        return self._leases.in_use
+        return self._connections.in_use
 
     @property
     def pool(self) -> asyncpg.Pool:
         """The pool, for what is no statement of a call."""
-        return self._leases.pool
+        return self._connections.pool
 
     async def _alone(
         self, statement: Statement, arguments: tuple[Any, ...], *, repeatable: bool = True
     ) -> list[asyncpg.Record]:
-        return await self._tried(lambda: self._run(statement.text, arguments), repeatable=repeatable)
+        return await self._with_retries(lambda: self._run(statement.text, arguments), repeatable=repeatable)
 
     async def _many(self, text: str, arguments: list[tuple[Any, ...]]) -> list[asyncpg.Record]:
-        self.counts.shared_reads.add(len(arguments))
-        return await self._tried(lambda: self._run_many(text, arguments), repeatable=True)
+        self.stats.shared_reads.add(len(arguments))
+        return await self._with_retries(lambda: self._run_many(text, arguments), repeatable=True)
 
-    async def look(self) -> None:
+    async def ping(self) -> None:
         """Has the database answer; raises as `fetch` does."""
-        await self._tried(lambda: self._run("SELECT 1", ()), repeatable=True)
+        await self._with_retries(lambda: self._run("SELECT 1", ()), repeatable=True)
 
     async def examine(self, *, unsafe_durability: bool) -> None:
         """Sees whether the database is what the service needs.
 
         Raises:
-            DatabaseUnfit: It is too old, would lose committed data in a crash, or its
+            DatabaseConfigError: It is too old, would lose committed data in a crash, or its
                 PgBouncer makes sessions without our settings.
             StoreUnavailable: It cannot be reached.
         """
         await self.pool.expire_connections()  # their sessions may be from before somebody mended it
         with _reaching():
             await check(self.pool, unsafe_durability=unsafe_durability)
-            if self._bounced and (wrong := await differences(self.pool, self._bounds.session())):
-                raise DatabaseUnfit(
+            if self._via_pgbouncer and (wrong := await differences(self.pool, self._bounds.session())):
+                raise DatabaseConfigError(
                     f"Sessions of PgBouncer lack settings: {'; '.join(wrong)}. "
                     "Its connect_query has to set them (docs/scale.md)."
                 )
 
     async def close(self) -> None:
         """Closes the pool; calls still running get a few seconds."""
-        await self._leases.close()
+        await self._connections.close()
 
     async def _run(self, text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
         return await self._on_a_connection(text, lambda connection: connection.fetch(text, *arguments))
@@ -178,10 +178,10 @@ class Database:
         await self._enter()
         began = time.perf_counter()
         try:
-            return await self._leases.run(work)
+            return await self._connections.run(work)
         finally:
             self._free.release()
-            self.counts.seconds[kind_of(text)].add(time.perf_counter() - began)
+            self.stats.seconds[kind_of(text)].add(time.perf_counter() - began)
 
     async def _enter(self) -> None:
         """Waits for a connection to be free; asyncpg's own wait is a task per call."""
@@ -194,53 +194,53 @@ class Database:
             async with asyncio.timeout(self._bounds.acquire):
                 await self._free.acquire()
         except TimeoutError:
-            self.counts.failures["pool"] += 1
+            self.stats.failures["pool"] += 1
             raise StoreUnavailable from None
         finally:
             self.waiting -= 1
-            self.counts.waits.add(time.perf_counter() - began)
+            self.stats.waits.add(time.perf_counter() - began)
 
-    async def _tried(
+    async def _with_retries(
         self, run: Callable[[], Awaitable[list[asyncpg.Record]]], *, repeatable: bool
     ) -> list[asyncpg.Record]:
         for attempt in range(1, _TRIES + 1):
             try:
                 rows = await run()
             except _RACES as error:
-                self.counts.failures["race"] += 1
+                self.stats.failures["race"] += 1
                 if attempt == _TRIES:
                     raise Conflict from error
             except _LOST as error:
-                self.counts.failures["connection"] += 1
+                self.stats.failures["connection"] += 1
                 log.warning("database connection lost", error=type(error).__name__, attempt=attempt)
-                await self._leases.renew()
+                await self._connections.renew()
                 if attempt == _TRIES or not repeatable:
                     raise StoreUnavailable from error
             except _SLOW as error:
-                self.counts.failures["timeout"] += 1
+                self.stats.failures["timeout"] += 1
                 raise DeadlineExceeded from error
             else:
                 self.answered += 1
                 return rows
-            self.counts.retries += 1
+            self.stats.retries += 1
             await asyncio.sleep(random.uniform(0.005, 0.02) * attempt)  # noqa: S311 - jitter
         raise AssertionError("unreachable")
 
 
 @asynccontextmanager
 async def reachable(
-    url: str, size: int, bounds: Bounds, *, bounced: bool = False, make: Callable[..., Database] = Database
+    url: str, size: int, bounds: Bounds, *, via_pgbouncer: bool = False, make: Callable[..., Database] = Database
 ) -> AsyncIterator[Database]:
     """A database, whether it is there or not; it is first connected to when it is first used.
 
     ``bounced``: ``url`` is that of a PgBouncer in transaction mode. ``make``: of the class of the result.
 
     Raises:
-        DatabaseUnfit: The URL cannot be read.
+        DatabaseConfigError: The URL cannot be read.
     """
     with _reaching():
-        pool = await _pool(url, size, bounds, bounced=bounced)
-    database = make(pool, size, bounds, bounced=bounced)
+        pool = await _pool(url, size, bounds, via_pgbouncer=via_pgbouncer)
+    database = make(pool, size, bounds, via_pgbouncer=via_pgbouncer)
     try:
         yield database
     finally:
@@ -249,14 +249,14 @@ async def reachable(
 
 @asynccontextmanager
 async def connected(
-    url: str, size: int, bounds: Bounds, *, unsafe_durability: bool, bounced: bool = False
+    url: str, size: int, bounds: Bounds, *, unsafe_durability: bool, via_pgbouncer: bool = False
 ) -> AsyncIterator[Database]:
     """As `reachable`, of a database that is what the service needs.
 
     Raises:
-        DatabaseUnfit, StoreUnavailable: As `Database.examine`.
+        DatabaseConfigError, StoreUnavailable: As `Database.examine`.
     """
-    async with reachable(url, size, bounds, bounced=bounced) as database:
+    async with reachable(url, size, bounds, via_pgbouncer=via_pgbouncer) as database:
         await database.examine(unsafe_durability=unsafe_durability)
         yield database
 
@@ -266,7 +266,7 @@ async def direct(url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection outside of the pool, for what keeps session state: a lock, a migration.
 
     Raises:
-        DatabaseUnfit, StoreUnavailable: As `connected`.
+        DatabaseConfigError, StoreUnavailable: As `connected`.
     """
     with _reaching():
         connection = await asyncpg.connect(url, timeout=5)
@@ -282,7 +282,7 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except asyncpg.ProtocolViolationError as error:  # how PgBouncer refuses whatever it does not like
-        raise DatabaseUnfit(
+        raise DatabaseConfigError(
             "The connection is refused (SQLSTATE 08P01): PgBouncer does so when it does not know the database or the "
             "user, cannot reach PostgreSQL, or is the address in CONVERSATIONS_DATABASE_URL, which has to be that of "
             "PostgreSQL itself (docs/scale.md)."
@@ -290,16 +290,16 @@ def _reaching() -> Iterator[None]:
     except (*_LOST, *_SLOW) as error:
         raise StoreUnavailable from error
     except asyncpg.PostgresError as error:
-        raise DatabaseUnfit(f"The database refuses the connection (SQLSTATE {error.sqlstate}).") from error
+        raise DatabaseConfigError(f"The database refuses the connection (SQLSTATE {error.sqlstate}).") from error
 
 
-async def _pool(url: str, size: int, bounds: Bounds, *, bounced: bool) -> asyncpg.Pool:
+async def _pool(url: str, size: int, bounds: Bounds, *, via_pgbouncer: bool) -> asyncpg.Pool:
     named: dict[str, Any] = {"application_name": "conversations"}
-    if bounced:  # takes no other setting, and no statement by name
+    if via_pgbouncer:  # takes no other setting, and no statement by name
         own = {
-            "connection_class": BouncedConnection,
+            "connection_class": PgBouncerConnection,
             "statement_cache_size": 0,
-            "reset": BouncedConnection.forget,
+            "reset": PgBouncerConnection.forget,
             "server_settings": named,
         }
     else:
@@ -327,10 +327,10 @@ async def check(pool: asyncpg.Pool, *, unsafe_durability: bool) -> None:
     )
     assert row is not None
     if row["number"] < MINIMUM_VERSION:
-        raise DatabaseUnfit(f"PostgreSQL {row['version']} is too old: 15 is the oldest that works.")
+        raise DatabaseConfigError(f"PostgreSQL {row['version']} is too old: 15 is the oldest that works.")
     lax = [name for name, value in (("fsync", row["fsync"]), ("synchronous_commit", row["commit"])) if value == "off"]
     if lax and not unsafe_durability:
-        raise DatabaseUnfit(
+        raise DatabaseConfigError(
             f"{' and '.join(lax)} off: a crash would lose acknowledged writes. Turn it on, or allow it with "
             "CONVERSATIONS_UNSAFE_DURABILITY=true."
         )

@@ -14,7 +14,7 @@ import asyncpg
 _MOST = 200  # descriptions that a connection keeps
 
 
-class BouncedConnection(asyncpg.Connection):  # type: ignore[misc] # has no types
+class PgBouncerConnection(asyncpg.Connection):  # type: ignore[misc] # has no types
     """A connection whose statements are unnamed; it needs ``statement_cache_size=0``.
 
     Without a cache asyncpg describes a statement before each run. Here it does so

@@ -16,14 +16,14 @@ import asyncpg
 from server.errors import DeadlineExceeded
 from server.store.sql.statement import Statement
 
-TURNS = 24  # of the event loop in which reads gather
-MOST = 8  # reads in one round trip
+GATHER_TICKS = 24  # of the event loop in which reads gather
+MAX_BATCH = 8  # reads in one round trip
 
 Rows: TypeAlias = list[asyncpg.Record]
 Arguments: TypeAlias = tuple[Any, ...]
 Alone: TypeAlias = Callable[[Statement, Arguments], Awaitable[Rows]]
 Many: TypeAlias = Callable[[str, list[Arguments]], Awaitable[Rows]]
-Ask: TypeAlias = "tuple[Arguments, asyncio.Future[Rows]]"
+PendingRead: TypeAlias = "tuple[Arguments, asyncio.Future[Rows]]"
 
 
 @lru_cache(maxsize=1024)
@@ -33,7 +33,7 @@ def _numbered(statement: Statement) -> str:
     return f"SELECT ${number}::int AS number, rows.* FROM ({statement.text}) AS rows"  # noqa: S608 - our own text
 
 
-class Together:
+class ReadBatcher:
     """Runs reads.
 
     Args:
@@ -46,7 +46,7 @@ class Together:
         self._alone = alone
         self._many = many
         self._running = 0
-        self._gathering: dict[Statement, list[Ask]] = {}
+        self._batches: dict[Statement, list[PendingRead]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def fetch(self, statement: Statement, arguments: Arguments) -> Rows:
@@ -55,51 +55,51 @@ class Together:
         try:
             if self._running == 1:
                 return await self._alone(statement, arguments)
-            return await self._joined(statement, arguments)
+            return await self._enqueue(statement, arguments)
         finally:
             self._running -= 1
 
-    def _joined(self, statement: Statement, arguments: Arguments) -> "asyncio.Future[Rows]":
+    def _enqueue(self, statement: Statement, arguments: Arguments) -> "asyncio.Future[Rows]":
         loop = asyncio.get_running_loop()
-        asks = self._gathering.get(statement)
-        if asks is None:
-            asks = self._gathering[statement] = []
-            task = loop.create_task(self._sent(statement, asks))
+        pending = self._batches.get(statement)
+        if pending is None:
+            pending = self._batches[statement] = []
+            task = loop.create_task(self._flush(statement, pending))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         asked: asyncio.Future[Rows] = loop.create_future()
-        asks.append((arguments, asked))
-        if len(asks) == MOST:
-            del self._gathering[statement]
+        pending.append((arguments, asked))
+        if len(pending) == MAX_BATCH:
+            del self._batches[statement]
         return asked
 
-    async def _sent(self, statement: Statement, asks: list[Ask]) -> None:
-        for _ in range(TURNS):
+    async def _flush(self, statement: Statement, pending: list[PendingRead]) -> None:
+        for _ in range(GATHER_TICKS):
             await asyncio.sleep(0)
-        if self._gathering.get(statement) is asks:
-            del self._gathering[statement]
-        asks = [ask for ask in asks if not ask[1].done()]  # the callers of others have gone
+        if self._batches.get(statement) is pending:
+            del self._batches[statement]
+        pending = [ask for ask in pending if not ask[1].done()]  # the callers of others have gone
         try:
-            await self._answer(statement, asks)
+            await self._answer(statement, pending)
         except DeadlineExceeded:  # of one of them, perhaps: each is tried with the whole time
-            await asyncio.gather(*(self._answer_one(statement, ask) for ask in asks))
+            await asyncio.gather(*(self._answer_one(statement, ask) for ask in pending))
         except Exception as error:  # noqa: BLE001 - it is the answer of each
-            _fail(asks, error)
+            _fail(pending, error)
 
-    async def _answer(self, statement: Statement, asks: list[Ask]) -> None:
-        if len(asks) < 2:
-            for ask in asks:
+    async def _answer(self, statement: Statement, pending: list[PendingRead]) -> None:
+        if len(pending) < 2:
+            for ask in pending:
                 await self._answer_one(statement, ask)
             return
-        numbered = [(*arguments, number) for number, (arguments, _) in enumerate(asks)]
-        answers: list[Rows] = [[] for _ in asks]
+        numbered = [(*arguments, number) for number, (arguments, _) in enumerate(pending)]
+        answers: list[Rows] = [[] for _ in pending]
         for row in await self._many(_numbered(statement), numbered):
             answers[row["number"]].append(row)
-        for (_, asked), rows in zip(asks, answers, strict=True):
+        for (_, asked), rows in zip(pending, answers, strict=True):
             if not asked.done():
                 asked.set_result(rows)
 
-    async def _answer_one(self, statement: Statement, ask: Ask) -> None:
+    async def _answer_one(self, statement: Statement, ask: PendingRead) -> None:
         arguments, asked = ask
         try:
             rows = await self._alone(statement, arguments)
@@ -110,7 +110,7 @@ class Together:
                 asked.set_result(rows)
 
 
-def _fail(asks: list[Ask], error: Exception) -> None:
-    for _, asked in asks:
+def _fail(pending: list[PendingRead], error: Exception) -> None:
+    for _, asked in pending:
         if not asked.done():
             asked.set_exception(error)

@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 _IDLE_SECONDS = 30.0  # unused for so long, a connection goes back to the pool
 
 
-class Leases:
+class WarmConnections:
     """Runs statements on connections that no other call uses at the time.
 
     The caller bounds how many run at once; the pool has as many connections.
@@ -27,9 +27,9 @@ class Leases:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self.pool = pool
         self._idle: list[Connection] = []  # the last one was used last
-        self._spare = 0  # how many of `_idle` nobody needed since the last look
+        self._unused = 0  # how many of `_idle` nobody needed since the last look
         self._loop = asyncio.get_running_loop()
-        self._look = self._loop.call_later(_IDLE_SECONDS, self._looked)
+        self._release_timer = self._loop.call_later(_IDLE_SECONDS, self._release_idle)
         self._returning: set[asyncio.Task[None]] = set()
 
     @property
@@ -39,53 +39,53 @@ class Leases:
 
     async def run(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """What ``work`` makes of a connection; after an error the pool decides what becomes of that."""
-        connection = await self._taken()
+        connection = await self._acquire()
         try:
             result = await work(connection)
         except BaseException:
-            await self._given_back(connection)
+            await self._release(connection)
             raise
         self._idle.append(connection)
         return result
 
     async def renew(self) -> None:
         """Makes the pool replace all connections: where one was lost, others are whose end has not shown yet."""
-        await self._return(len(self._idle))
+        await self._release_oldest(len(self._idle))
         await self.pool.expire_connections()
 
     async def close(self) -> None:
         """Closes the pool; statements still running get a few seconds."""
-        self._look.cancel()
+        self._release_timer.cancel()
         try:
             async with asyncio.timeout(5):
-                await self._return(len(self._idle))
+                await self._release_oldest(len(self._idle))
                 await self.pool.close()
         except TimeoutError:
             self.pool.terminate()
 
-    async def _taken(self) -> Connection:
+    async def _acquire(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
-            self._spare = min(self._spare, len(self._idle))
+            self._unused = min(self._unused, len(self._idle))
             if not connection.is_closed():
                 return connection
-            await self._given_back(connection)
+            await self._release(connection)
         return await self.pool.acquire()
 
-    def _looked(self) -> None:
+    def _release_idle(self) -> None:
         """Returns what nobody needed, now and then."""
-        task = self._loop.create_task(self._return(self._spare))
+        task = self._loop.create_task(self._release_oldest(self._unused))
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
-        self._look = self._loop.call_later(_IDLE_SECONDS, self._looked)
+        self._release_timer = self._loop.call_later(_IDLE_SECONDS, self._release_idle)
 
-    async def _return(self, count: int) -> None:
+    async def _release_oldest(self, count: int) -> None:
         unused, self._idle = self._idle[:count], self._idle[count:]
-        self._spare = len(self._idle)
+        self._unused = len(self._idle)
         for connection in unused:
-            await self._given_back(connection)
+            await self._release(connection)
 
-    async def _given_back(self, connection: Connection) -> None:
+    async def _release(self, connection: Connection) -> None:
         """Back to the pool, which ends one that is broken, and says so."""
         with suppress(asyncpg.InternalClientError, asyncpg.InterfaceError, OSError):
             await self.pool.release(connection)

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from server.complaint import Complaint
+from server.complaint import OperatorError
 
 WAY_OUT = "Set CONVERSATIONS_DATA_DIR to another folder, or CONVERSATIONS_DATABASE_URL to your PostgreSQL."
 
 
-class EmbeddedError(Complaint):
+class EmbeddedError(OperatorError):
     """The private server cannot be used; the message is for people and holds no secrets."""
 
 

@@ -33,7 +33,7 @@ from sqlalchemy import delete as delete_from
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, array
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from server.store.batch import all_found, placed, resolved, sent
+from server.store.batch import all_found, insert_items, resolved_rows, sent_rows
 from server.store.idempotency import reserve
 from server.store.sql.predicate import Permission
 from server.store.sql.schema import Time, conversation_attributes, conversations
@@ -79,7 +79,7 @@ def create(
     references: tuple[Permission, Permission] | None, *, attributes: bool, items: bool, reserves: bool
 ) -> Statement:
     """Inserts a conversation with its first items; none of it when a reference is not found."""
-    rows = resolved(*references) if references else sent() if items else None
+    rows = resolved_rows(*references) if references else sent_rows() if items else None
     given: dict[str, ColumnElement[Any]] = {
         "id": _id,
         "tenant": bindparam("tenant", type_=Text),
@@ -101,7 +101,7 @@ def create(
     if attributes:
         statement = statement.add_cte(_indexed(created))
     if rows is not None:
-        statement = statement.add_cte(placed(rows, created))
+        statement = statement.add_cte(insert_items(rows, created))
     if reserves:
         statement = statement.add_cte(reserve(created).cte("reserved"))
     return compiled(statement)
@@ -211,7 +211,7 @@ def _revision_is() -> ColumnElement[bool]:
 def page(read: Permission, shape: tuple[tuple[str, str], ...], *, covered: bool, descending: bool) -> Statement:
     """Keyset on (create_time, id); ``shape`` is the filter's (name, operator) pairs.
 
-    ``covered``: what the caller may read lies in a few ranges of indexes (`Cover`).
+    ``covered``: what the caller may read lies in a few ranges of indexes (`IndexRanges`).
     The front of each is read in order, and the fronts are merged.
     """
     conditions = (visible(read), *_conditions(shape))

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from server.store.batch import all_allowed, all_found, placed, resolved, sent
+from server.store.batch import all_allowed, all_found, insert_items, resolved_rows, sent_rows
 from server.store.idempotency import reserve
 from server.store.sql.conversations import COLUMNS
 from server.store.sql.predicate import Permission
@@ -44,7 +44,7 @@ def append(
     read: Permission, create: Permission, references: Permission | None, *, expects: bool, reserves: bool
 ) -> Statement:
     """The row lock that the counter takes makes the order of commits the order of items."""
-    rows = resolved(read, references) if references else sent()
+    rows = resolved_rows(read, references) if references else sent_rows()
     size: ColumnElement[int] = bindparam("size", type_=BigInteger)
     conditions = [visible_one(read), all_allowed(create, rows)]
     if expects:
@@ -58,7 +58,7 @@ def append(
         .returning(_c.id, (_c.last_sequence - size).label("base"), _c.version)
         .cte("bumped")
     )
-    statement: Select[Any] = select(bumped.c.base).add_cte(placed(rows, bumped))
+    statement: Select[Any] = select(bumped.c.base).add_cte(insert_items(rows, bumped))
     if reserves:
         statement = statement.add_cte(reserve(bumped, bumped.c.base + _one, size).cte("reserved"))
     return compiled(statement)
