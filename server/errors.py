@@ -356,3 +356,20 @@ class DeadlineExceeded(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("The call took longer than the server allows.")
+
+
+class OperatorError(Exception):
+    """Something an operator can mend; the text says what is wrong and what to do, and holds no secret."""
+
+
+class NotReadyYet(OperatorError):
+    """Something that a start waits for, as it does for a database that does not answer."""
+
+
+class StartFailed(OperatorError):
+    """The service cannot start; the text is for the operator."""
+
+
+def cannot_listen(listen: str) -> StartFailed:
+    """What to say of an address that cannot be bound."""
+    return StartFailed(f"Cannot listen on {listen}: the address is taken or not allowed.")

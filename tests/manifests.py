@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from server.app.supervisor import _MARGIN as TO_CLOSE_UP
 from server.cli.commands import app
-from server.settings.service import PREFIX, Settings, is_socket
+from server.settings.addresses import is_socket
+from server.settings.service import PREFIX, Settings
 from server.transport.health import LIVENESS, READINESS, STARTUP
 
 Object = dict[str, Any]

@@ -22,6 +22,7 @@ import asyncpg
 from sqlalchemy import Text, bindparam, select
 
 from server.authorization.access import Access, AccessCache
+from server.authorization.permission import Permission
 from server.errors import ConversationNotFound, ItemNotFound
 from server.policy.plan import Never
 from server.policy.principal import Principal, pairs
@@ -31,7 +32,6 @@ from server.store.embedded import embedded
 from server.store.items import ItemStore
 from server.store.migrate import migrate
 from server.store.sql import conversations as statements
-from server.store.sql.predicate import Permission
 from server.store.sql.schema import conversations, items
 from server.store.sql.statement import compiled
 from server.store.sql.visibility import allowed, item_allowed

@@ -24,9 +24,10 @@ from grpc_channelz.v1.channelz_pb2_grpc import ChannelzStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server import __version__
+from server.errors import StartFailed
 from server.observability import logs
+from server.settings.addresses import of_worker
 from server.store.migrate import HEAD
-from server.transport.server import StartFailed, of_worker
 from tests.build import create, get
 from tests.conftest import Service, fresh_database, problem, running
 from tests.test_cli import address_of as callers_of

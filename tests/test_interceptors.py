@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 from server.app.service import CONTRACT
 from server.authorization.access import AccessCache
 from server.authorization.policy_file import ONE_USER
+from server.authorization.requirements import AccessUndeclared, Need, needs
 from server.identity.anonymous import Anonymous
 from server.interceptors import interceptors
-from server.interceptors.authorization import AccessUndeclared, Need, needs
 from server.interceptors.drain_gate import DrainGate
 from server.settings.service import load
 from tests.conftest import Service, problem

@@ -27,10 +27,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
 from server.app.service import run_service
+from server.errors import StartFailed
 from server.identity import jwks_url
 from server.observability.histogram import Histogram
+from server.settings.addresses import of_worker
 from server.settings.service import load
-from server.transport.server import StartFailed, of_worker
 from tests.build import append, create, delete, get, user_message
 from tests.conftest import Service, problem
 from tests.test_tls import CA, Files

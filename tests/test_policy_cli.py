@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from server.app.service import CONTRACT
+from server.authorization.requirements import needs
 from server.cli.commands import app
-from server.complaint import OperatorError
-from server.interceptors.authorization import needs
+from server.errors import OperatorError
 from server.policy import document, grammar, rules
 from server.policy.evaluate import explain
 from server.policy.load import load

@@ -16,7 +16,7 @@ from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
 from server.errors import ShuttingDown
-from server.transport.server import HELD_SECONDS
+from server.transport.shutdown import HELD_SECONDS
 from tests.build import append, create, get, list_items, text_of, user_message
 from tests.conftest import fresh_database
 from tests.test_cli import address_of, environment, started

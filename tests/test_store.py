@@ -21,7 +21,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from structlog.testing import capture_logs
 
-from server.app.service import _purge_for_ever
+from server.app.background import purge_periodically
 from server.errors import StoreUnavailable
 from server.observability.stats import PurgeStats
 from server.settings.service import load
@@ -512,7 +512,7 @@ async def test_the_purge_outlives_the_database() -> None:
     settings = load(purge_every_minutes=0.0005, database_url="postgresql://127.0.0.1:1/nothing")
     with capture_logs() as lines:
         purges = PurgeStats()
-        task = asyncio.create_task(_purge_for_ever(settings, "postgresql://127.0.0.1:1/nothing", purges))
+        task = asyncio.create_task(purge_periodically(settings, "postgresql://127.0.0.1:1/nothing", purges))
         async with asyncio.timeout(20):
             while len(lines) < 2 and not task.done():  # noqa: ASYNC110 - the lines come from a task
                 await asyncio.sleep(0.02)

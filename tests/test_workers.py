@@ -21,10 +21,11 @@ import pytest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from structlog.testing import capture_logs
 
-from server.app.supervisor import RestartBackoff, Worker, Workers, WorkersFailed, reserved
+from server.app.reserved_port import reserved
+from server.app.supervisor import RestartBackoff, Worker, Workers, WorkersFailed
 from server.authorization.policy_file import PolicyConfigError, PolicyFile
+from server.errors import StartFailed
 from server.settings.service import SettingsInvalid, load
-from server.transport.server import StartFailed
 from tests.build import create
 from tests.conftest import Service, fresh_database
 from tests.test_cli import ROOT, ended, environment, run, started
@@ -90,7 +91,7 @@ async def team(url: str | None, log: Path, listen: str = "127.0.0.1:0", **settin
         with suppress(ProcessLookupError):
             process.kill()
         for pid in re.findall(r'"pid": (\d+)', log.read_text(encoding="utf-8")):
-            if b"server.app.supervisor" in command_line(int(pid)):
+            if b"server.app.worker" in command_line(int(pid)):
                 os.kill(int(pid), signal.SIGKILL)
         await process.wait()
 
@@ -210,7 +211,7 @@ async def test_arguments_hold_no_secret(two: Team) -> None:
     """Anyone may read them: they say which worker it is, and no more."""
     for number, pid in two.pids().items():
         words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
-        assert ["-P", "-m", "server.app.supervisor", str(number), ""] == words[1:]
+        assert ["-P", "-m", "server.app.worker", str(number), ""] == words[1:]
 
 
 async def test_ctrl_c_is_for_the_parent(two: Team) -> None:

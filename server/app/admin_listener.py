@@ -19,9 +19,10 @@ from server.interceptors.chain import InterceptorChain
 from server.interceptors.decode import Decode
 from server.interceptors.error_status import ErrorStatus
 from server.services.admin import AdminServicer, Process
+from server.settings.addresses import of_worker
 from server.settings.service import Settings
 from server.transport.health import Health
-from server.transport.server import bind, of_worker, reflect
+from server.transport.server import bind, reflect
 
 log = structlog.get_logger(__name__)
 

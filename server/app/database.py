@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import structlog
 
+from server.errors import NotReadyYet
 from server.settings.service import Settings
 from server.store.connection.database import Bounds, Database, reachable
 from server.store.embedded import default_data_dir, embedded
 from server.store.migrate import HEAD, is_behind, migrate, revision
 from server.store.sql import schema
 from server.store.sql.statement import compiled
-from server.transport.readiness import NotReadyYet
 
 log = structlog.get_logger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from server.complaint import OperatorError
+from server.errors import OperatorError
 from server.interceptors.chain import Interceptor
 from server.settings.service import PREFIX
 from server.store.append_batching import AppendBatcher

@@ -1,12 +1,10 @@
 """The one place where things are built, started and drained."""
 
-import asyncio
 import gc
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-import asyncpg
 import grpc
 import grpc.aio
 import structlog
@@ -17,15 +15,15 @@ from grpc_health.v1 import health_pb2_grpc
 
 from server.app import instrumentation, version_check
 from server.app.admin_listener import admin
+from server.app.background import purge_periodically, run_beside
 from server.app.database import Store, open_store, prepare_schema
 from server.authorization.policy_file import PolicyFile
-from server.complaint import OperatorError
-from server.errors import ServiceError
+from server.authorization.requirements import needs
 from server.identity import source_of
 from server.interceptors import interceptors
-from server.interceptors.authorization import needs
 from server.interceptors.drain_gate import DrainGate
 from server.observability import metrics
+from server.observability.metrics.sources import Sources
 from server.observability.stats import PurgeStats
 from server.requests.page_tokens import PageTokens
 from server.services.access import AccessServicer
@@ -36,12 +34,12 @@ from server.settings.service import Settings
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
 from server.store.items import ItemStore
-from server.store.purge import purge
 from server.transport import tls
 from server.transport.health import Health
 from server.transport.readiness import Readiness
-from server.transport.server import bind, drain, reflect
+from server.transport.server import bind, reflect
 from server.transport.server import built as server_of
+from server.transport.shutdown import drain
 
 log = structlog.get_logger(__name__)
 
@@ -117,9 +115,7 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
 
         readiness = Readiness(store.database, prepare, health)
         purges = PurgeStats()
-        sources = metrics.Sources(
-            settings, chain, running, readiness, store.database, policy, purges, source, certificate
-        )
+        sources = Sources(settings, chain, running, readiness, store.database, policy, purges, source, certificate)
         exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0))
         served = RunningService(addresses, store, policy, readiness, exposed, certificate)
         # Before the first call, and after the last: operators can look while it waits and while it drains.
@@ -129,7 +125,7 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         stack.push_async_callback(drain, server, health, running, settings.grace_seconds)
         await readiness.begin()
         for work in _beside_calls(settings, served, purges, worker):
-            await stack.enter_async_context(_meanwhile(work))
+            await stack.enter_async_context(run_beside(work))
         _keep_collector_off()
         yield served
 
@@ -143,7 +139,7 @@ def _beside_calls(
     if served.certificate:
         yield served.certificate.watch()
     if settings.purge_every_minutes and not worker:
-        yield _purge_for_ever(settings, served.store.url, purges)
+        yield purge_periodically(settings, served.store.url, purges)
 
 
 def _add_services(
@@ -163,35 +159,6 @@ def _add_services(
     add_AccessServiceServicer_to_server(AccessServicer(conversations), server)
     if settings.reflection:
         reflect(server, SERVICES)
-
-
-@asynccontextmanager
-async def _meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Does ``work`` while this is open."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-async def _purge_for_ever(settings: Settings, url: str, purges: PurgeStats) -> None:
-    while True:
-        await asyncio.sleep(settings.purge_every_minutes * 60)
-        try:
-            purged = await purge(url, settings.purge_after, settings.keep_requests)
-        except (ServiceError, OperatorError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            purges.runs["failed"] += 1
-            log.warning("purge failed", error=type(error).__name__)
-            continue
-        if purged is None:
-            purges.runs["skipped"] += 1
-            log.info("purged", skipped="another process is at it")
-        else:
-            purges.done(vars(purged))
-            log.info("purged", **vars(purged))
 
 
 def _keep_collector_off() -> None:

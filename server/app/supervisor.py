@@ -10,27 +10,22 @@ Every worker listens on the address with SO_REUSEPORT, and the kernel deals new 
 """
 
 import asyncio
-import errno
 import json
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from server.app.database import provision_database
-from server.app.service import run_service
-from server.complaint import OperatorError
-from server.errors import ServiceError
-from server.observability import logs
-from server.settings.service import Settings, load
-from server.transport.server import cannot_listen
+from server.app.reserved_port import reserved
+from server.errors import OperatorError
+from server.settings.service import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -43,9 +38,6 @@ _MARGIN = 15.0  # seconds beyond the grace in which a worker refuses calls, clos
 
 class WorkersFailed(OperatorError):
     """The workers cannot serve; the text is for the operator."""
-
-
-# -- the parent
 
 
 @dataclass
@@ -222,7 +214,7 @@ async def supervise_workers(settings: Settings) -> AsyncIterator[Workers]:
 async def _started(number: int, job: bytes) -> Process:
     """A worker's process, with its job; it finds our modules where we found them."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", __name__, str(number)),
+        *(sys.executable, "-P", "-m", "server.app.worker", str(number)),
         stdin=PIPE,
         stdout=PIPE,
         limit=_LONGEST_LINE,
@@ -232,115 +224,3 @@ async def _started(number: int, job: bytes) -> Process:
     assert process.stdin is not None
     process.stdin.write(job + b"\n")  # no need to drain: it is short, and a process that has ended is seen to
     return process
-
-
-@contextmanager
-def reserved(listen: str) -> Iterator[str]:
-    """The address, with a port in place of 0, kept for us and our workers while this is open.
-
-    Sockets that are bound but do not listen get no connections. Workers may join
-    them, for they are of the same user; programs without SO_REUSEPORT may not.
-
-    Raises:
-        StartFailed: It is taken, also by other workers, or not ours to use.
-    """
-    host, _, port = listen.rpartition(":")
-    number = int(port)
-    with ExitStack() as stack:
-        try:
-            for family, *_, found in socket.getaddrinfo(host.strip("[]"), number, type=socket.SOCK_STREAM):
-                if held := _held_if_here(family, (found[0], number, *found[2:])):
-                    number = stack.enter_context(held).getsockname()[1]
-        except OSError as error:
-            raise cannot_listen(listen) from error
-        yield f"{host}:{number}"
-
-
-def _held_if_here(family: int, address: tuple[Any, ...]) -> socket.socket | None:
-    """As `_held`; None for an address that this machine does not have, such as ::1 for localhost without IPv6."""
-    try:
-        return _held(family, address)
-    except OSError as error:
-        if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-            return None
-        raise
-
-
-def _held(family: int, address: tuple[Any, ...]) -> socket.socket:
-    """A socket with SO_REUSEPORT on an address that nobody else uses, not even with SO_REUSEPORT."""
-    if address[1]:  # of free ports the kernel picks one that is nobody's
-        _bound(family, address, socket.SO_REUSEADDR).close()
-    try:
-        return _bound(family, address, socket.SO_REUSEPORT)
-    except OSError:  # what is left of the connections of an earlier run is in the way
-        return _bound(family, address, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
-
-
-def _bound(family: int, address: tuple[Any, ...], *options: int) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        for option in options:
-            made.setsockopt(socket.SOL_SOCKET, option, 1)
-        made.bind(address)
-    except OSError:
-        made.close()
-        raise
-    return made
-
-
-# -- the worker
-
-
-def main() -> None:
-    """``python -m server.app.supervisor NUMBER``, as `_started` runs it."""
-    import uvloop  # noqa: PLC0415 - the parent has its own way to it
-
-    say = _voice()
-    job = sys.stdin.buffer.readline()
-    if not job:
-        return  # the parent is gone already
-    settings = load(**json.loads(job))
-    number = int(sys.argv[1])
-    logs.configure(settings.log_level, settings.log_format)
-    structlog.contextvars.bind_contextvars(worker=number)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(settings, number, say))
-    except (OperatorError, ServiceError, OSError) as error:
-        say(str(error))
-        sys.exit(1)
-
-
-def _voice() -> Callable[[str | None], None]:
-    """Writes lines to the parent; whatever else is printed goes to standard error."""
-    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def say(words: str | None) -> None:
-        with suppress(BrokenPipeError):
-            print(json.dumps(words), file=output, flush=True)
-
-    return say
-
-
-async def _work(settings: Settings, number: int, say: Callable[[str | None], None]) -> None:
-    """Serves until SIGTERM or the end of the parent."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(ending, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is a policy to reload
-
-    def orphaned() -> None:
-        log.warning("the parent is gone")
-        loop.remove_reader(0)
-        stop.set()
-
-    loop.add_reader(0, orphaned)  # nothing more is sent: what can be read is the end
-    async with run_service(settings, worker=number) as running:
-        loop.add_signal_handler(signal.SIGHUP, running.reload)
-        say(None)
-        await stop.wait()
-
-
-if __name__ == "__main__":
-    main()

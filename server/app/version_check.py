@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from google.protobuf.internal import api_implementation
 
-from server.complaint import OperatorError
+from server.errors import OperatorError
 
 FLOORS = {"asyncpg": (0, 32), "sqlalchemy": (2, 1), "grpcio": (1, 85), "protobuf": (6, 33, 5)}
 

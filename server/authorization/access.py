@@ -6,13 +6,13 @@ from functools import cached_property
 from typing import Any
 
 from server.authorization.index_ranges import IndexRanges, index_ranges
+from server.authorization.permission import Permission
 from server.errors import ActionDenied
 from server.policy.evaluate import evaluate
 from server.policy.plan import Always, Never, plan
 from server.policy.principal import Principal, pairs
 from server.policy.residual import Row
 from server.policy.rules import Policy
-from server.store.sql.predicate import Permission
 
 
 class Access:
@@ -38,7 +38,7 @@ class Access:
         """The permission; its parameters are in `values` from then on."""
         found = self._permissions.get((resource, action))
         if found is None:
-            found = Permission(f"{resource}_{action}", plan(self.policy, self.principal, resource, action))
+            found = Permission(resource, action, plan(self.policy, self.principal, resource, action))
             self.values |= found.values
             self._permissions[resource, action] = found
         return found

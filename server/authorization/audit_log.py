@@ -5,8 +5,6 @@ nothing of the content, no token, no attribute of a conversation.
 """
 
 import logging
-import re
-from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,18 +19,11 @@ from server.policy.plan import Conditional
 # The field tells these lines from all others; no log level hides them.
 _Unhidden = structlog.make_filtering_bound_logger(logging.INFO)
 log = structlog.wrap_logger(None, wrapper_class=_Unhidden, cache_logger_on_first_use=False, log="audit")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 _REFUSALS = (ActionDenied, ConversationNotFound, ItemNotFound)
 _NAMED = {"conversation_id": "conversationId", "item_id": "itemId"}  # and as a failure calls them
 
 # The request of this call, once it is decoded: the audit names what it is about.
 current_request: ContextVar[Any] = ContextVar("current_request", default=None)
-
-
-def trace_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The trace id of a call's metadata; '' without one, or with several."""
-    found = [_TRACEPARENT.fullmatch(str(value)) for key, value in metadata if key == "traceparent"]
-    return found[0][1] if len(found) == 1 and found[0] else ""
 
 
 def decided(access: Access, resource: str, action: str, failure: ServiceError | None, *, permits: bool) -> None:

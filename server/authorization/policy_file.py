@@ -8,10 +8,10 @@ from pathlib import Path
 import structlog
 
 from server.authorization.access import AccessCache
-from server.complaint import OperatorError
+from server.errors import OperatorError
 from server.policy.load import PolicyInvalid, load
 from server.policy.rules import ACTIONS, DEFAULT, Effect, Policy, Rule, Scope
-from server.settings.wakeable_sleep import WakeableSleep
+from server.settings.watched_file import WakeableSleep
 
 log = structlog.get_logger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any, NamedTuple
 import grpc
 import typer
 
-from server.complaint import OperatorError
-from server.settings.identity import is_loopback
-from server.settings.service import PREFIX, Settings, is_socket
+from server.errors import OperatorError
+from server.settings.addresses import is_loopback, is_socket
+from server.settings.service import PREFIX, Settings
 from server.transport.certificates import PemFile, authorities, name_of, pair
 
 DEFAULT_TARGET = "127.0.0.1:50051"

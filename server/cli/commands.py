@@ -13,8 +13,7 @@ import typer
 
 from server.cli.client import Target, connection, own_connection, targeted
 from server.cli.policy import policy_app
-from server.complaint import OperatorError
-from server.errors import ServiceError
+from server.errors import OperatorError, ServiceError
 from server.items import ItemJsonError
 from server.settings.service import Settings, SettingsInvalid, load
 

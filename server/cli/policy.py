@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from server.complaint import OperatorError
+from server.errors import OperatorError
 from server.policy.evaluate import Explanation, Outcome, RuleOutcome, explain
 from server.policy.load import PolicyInvalid, load
 from server.policy.plan import Always, Conditional, Never, Plan

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from server.complaint import OperatorError
-from server.errors import CredentialsInvalid
+from server.errors import CredentialsInvalid, OperatorError
 from server.policy.principal import Principal
 
 _NAMES = ("authorization", "x-principal", "x-tenant", "x-attributes", "x-forwarded-client-cert")

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from server.authorization.access import AccessCache
+from server.authorization.requirements import Need
 from server.identity.source import Source
 from server.interceptors.authentication import Authentication
-from server.interceptors.authorization import Authorization, Need
+from server.interceptors.authorization import Authorization
 from server.interceptors.chain import Interceptor, InterceptorChain
 from server.interceptors.concurrency import CallLimit, StreamLimit
 from server.interceptors.deadline import Deadline

@@ -4,12 +4,10 @@ from types import TracebackType
 
 import structlog
 
-from server.authorization.audit_log import trace_of
 from server.errors import Unauthenticated
 from server.identity.source import Source
-from server.interceptors.authorization import OPEN
-from server.interceptors.chain import Context, Guard, Interceptor
-from server.observability.trace_context import current_trace
+from server.interceptors.chain import OPEN, Context, Guard, Interceptor
+from server.observability.trace_context import current_trace, trace_of
 from server.policy.principal import current_principal
 
 log = structlog.get_logger(__name__)

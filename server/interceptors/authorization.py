@@ -6,58 +6,18 @@ is decided inside the statement; nothing is looked up here.
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import grpc
-from conversations.v1 import options_pb2
-from google.protobuf.descriptor import FileDescriptor
 
 from server.authorization import audit_log
 from server.authorization.access import Access, AccessCache, current_access
-from server.complaint import OperatorError
+from server.authorization.requirements import Need
 from server.errors import ActionDenied, ServiceError
-from server.interceptors.chain import Context, Guard, Handler, Interceptor, wrap_handler
+from server.interceptors.chain import OPEN, Context, Guard, Handler, Interceptor, wrap_handler
 from server.policy.plan import Never
 from server.policy.principal import current_principal
-
-# Services of gRPC itself: they show no data of the service.
-OPEN = (
-    "/grpc.health.v1.Health/",
-    "/grpc.reflection.v1.ServerReflection/",
-    "/grpc.reflection.v1alpha.ServerReflection/",
-)
-
-
-class AccessUndeclared(OperatorError):
-    """A method of the contract has no access option: the server must not start."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a caller must be allowed to do for a method to run; ``actions`` are alternatives."""
-
-    resource: str
-    actions: tuple[str, ...]  # none: the method is open to every principal
-
-
-def needs(*files: FileDescriptor) -> dict[str, Need]:
-    """The need of every method in ``files``, by ``/package.Service/Method``.
-
-    Raises:
-        AccessUndeclared: A method has no `conversations.v1.access` option.
-    """
-    found: dict[str, Need] = {}
-    for file in files:
-        for service in file.services_by_name.values():
-            for method in service.methods:
-                option = method.GetOptions().Extensions[options_pb2.access]
-                if not (option.open or (option.resource and option.action)):
-                    raise AccessUndeclared(f"{method.full_name} has no conversations.v1.access option")
-                actions = tuple(filter(None, (option.action, option.other_action)))
-                found[f"/{service.full_name}/{method.name}"] = Need(option.resource, actions)
-    return found
 
 
 class Authorization(Interceptor):

@@ -108,3 +108,11 @@ def _wrap_stream(handler: Handler, guard: Guard) -> Handler:
     # A method may also write its responses itself, as the health service's does.
     wrapped: Any = writing if inspect.iscoroutinefunction(method) else stream
     return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+# Services of gRPC itself: they show no data of the service.
+OPEN = (
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1.ServerReflection/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+)

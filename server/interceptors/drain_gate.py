@@ -8,8 +8,7 @@ import asyncio
 from types import TracebackType
 
 from server.errors import ShuttingDown, StoreUnavailable
-from server.interceptors.authorization import OPEN
-from server.interceptors.chain import Guard, Interceptor
+from server.interceptors.chain import OPEN, Guard, Interceptor
 
 
 class DrainGate(Interceptor):

@@ -6,7 +6,6 @@ wants one.
 """
 
 import time
-from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any
@@ -14,13 +13,10 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pool
 
-from server.interceptors.authorization import OPEN
-from server.interceptors.chain import Context, Handler, Interceptor, wrap_handler
+from server.interceptors.chain import OPEN, Context, Handler, Interceptor, wrap_handler
 from server.observability.access_log import AccessLog
-from server.observability.histogram import Histogram
+from server.observability.stats import MethodStats
 
-# Seconds. Most calls take a few milliseconds; a minute is the longest a unary call may take by default.
-SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 # grpc.aio gives what was set, a StatusCode or its number.
 _NAMES = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0])}
 _KINDS = {
@@ -29,20 +25,6 @@ _KINDS = {
     (False, True): "server_stream",
     (True, True): "bidi_stream",
 }
-
-
-class MethodStats:
-    """The calls of one method so far."""
-
-    __slots__ = ("codes", "kind", "received", "seconds", "sent", "started")
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.started = 0
-        self.codes: Counter[str] = Counter(OK=0)  # of those that ended
-        self.seconds = Histogram(SECONDS)
-        self.received = 0  # messages of streams
-        self.sent = 0
 
 
 class Observe(Interceptor):

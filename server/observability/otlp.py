@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Tracer
 
 from server import __version__
-from server.complaint import OperatorError
+from server.errors import OperatorError
 
 log = structlog.get_logger(__name__)
 

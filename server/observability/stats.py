@@ -3,13 +3,12 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
-from functools import lru_cache
 
 from server.observability.histogram import Histogram
+from server.store.sql.statement import KINDS
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0)
 _SHARERS = (2, 4, 8, 16, 32, 64, 128)
-KINDS = ("read", "append", "write")
 REASONS = ("pool", "connection", "race", "timeout")  # why a statement fails
 
 
@@ -28,14 +27,6 @@ class StoreStats:
         self.items = 0  # that were appended
 
 
-@lru_cache(maxsize=1024)
-def kind_of(text: str) -> str:
-    """Which of `KINDS` a statement is: an append places items, a write changes something else."""
-    if "INSERT INTO items" in text:
-        return "append"
-    return "write" if any(verb in text for verb in ("INSERT INTO", "UPDATE ", "DELETE FROM")) else "read"
-
-
 class PurgeStats:
     """Of this process."""
 
@@ -49,3 +40,21 @@ class PurgeStats:
         self.runs["done"] += 1
         self.rows.update(rows)
         self.last = time.time()
+
+
+# Seconds. Most calls take a few milliseconds; a minute is the longest a unary call may take by default.
+SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class MethodStats:
+    """The calls of one method so far."""
+
+    __slots__ = ("codes", "kind", "received", "seconds", "sent", "started")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.started = 0
+        self.codes: Counter[str] = Counter(OK=0)  # of those that ended
+        self.seconds = Histogram(SECONDS)
+        self.received = 0  # messages of streams
+        self.sent = 0

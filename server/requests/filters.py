@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from server.errors import FilterInvalid
+from server.store.comparison import Comparison
 
 MAX_COMPARISONS = 8
 EQUALITY = ("=", "!=")
@@ -54,16 +55,6 @@ ITEM_FIELDS = {
     "status": Field(EQUALITY),
     "create_time": Field(ORDERING, time=True),
 }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One comparison; the first two fields are its shape, the others its values."""
-
-    name: str
-    operator: str
-    key: str
-    value: str | datetime
 
 
 def parse(text: str, fields: dict[str, Field]) -> tuple[Comparison, ...]:

@@ -1,6 +1,5 @@
 """Settings of identity and TLS, and which of them go together."""
 
-import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode
+
+from server.settings.addresses import is_loopback
 
 ATTRIBUTE_NAMES = ("roles", "teams", "projects", "namespaces")
 JWT_ALGORITHMS = frozenset(
@@ -155,13 +156,3 @@ def _tls_problems(settings: IdentitySettings) -> Iterable[str]:
         yield "tls_certificate: goes together with tls_key"
     if settings.tls_client_ca and not settings.tls_certificate:
         yield "tls_client_ca: needs tls_certificate and tls_key"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

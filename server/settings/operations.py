@@ -1,9 +1,11 @@
 """Settings of what operators see and may do while the service runs."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
+
+from server.settings.addresses import Address
 
 PROD = {
     "reflection": False,
@@ -11,26 +13,6 @@ PROD = {
     "metrics_listen": "127.0.0.1:9464",
     "log_format": "json",
 }
-
-
-def host_port(value: str) -> str:
-    """The value, if it is an address on the network.
-
-    Raises:
-        ValueError: It is not.
-    """
-    host, colon, port = value.rpartition(":")
-    bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
-    if bare or not (host and colon and port.isascii() and port.isdigit() and int(port) < 2**16):
-        raise ValueError("must be host:port or [ipv6]:port")
-    return value
-
-
-def _host_port_or_nothing(value: str) -> str:
-    return value and host_port(value)
-
-
-Address = Annotated[str, AfterValidator(_host_port_or_nothing)]
 
 
 class OperationSettings(BaseSettings):

@@ -2,57 +2,24 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from server.complaint import OperatorError
-from server.settings.identity import IdentitySettings, Names, identity_problems, is_loopback
-from server.settings.limits import LimitSettings, Seconds
-from server.settings.operations import OperationSettings, host_port
+from server.errors import OperatorError
+from server.settings.addresses import _is_address, is_local, is_socket
+from server.settings.database import _SCHEMES, DatabaseSettings
+from server.settings.identity import IdentitySettings, identity_problems
+from server.settings.limits import LimitSettings
+from server.settings.operations import OperationSettings
 
 PREFIX = "CONVERSATIONS_"
 CALLS_PER_CONNECTION = 32  # of the pool: as many calls share what it does (ADR 15)
-_SCHEMES = ("postgresql://", "postgres://")
 
 
 class SettingsInvalid(OperatorError):
     """Every wrong setting, one a line, without the values."""
-
-
-class DatabaseSettings(BaseSettings):
-    """Where to serve, and what the data is kept in."""
-
-    listen: Names = Field(
-        ("127.0.0.1:50051",), description="Addresses to serve: `host:port` or `unix:/path`, comma separated."
-    )
-    database_url: SecretStr | None = Field(
-        None, description="`postgresql://…` of PostgreSQL 15 or newer; unset: a private one is started."
-    )
-    pgbouncer_url: SecretStr | None = Field(
-        None,
-        description="`postgresql://…` of a PgBouncer in transaction mode, for calls; migrations use `database_url`.",
-    )
-    data_dir: Path | None = Field(None, description="Folder of the private PostgreSQL; unset: the platform's.")
-    migrate: bool = Field(True, description="Bring the schema up to date at start.")
-    workers: Annotated[int, Field(ge=1, le=64)] = Field(
-        1, description="Processes that serve the address; more than one need `host:port`."
-    )
-    pool_size: Annotated[int, Field(ge=1, le=500)] = Field(10, description="Database connections of each worker.")
-    statement_timeout_seconds: Seconds = Field(5.0, description="Limit on one SQL statement.")
-    purge_after_hours: Annotated[float, Field(ge=0, le=876_600)] = Field(
-        24.0 * 30, description="How long deleted rows are kept; 0 removes them at the next purge."
-    )
-    purge_every_minutes: Annotated[float, Field(ge=0, le=525_960)] = Field(
-        60.0, description="How often to purge; 0 leaves it to `purge`."
-    )
-    request_id_hours: Annotated[float, Field(gt=0, le=8_760)] = Field(
-        24.0, description="How long a `request_id` is remembered."
-    )
-    unsafe_durability: bool = Field(
-        default=False, description="Accept a database with fsync or synchronous_commit off."
-    )
 
 
 class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSettings):
@@ -180,20 +147,3 @@ def _line(location: tuple[int | str, ...], message: str) -> str:
 def items_bytes(message_bytes: int) -> int:
     """What the items of one message may hold: the rest is room for ids, sequences and a page token."""
     return message_bytes // 16 * 15
-
-
-def is_socket(listen: str) -> bool:
-    """Whether the address is a Unix socket."""
-    return listen.startswith("unix:")
-
-
-def is_local(listen: str) -> bool:
-    """Whether only this machine can reach the address."""
-    return is_socket(listen) or is_loopback(listen.rpartition(":")[0])
-
-
-def _is_address(value: str) -> bool:
-    try:
-        return value.removeprefix("unix:") != "" if is_socket(value) else bool(host_port(value))
-    except ValueError:
-        return False

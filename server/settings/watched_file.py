@@ -1,7 +1,9 @@
 """A small file that is read again when it changes."""
 
+import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -43,3 +45,23 @@ class Watched:
             raise OSError("too large")
         self._seen = seen
         return body
+
+
+class WakeableSleep:
+    """A pause between two looks, which ends when somebody asks."""
+
+    def __init__(self) -> None:
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Ends the pause; safe in a signal handler."""
+        self._woken.set()
+
+    async def sleep(self, seconds: float) -> bool:
+        """Whether somebody asked, during the pause or before it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        asked = self._woken.is_set()
+        self._woken.clear()
+        return asked

@@ -18,12 +18,12 @@ from typing import Any
 import asyncpg
 
 from server.authorization.access import Access
+from server.authorization.permission import Permission
 from server.errors import DeadlineExceeded
 from server.store.batch import Batch
 from server.store.connection.database import Database
 from server.store.idempotency import Reservation
 from server.store.sql.appends import GROUPS, ITEMS, REQUESTS, append_many
-from server.store.sql.predicate import Permission
 
 _UNDONE = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
 GATHER_TICKS = 16  # of the event loop in which appends gather before a statement

@@ -7,10 +7,11 @@ from sqlalchemy import Text, any_, bindparam, not_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.authorization.access import Access
+from server.authorization.permission import Permission
 from server.errors import Conflict, ItemExists, ItemNotFound, ServiceError
-from server.store.batch import Batch, resolved_rows
+from server.store.batch import Batch
 from server.store.connection.database import Database
-from server.store.sql.predicate import Permission
+from server.store.sql.item_batch import resolved_rows
 from server.store.sql.schema import items
 from server.store.sql.statement import Statement, compiled
 

@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 
 from server.authorization.access import Access
+from server.authorization.permission import Permission
 from server.errors import (
     ActionDenied,
     Conflict,
@@ -20,22 +21,15 @@ from server.errors import (
 )
 from server.policy.principal import Principal
 from server.policy.residual import Row
-from server.requests.filters import Comparison
 from server.store.batch import Batch
+from server.store.comparison import Comparison
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
-from server.store.idempotency import (
-    CONSTRAINT,
-    PriorResult,
-    Reservation,
-    execute_write,
-    find_prior_result,
-    reserved_values,
-)
+from server.store.idempotency import PriorResult, Reservation, execute_write, find_prior_result, reserved_values
 from server.store.ids import conversation_id_for, new_conversation_id
 from server.store.sql import conversations as sql
 from server.store.sql.conversations import MAX_PAIRS
-from server.store.sql.predicate import Permission
+from server.store.sql.idempotency import CONSTRAINT
 
 _PRIMARY_KEY = "conversations_pkey"
 LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
@@ -247,7 +241,7 @@ class ConversationStore:
         row = rows[0]
         for act in acts:
             if not row[act.name]:
-                raise ActionDenied(*act.name.split("_"))
+                raise ActionDenied(act.resource, act.action)
         if revision is not None and revision != row["revision"]:
             raise EtagMismatch(etag_of(row["revision"]))
         return row

@@ -12,26 +12,11 @@ from hashlib import blake2b
 from typing import Any
 
 import asyncpg
-from sqlalchemy import (
-    CTE,
-    ColumnElement,
-    Insert,
-    LargeBinary,
-    SmallInteger,
-    Text,
-    bindparam,
-    insert,
-    literal_column,
-    select,
-)
-from sqlalchemy.dialects.postgresql import UUID
 
 from server.policy.principal import Principal
 from server.store.connection.database import Database
-from server.store.sql.schema import conversations, requests
-from server.store.sql.statement import Statement, compiled
-
-CONSTRAINT = "requests_pkey"
+from server.store.sql.idempotency import _FIND, CONSTRAINT
+from server.store.sql.statement import Statement
 
 
 class Method(IntEnum):
@@ -82,39 +67,6 @@ async def execute_write(
         if error.constraint_name != CONSTRAINT:
             raise
         return None
-
-
-_NONE: ColumnElement[int] = literal_column("0", SmallInteger)
-
-
-def reserve(written: CTE, first_sequence: ColumnElement[int] = _NONE, item_count: ColumnElement[int] = _NONE) -> Insert:
-    """Reserves the id when ``written`` has a row; a taken id raises 23505 and undoes all."""
-    names = ["conversation_id", "principal", "method", "request_id", "fingerprint", "first_sequence", "item_count"]
-    return insert(requests).from_select(
-        names,
-        select(
-            bindparam("conversation_id", type_=Text),
-            bindparam("principal", type_=Text),
-            bindparam("method", type_=SmallInteger),
-            bindparam("request_id", type_=UUID(as_uuid=False)),
-            bindparam("fingerprint", type_=LargeBinary),
-            first_sequence,
-            item_count,
-        ).select_from(written),
-    )
-
-
-_FIND = compiled(
-    select(requests.c.fingerprint, requests.c.first_sequence, requests.c.item_count).where(
-        requests.c.conversation_id == bindparam("conversation_id", type_=Text),
-        # The key has no tenant, the conversation has; its tombstone counts.
-        conversations.c.id == requests.c.conversation_id,
-        conversations.c.tenant == bindparam("tenant", type_=Text),
-        requests.c.principal == bindparam("principal", type_=Text),
-        requests.c.method == bindparam("method", type_=SmallInteger),
-        requests.c.request_id == bindparam("request_id", type_=UUID(as_uuid=False)),
-    )
-)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from server.authorization.access import Access
+from server.authorization.permission import Permission
 from server.errors import (
     ActionDenied,
     Conflict,
@@ -18,15 +19,14 @@ from server.errors import (
     SequenceMismatch,
     Violation,
 )
-from server.requests.filters import Comparison
 from server.store.append_batching import Append, AppendBatcher
 from server.store.batch import Batch
+from server.store.comparison import Comparison
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
 from server.store.idempotency import PriorResult, Reservation, execute_write, reserved_values
 from server.store.sql import items as sql
-from server.store.sql.predicate import Permission
 
 _FIRST, _LAST = 0, 2**63 - 1  # positions before and behind every item
 
@@ -280,7 +280,7 @@ class ItemStore:
         if row is None:
             raise ConversationNotFound(conversation_id)
         if not row["allowed"]:
-            raise ActionDenied(*act.name.split("_"))
+            raise ActionDenied(act.resource, act.action)
         return row
 
     async def _refusal(self, access: Access, conversation_id: str, batch: Batch, expected: int | None) -> Exception:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import asyncpg
 
-from server.complaint import OperatorError
+from server.errors import OperatorError
 from server.store.connection.database import direct
 
 HEAD = "0002"  # newest file in migrations/versions; known here so that a start need not load Alembic

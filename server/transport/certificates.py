@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.complaint import OperatorError
+from server.errors import OperatorError
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -6,17 +6,12 @@ from typing import Protocol
 
 import structlog
 
-from server.complaint import OperatorError
-from server.errors import ServiceError, StoreUnavailable
+from server.errors import NotReadyYet, OperatorError, ServiceError, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 5.0  # between two looks at a store that is there
 _SHORTEST, _LONGEST = 0.25, 10.0  # seconds between two tries with one that is not
-
-
-class NotReadyYet(OperatorError):
-    """Something that a start waits for, as it does for a database that does not answer."""
 
 
 class PingableStore(Protocol):

@@ -1,6 +1,5 @@
 """The gRPC server itself: its limits, reflection, its address, and how it ends."""
 
-import asyncio
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,21 +9,13 @@ import grpc.aio
 import structlog
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 
-from server.complaint import OperatorError
+from server.errors import StartFailed, cannot_listen
 from server.interceptors.chain import InterceptorChain
-from server.interceptors.drain_gate import DrainGate
-from server.settings.service import Settings, is_socket
+from server.settings.addresses import is_socket
+from server.settings.service import Settings
 from server.transport import reflection
-from server.transport.health import Health
 
 log = structlog.get_logger(__name__)
-
-HELD_SECONDS = 0.25  # in which balancers and health checks move calls away; shorter than the pushback of ShuttingDown
-_LEAVING_SECONDS = 0.05  # for GOAWAY to arrive
-
-
-class StartFailed(OperatorError):
-    """The service cannot start; the text is for the operator."""
 
 
 def built(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server:
@@ -82,17 +73,6 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
     return f"{listen.rpartition(':')[0]}:{port}"
 
 
-def of_worker(listen: str, worker: int) -> str:
-    """A worker's own address: each has a port behind that of the one before; 0 stays 0, any."""
-    host, _, port = listen.rpartition(":")
-    return f"{host}:{int(port) + worker if int(port) else 0}"
-
-
-def cannot_listen(listen: str) -> StartFailed:
-    """What to say of an address that cannot be bound."""
-    return StartFailed(f"Cannot listen on {listen}: the address is taken or not allowed.")
-
-
 def _clear_socket(path: Path) -> None:
     """Removes the socket of a process that is gone.
 
@@ -108,23 +88,3 @@ def _clear_socket(path: Path) -> None:
             path.unlink()
             return
     raise StartFailed(f"Cannot listen on unix:{path}: another process serves it.")
-
-
-async def drain(server: grpc.aio.Server, health: Health, running: DrainGate, grace: float) -> None:
-    """No new calls, then the end of the running ones, before the pool closes.
-
-    `stop` fails calls it has received but not started with CANCELLED, which no
-    client retries. So new calls are held for a while, which keeps their callers
-    from making more of them, and refused as UNAVAILABLE once `stop` has told every
-    connection to go (ADR 17).
-    """
-    await health.begin_drain()
-    running.hold()
-    await asyncio.sleep(HELD_SECONDS)
-    health.end_watches()
-    stopping = asyncio.create_task(server.stop(max(grace, 2 * _LEAVING_SECONDS)))
-    await asyncio.sleep(_LEAVING_SECONDS)
-    running.release()
-    await stopping
-    if not await running.ended(seconds=2):
-        log.warning("calls were still running at the end")

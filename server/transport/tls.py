@@ -10,7 +10,7 @@ import grpc
 import structlog
 
 from server.settings.identity import IdentitySettings
-from server.settings.wakeable_sleep import WakeableSleep
+from server.settings.watched_file import WakeableSleep
 from server.transport.certificates import Pair, PemFile, TlsConfigError, authorities, pair
 
 log = structlog.get_logger(__name__)

@@ -7,38 +7,14 @@ asks. A server has a registry of its own, so several of them fit in a process.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 
 import structlog
 
-from server.authorization.policy_file import PolicyFile
-from server.identity import Source
-from server.interceptors.chain import InterceptorChain
-from server.interceptors.drain_gate import DrainGate
 from server.observability.metrics.event_loop_lag import EventLoopLag
-from server.observability.stats import PurgeStats
-from server.settings.service import Settings
-from server.store.connection.database import Database
-from server.transport.readiness import Readiness
-from server.transport.server import of_worker
-from server.transport.tls import Credentials
+from server.observability.metrics.sources import Sources
+from server.settings.addresses import of_worker
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What is read."""
-
-    settings: Settings
-    chain: InterceptorChain
-    running: DrainGate
-    readiness: Readiness
-    database: Database
-    policy: PolicyFile
-    purges: PurgeStats
-    identity: Source
-    credentials: Credentials | None
 
 
 @asynccontextmanager

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client.core import Metric
 
 from server.interceptors.chain import InterceptorChain
-from server.interceptors.observe import MethodStats, Observe
+from server.interceptors.observe import Observe
 from server.observability.metrics.families import counts_by, histograms_by
+from server.observability.stats import MethodStats
 
 _LABELS = ("grpc_type", "grpc_service", "grpc_method")
 _UNKNOWN = ("unary", "unknown", "unknown")

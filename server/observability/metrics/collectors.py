@@ -16,10 +16,10 @@ from server.identity import Source
 from server.interceptors.chain import Interceptor, InterceptorChain
 from server.interceptors.concurrency import CallLimit, StreamLimit
 from server.interceptors.drain_gate import DrainGate
-from server.observability.metrics import Sources
 from server.observability.metrics.calls import of_calls
 from server.observability.metrics.event_loop_lag import EventLoopLag
 from server.observability.metrics.families import count, counts, gauge, histogram, histograms_by, info
+from server.observability.metrics.sources import Sources
 from server.observability.stats import PurgeStats
 from server.settings.service import Settings
 from server.store.connection.database import Database

@@ -12,7 +12,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from server.transport.server import StartFailed
+from server.errors import StartFailed
 
 
 @asynccontextmanager

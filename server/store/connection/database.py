@@ -16,13 +16,12 @@ from typing import Any
 import asyncpg
 import structlog
 
-from server.complaint import OperatorError
-from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
-from server.observability.stats import StoreStats, kind_of
+from server.errors import Conflict, DeadlineExceeded, OperatorError, StoreUnavailable
+from server.observability.stats import StoreStats
 from server.store.connection.pgbouncer import PgBouncerConnection, differences
 from server.store.connection.read_batching import ReadBatcher
 from server.store.connection.warm_connections import Connection, WarmConnections
-from server.store.sql.statement import Statement
+from server.store.sql.statement import Statement, kind_of
 
 log = structlog.get_logger(__name__)
 

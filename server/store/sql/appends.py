@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
-from server.store.sql.predicate import Permission
+from server.authorization.permission import Permission
 from server.store.sql.schema import Time, conversations, items, requests
 from server.store.sql.statement import Statement, compiled
 from server.store.sql.visibility import allowed, visible_one

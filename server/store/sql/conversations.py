@@ -33,9 +33,9 @@ from sqlalchemy import delete as delete_from
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, array
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from server.store.batch import all_found, insert_items, resolved_rows, sent_rows
-from server.store.idempotency import reserve
-from server.store.sql.predicate import Permission
+from server.authorization.permission import Permission
+from server.store.sql.idempotency import reserve
+from server.store.sql.item_batch import all_found, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversation_attributes, conversations
 from server.store.sql.statement import Statement, compiled
 from server.store.sql.visibility import allowed, visible, visible_one

@@ -24,10 +24,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from server.store.batch import all_allowed, all_found, insert_items, resolved_rows, sent_rows
-from server.store.idempotency import reserve
+from server.authorization.permission import Permission
 from server.store.sql.conversations import COLUMNS
-from server.store.sql.predicate import Permission
+from server.store.sql.idempotency import reserve
+from server.store.sql.item_batch import all_allowed, all_found, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversations, items
 from server.store.sql.statement import Statement, compiled
 from server.store.sql.visibility import alive, item_allowed, visible_one

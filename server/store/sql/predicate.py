@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Text, and_, any_, bindparam, false, literal_column, not_, or_, true
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from server.policy.plan import Always, Conditional, Never, Plan
+from server.authorization.permission import Permission
+from server.policy.plan import Always, Conditional, Never
 from server.policy.residual import And, HasId, IdMatches, Not, Or, Owned, Residual, Shares, Unowned
 
 Text_ = ColumnElement[Any]
@@ -19,64 +20,6 @@ _UNOWNED = literal_column("''", Text)
 def bound(name: str, type_: Any) -> ColumnElement[Any]:
     """A parameter of the statement: one value for all of it."""
     return bindparam(name, type_=type_)
-
-
-class Permission:
-    """What a plan allows, ready for SQL.
-
-    Two are equal when their SQL is: they have the same name and the same shape.
-    So statements are compiled once for all callers whose plans look alike, and
-    each caller's own values go in as parameters.
-    """
-
-    __slots__ = ("_key", "name", "plan", "values")
-
-    def __init__(self, name: str, plan: Plan) -> None:
-        self.name = name  # of the permission, `item_read`; its parameters begin with it
-        self.plan = plan
-        self.values: dict[str, Any] = {}
-        if isinstance(plan, Conditional):
-            self.values = {f"{name}_{number}": _sent(value) for number, value in enumerate(plan.values)}
-        self._key = (name, self.shape)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Permission) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    @property
-    def shape(self) -> str:
-        """The plan without its values."""
-        match self.plan:
-            case Always():
-                return "always"
-            case Never():
-                return "never"
-            case Conditional():
-                return self.plan.shape
-
-    @property
-    def asks_for_id(self) -> bool:
-        """Whether the condition is one on the id of the row too."""
-        return "id" in self.shape  # no other word of a shape has these letters
-
-    def where(
-        self, owner: Text_, attributes: Text_, row_id: Text_, parameter: Parameter = bound
-    ) -> ColumnElement[bool]:
-        """The condition on a row with these columns; for an item, owner and attributes are its conversation's."""
-        match self.plan:
-            case Always():
-                return true()
-            case Never():
-                return false()
-            case Conditional(residual):
-                names = (f"{self.name}_{number}" for number in count())
-                return _lowered(residual, names, parameter, owner, attributes, row_id)
-
-
-def _sent(value: str | tuple[str, ...]) -> str | list[str]:
-    return value if isinstance(value, str) else list(value)
 
 
 def _lowered(
@@ -100,3 +43,17 @@ def _lowered(
             return and_(*[_lowered(part, names, parameter, owner, attributes, row_id) for part in parts])
         case Or(parts):
             return or_(*[_lowered(part, names, parameter, owner, attributes, row_id) for part in parts])
+
+
+def condition(
+    permission: Permission, owner: Text_, attributes: Text_, row_id: Text_, parameter: Parameter = bound
+) -> ColumnElement[bool]:
+    """Whether ``permission`` reaches a row with these columns; an item has its conversation's owner and attributes."""
+    match permission.plan:
+        case Always():
+            return true()
+        case Never():
+            return false()
+        case Conditional(residual):
+            names = (f"{permission.name}_{number}" for number in count())
+            return _lowered(residual, names, parameter, owner, attributes, row_id)

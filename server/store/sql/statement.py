@@ -7,6 +7,7 @@ only picks the arguments.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Executable
@@ -35,3 +36,14 @@ def compiled(executable: Executable) -> Statement:
     unnamed = {name for name in result.positiontup or () if result.binds[name].value is not None}
     assert not unnamed, f"values inside the statement: {unnamed}"
     return Statement(result.string, tuple(result.positiontup or ()))
+
+
+KINDS = ("read", "append", "write")
+
+
+@lru_cache(maxsize=1024)
+def kind_of(text: str) -> str:
+    """Which of `KINDS` a statement is: an append places items, a write changes something else."""
+    if "INSERT INTO items" in text:
+        return "append"
+    return "write" if any(verb in text for verb in ("INSERT INTO", "UPDATE ", "DELETE FROM")) else "read"

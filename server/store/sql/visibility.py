@@ -4,7 +4,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Text, and_, bindparam, func, literal_column
 
-from server.store.sql.predicate import Parameter, Permission, bound
+from server.authorization.permission import Permission
+from server.store.sql.predicate import Parameter, bound, condition
 from server.store.sql.schema import conversations
 
 _tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
@@ -40,11 +41,11 @@ def alive(table: Any) -> ColumnElement[bool]:
 
 def allowed(permission: Permission, table: Any = conversations, parameter: Parameter = bound) -> ColumnElement[bool]:
     """Whether ``permission`` reaches a conversation."""
-    return permission.where(table.c.owner, table.c.attributes, table.c.id, parameter)
+    return condition(permission, table.c.owner, table.c.attributes, table.c.id, parameter)
 
 
 def item_allowed(
     permission: Permission, item_id: ColumnElement[Any], table: Any = conversations
 ) -> ColumnElement[bool]:
     """Whether ``permission`` reaches an item: its rules see the owner and attributes of its conversation."""
-    return permission.where(table.c.owner, table.c.attributes, item_id)
+    return condition(permission, table.c.owner, table.c.attributes, item_id)

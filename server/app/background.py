@@ -1,0 +1,45 @@
+"""What the process does beside calls."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+
+import asyncpg
+import structlog
+
+from server.errors import OperatorError, ServiceError
+from server.observability.stats import PurgeStats
+from server.settings.service import Settings
+from server.store.purge import purge
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def run_beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Does ``work`` while this is open."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def purge_periodically(settings: Settings, url: str, purges: PurgeStats) -> None:
+    """Purges every `purge_every_minutes`, for ever; a purge that fails is counted and logged, and the next one runs."""
+    while True:
+        await asyncio.sleep(settings.purge_every_minutes * 60)
+        try:
+            purged = await purge(url, settings.purge_after, settings.keep_requests)
+        except (ServiceError, OperatorError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            purges.runs["failed"] += 1
+            log.warning("purge failed", error=type(error).__name__)
+            continue
+        if purged is None:
+            purges.runs["skipped"] += 1
+            log.info("purged", skipped="another process is at it")
+        else:
+            purges.done(vars(purged))
+            log.info("purged", **vars(purged))

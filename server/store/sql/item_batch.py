@@ -1,0 +1,115 @@
+"""The items of one write as rows, and the INSERT that places them."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Insert,
+    LargeBinary,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal_column,
+    not_,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from server.authorization.permission import Permission
+from server.store.sql.schema import Time, conversations, items
+from server.store.sql.visibility import item_allowed, visible_one
+
+_COLUMNS = ("conversation_id", "sequence", "version", "item_id", "type", "role", "status", "create_time", "body")
+
+
+_now: ColumnElement[datetime] = bindparam("now", type_=Time)
+
+
+def _array(name: str, type_: Any = Text) -> ColumnElement[Any]:
+    return bindparam(name, type_=ARRAY(type_))
+
+
+def sent_rows() -> CTE:
+    """The rows as they came: nothing is looked up."""
+    arrays = [_array("item_ids"), _array("types"), _array("roles"), _array("statuses"), _array("bodies", LargeBinary)]
+    rows = func.unnest(*arrays).table_valued(
+        "item_id", "type", "role", "status", "body", with_ordinality="ordinal", name="sent"
+    )
+    rows = rows.render_derived()
+    return select(*rows.c, _now.label("create_time")).cte("rows")
+
+
+def resolved_rows(read: Permission, item_read: Permission) -> CTE:
+    """The rows with references looked up; ``found`` is false where one is not readable."""
+    arrays = [
+        _array("item_ids"),
+        _array("types"),
+        _array("roles"),
+        _array("statuses"),
+        _array("bodies", LargeBinary),
+        _array("reference_conversations"),
+        _array("reference_items"),
+    ]
+    columns = ("item_id", "type", "role", "status", "body", "reference_conversation", "reference_item")
+    rows = func.unnest(*arrays).table_valued(*columns, with_ordinality="ordinal", name="sent").render_derived()
+    source, home = items.alias("source"), conversations.alias("home")
+    readable = source.join(
+        home,
+        and_(visible_one(read, source.c.conversation_id, home), item_allowed(item_read, source.c.item_id, home)),
+    )
+    same = and_(
+        source.c.conversation_id == rows.c.reference_conversation,
+        source.c.item_id == rows.c.reference_item,
+        source.c.delete_time.is_(None),
+    )
+    own = rows.c.reference_item == literal_column("''")
+    copied = [
+        case((own, rows.c[name]), else_=source.c[name]).label(name)
+        for name in ("item_id", "type", "role", "status", "body")
+    ]
+    query: Select[Any] = select(
+        *copied,
+        rows.c.ordinal,
+        case((own, _now), else_=source.c.create_time).label("create_time"),
+        or_(own, source.c.item_id.is_not(None)).label("found"),
+    )
+    return query.select_from(rows.outerjoin(readable, same)).cte("rows")
+
+
+def all_found(rows: CTE) -> ColumnElement[bool]:
+    """Whether every reference among `resolved` rows was."""
+    found: ColumnElement[bool] = select(func.bool_and(rows.c.found)).scalar_subquery()
+    return found
+
+
+def all_allowed(create: Permission, rows: CTE) -> ColumnElement[bool]:
+    """Whether ``create`` reaches every one of ``rows`` in the conversation of the statement."""
+    if not create.asks_for_id:
+        return item_allowed(create, literal_column("''"))
+    barred = select(rows.c.ordinal).where(not_(item_allowed(create, rows.c.item_id))).correlate(conversations)
+    return not_(barred.exists())
+
+
+def insert_items(rows: CTE, target: CTE) -> CTE:
+    """Inserts ``rows`` behind ``target``: one row of the conversation's id, base and version."""
+    query = select(
+        target.c.id,
+        target.c.base + rows.c.ordinal,
+        target.c.version,
+        rows.c.item_id,
+        rows.c.type,
+        rows.c.role,
+        rows.c.status,
+        rows.c.create_time,
+        rows.c.body,
+    ).select_from(target.join(rows, true()))
+    statement: Insert = insert(items).from_select(_COLUMNS, query)
+    return statement.cte("placed")
