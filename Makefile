@@ -24,7 +24,7 @@ test: $(READY) ## Run the whole suite
 	pytest $(ARGS)
 
 interop: $(READY) ## Run the clients in Go, Node, Java and Rust that can be built here
-	pytest tests/test_interop.py $(ARGS)
+	pytest tests/interop/test_interop.py $(ARGS)
 
 check: generated lint breaking types test ## Everything CI runs
 
@@ -51,7 +51,7 @@ breaking: $(READY) ## Check that the contract did not break since $(AGAINST)
 	buf breaking build/image.binpb --against build/against.binpb --config buf.yaml
 
 proof: $(READY) ## Hold 100,000 random policy decisions in SQL against the reference
-	python -m tests.proof $(ARGS)
+	python -m tests.support.proof $(ARGS)
 
 mutants: $(READY) ## Break the policy engine in every small way, and see a test fail each time
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mutmut==3.8.1

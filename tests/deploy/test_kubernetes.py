@@ -1,0 +1,192 @@
+"""deploy/kubernetes: rendered by kustomize, held against the schemas of Kubernetes and against the service itself."""
+
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.manifests import Objects, named, ours, problems
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "kubernetes"
+RENDERED = ("base", "overlays/dev", "overlays/prod", "overlays/prod-mtls", "sidecar")
+RUNNABLE = RENDERED[1:]  # the base alone lacks who is asking, on purpose
+VERSIONS = ("1.35", "1.36", "1.37")  # the three that Kubernetes itself supports
+
+PROGRAM = (
+    ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"] * bool(shutil.which("kubectl"))
+)
+pytestmark = pytest.mark.skipif(not PROGRAM, reason="neither kustomize nor kubectl is installed")
+
+
+@cache
+def rendering(name: str) -> str:
+    """Of a folder, as `kubectl apply -k` would send it."""
+    done = subprocess.run([*PROGRAM, str(FOLDER / name)], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    assert not done.stderr, done.stderr  # a deprecated field
+    return done.stdout
+
+
+def rendered(name: str) -> Objects:
+    """The objects, to look at or to spoil."""
+    return list(yaml.safe_load_all(rendering(name)))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", RENDERED)
+def test_the_schema(name: str, version: str) -> None:
+    """Each object is one of that version of Kubernetes, without a field it does not know."""
+    validate = pytest.importorskip("kubernetes_validate").validate
+    for each in rendered(name):
+        validate(each, version, strict=True)
+
+
+def test_the_schema_refuses() -> None:
+    """A field that does not exist, and a value of the wrong type."""
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    for place, value in ((("spec", "relicas"), 3), (("spec", "minReadySeconds"), "soon")):
+        (deployment,) = [each for each in rendered("base") if each["kind"] == "Deployment"]
+        put(deployment, place, value)
+        with pytest.raises(kubernetes.ValidationError):
+            kubernetes.validate(deployment, VERSIONS[-1], strict=True)
+
+
+def test_the_versions() -> None:
+    """They are the newest that there are schemas of."""
+    package = Path(pytest.importorskip("kubernetes_validate").__file__).parent
+    found = {match for path in package.rglob("v*-local") if (match := re.fullmatch(r"v(1\.\d+)\.0-local", path.name))}
+    assert list(VERSIONS) == sorted((match[1] for match in found), key=lambda text: int(text[2:]))[-3:]
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_it_fits_the_service(name: str) -> None:
+    """Settings, probes, ports, selectors, rights, times and the policy are those of this version of the service."""
+    assert len(ours(rendered(name))) == (1 if name == "sidecar" else 2)
+    assert [] == problems(rendered(name))
+
+
+def test_the_base_lets_nobody_in() -> None:
+    """Without an overlay that says who is asking, the service does not start."""
+    (found,) = set(problems(rendered("base")))
+    assert "must be true to serve an address that others reach (CONVERSATIONS_LISTEN) without identity" in found
+
+
+def put(target: Any, place: tuple[Any, ...], value: Any) -> None:
+    """Sets what is at the end of ``place``; None removes it."""
+    for step in place[:-1]:
+        target = target[step]
+    if value is None:
+        del target[place[-1]]
+    else:
+        target[place[-1]] = value
+
+
+POD = ("spec", "template", "spec")
+SERVER = (*POD, "containers", 0)
+SIDECAR = (*POD, "initContainers", 0)
+LABEL = "app.kubernetes.io/name"
+
+
+@pytest.mark.parametrize(
+    "name, kind, place, value, complaint",
+    [
+        ("prod", "ConfigMap", ("data", "CONVERSATIONS_POOLSIZE"), "9", "poolsize: no setting"),
+        ("prod", "ConfigMap", ("data", "CONVERSATIONS_POOL_SIZE"), "many", "settings: Input should be a valid integer"),
+        ("prod", "ConfigMap", ("data", "CONVERSATIONS_JWT_AUDIENCE"), None, "jwt_audience: identity=jwt needs it"),
+        ("dev", "ConfigMap", ("data", "CONVERSATIONS_ALLOW_ANONYMOUS"), None, "without identity"),
+        ("prod", "Deployment", (*SERVER, "volumeMounts", 0, "mountPath"), "/tls", "tls.crt is not mounted"),
+        ("prod", "Deployment", (*SERVER, "volumeMounts", 1, "subPath"), "policy.yaml", "policy.yaml is not mounted"),
+        ("prod", "Policy", ("data", "policy.yaml"), "- permit: {actions: [creat]}\n", "creat"),
+        ("prod", "Deployment", (*SERVER, "envFrom", 0, "configMapRef", "name"), "x", "x: nobody makes it"),
+        ("prod", "Deployment", (*POD, "serviceAccountName"), "y", "y: nobody makes it"),
+        ("prod", "Job", (*SERVER, "image"), "x/conversation-service:2", "images: registry.example.com/"),
+        ("prod", "Job", (*SERVER, "args"), ["migrat"], "migrat"),
+        ("prod", "Job", (*SERVER, "args"), ["migrate", "--chekc"], "--chekc"),
+        ("prod", "Deployment", (*SERVER, "livenessProbe", "exec", "command"), ["true"], "is not the service"),
+        (
+            "prod",
+            "Deployment",
+            (*SERVER, "livenessProbe", "exec", "command", 5),
+            "readiness",
+            "livenessProbe: asks for 'readiness'",
+        ),
+        ("dev", "Deployment", (*SERVER, "livenessProbe", "grpc", "service"), None, "livenessProbe: asks for ''"),
+        ("dev", "Deployment", (*SERVER, "startupProbe", "grpc", "service"), "started", "asks for 'started'"),
+        ("dev", "Deployment", (*SERVER, "readinessProbe"), None, "readinessProbe: none"),
+        ("dev", "Deployment", (*SERVER, "readinessProbe", "grpc", "port"), 50052, "50052 is no port"),
+        ("prod", "Deployment", (*SERVER, "readinessProbe"), {"grpc": {"port": 50051}}, "50051 is no port"),
+        ("dev", "Deployment", (*SERVER, "ports", 0, "containerPort"), 50053, "but the settings say"),
+        ("dev", "ConfigMap", ("data", "CONVERSATIONS_METRICS_LISTEN"), "0.0.0.0:9", "Prometheus is sent to 9464"),
+        ("dev", "Service", ("spec", "ports", 0, "targetPort"), "http", "the container has no http"),
+        ("dev", "NetworkPolicy", ("spec", "ingress", 1, "ports", 0, "port"), "prom", "the container has no prom"),
+        ("dev", "Service", ("spec", "selector", LABEL), "x", "Service conversations: selects nothing"),
+        ("dev", "Service", ("spec", "selector", "app.kubernetes.io/component"), None, "selects pods of 2 owners"),
+        ("prod", "PodDisruptionBudget", ("spec", "selector", "matchLabels", "x"), "y", "selects nothing"),
+        ("dev", "NetworkPolicy", ("spec", "podSelector", "matchLabels", LABEL), "x", "selects nothing"),
+        ("dev", "Deployment", ("spec", "template", "metadata", "labels", LABEL), "x", "spread: over other pods"),
+        ("prod", "HorizontalPodAutoscaler", ("spec", "scaleTargetRef", "name"), "x", "autoscaler: of nothing"),
+        ("dev", "Deployment", (*POD, "securityContext", "runAsUser"), 0, "server: runs as 0:65532"),
+        ("dev", "Deployment", (*POD, "securityContext", "runAsNonRoot"), None, "server: runAsNonRoot is None"),
+        ("dev", "Deployment", (*POD, "securityContext", "seccompProfile"), None, "server: seccompProfile is None"),
+        ("dev", "Job", (*SERVER, "securityContext", "readOnlyRootFilesystem"), False, "readOnlyRootFilesystem is Fals"),
+        ("sidecar", "Deployment", (*SIDECAR, "securityContext", "capabilities"), {}, "conversations: capabilities"),
+        ("dev", "Job", (*SERVER, "securityContext", "allowPrivilegeEscalation"), None, "migrate: allowPrivilege"),
+        ("dev", "Job", (*POD, "automountServiceAccountToken"), None, "migration: automountServiceAccountToken"),
+        ("dev", "Deployment", (*POD, "enableServiceLinks"), True, "conversations: enableServiceLinks"),
+        ("dev", "Deployment", (*POD, "terminationGracePeriodSeconds"), 20, "20, must be more than 25"),
+        ("dev", "ConfigMap", ("data", "CONVERSATIONS_GRACE_SECONDS"), "25", "30, must be more than 40"),
+        ("dev", "Deployment", ("spec", "strategy", "rollingUpdate", "maxUnavailable"), 1, "maxUnavailable is 1"),
+        ("prod", "HorizontalPodAutoscaler", ("spec", "maxReplicas"), 9, "10 pods take 100 connections"),
+        ("sidecar", "Deployment", (*POD, "securityContext", "fsGroup"), None, "fsGroup: not that of the socket"),
+        ("sidecar", "Deployment", (*POD, "containers", 0, "volumeMounts"), [], "assistant: has no /run/conversations"),
+        (
+            "sidecar",
+            "Deployment",
+            (*POD, "volumes", 0),
+            {"name": "conversations", "hostPath": {}},
+            "conversations: has",
+        ),
+        ("sidecar", "Deployment", (*SIDECAR, "args"), ["serve", "--port"], "--port"),
+    ],
+)
+def test_a_mistake_is_found(name: str, kind: str, place: tuple[Any, ...], value: Any, complaint: str) -> None:
+    """One change to what fits, and a check says what no longer does."""
+    objects = rendered(name if name == "sidecar" else f"overlays/{name}")
+    put(spoiled(objects, kind), place, value)
+    found = problems(objects)
+    assert any(complaint in each for each in found), found
+
+
+def spoiled(objects: Objects, kind: str) -> Any:
+    """The object to change: ours of that kind; `Policy` is the ConfigMap with the policy."""
+    if kind == "Policy":
+        return named(objects, "ConfigMap", "conversations-policy")
+    mine = [each for each in objects if kind == each["kind"] and "postgres" not in each["metadata"]["name"]]
+    return next(each for each in mine if each["metadata"]["name"] != "conversations-policy")
+
+
+def test_a_change_of_settings_replaces_pods_and_one_of_the_policy_does_not(tmp_path: Path) -> None:
+    """The name of the settings follows from what they are; the policy's stays, for pods to read it anew."""
+    shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    before = references(rendered("overlays/dev"))
+    settings, policy = (tmp_path / "kubernetes" / "base" / name for name in ("settings.env", "policy.yaml"))
+    policy.write_text("[]\n", encoding="utf-8")
+    assert before == references(list(yaml.safe_load_all(rendering(str(tmp_path / "kubernetes/overlays/dev")))))
+    settings.write_text(settings.read_text(encoding="utf-8") + "CONVERSATIONS_WORKERS=1\n", encoding="utf-8")
+    rendering.cache_clear()
+    after = references(list(yaml.safe_load_all(rendering(str(tmp_path / "kubernetes/overlays/dev")))))
+    assert ("conversations-policy", "conversations-policy") == (before[1], after[1])
+    assert before[0] != after[0]
+
+
+def references(objects: Objects) -> tuple[str, str]:
+    """The ConfigMaps that the Deployment names: settings and policy."""
+    pod = named(objects, "Deployment", "conversations")["spec"]["template"]["spec"]
+    (policy,) = [volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume]
+    return pod["containers"][0]["envFrom"][0]["configMapRef"]["name"], policy

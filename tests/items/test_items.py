@@ -1,0 +1,511 @@
+"""Items keep the OpenAI JSON they came as, typed as far as the schema goes."""
+
+import json
+import re
+from pathlib import Path
+
+import protovalidate
+import pytest
+from conversations.v1 import content_pb2, item_body_pb2, item_pb2, options_pb2
+from conversations.v1.item_pb2 import Item
+from conversations.v1.item_status_pb2 import ItemStatus
+from google.api import field_behavior_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.items import (
+    ItemJsonError,
+    check_item,
+    from_json,
+    item_type,
+    new_item_from_json,
+    role,
+    status_name,
+    to_json,
+)
+
+SAMPLES = {
+    line["name"]: line["item"]
+    for line in map(json.loads, (Path(__file__).parents[1] / "cases" / "samples.jsonl").read_text().splitlines())
+}
+# The items whose typed body is not enough, and why.
+NEED_JSON = {
+    # the order of keys in tool definitions and other free JSON
+    "any/mcp_call.error.execution",
+    "any/mcp_list_tools.full",
+    "in/additional_tools.all_tools",
+    "in/additional_tools.code_interpreter",
+    "in/additional_tools.custom",
+    "in/additional_tools.file_search",
+    "in/additional_tools.function",
+    "in/additional_tools.mcp",
+    "in/additional_tools.shell",
+    "in/tool_search_output.full",
+    "in/tool_search_output.minimal",
+    "out/additional_tools.all_tools",
+    "out/tool_search_call.full",
+    "out/tool_search_output.full",
+    # a key that reads always have is absent
+    "in/shell_call.container",
+    "in/shell_call.minimal",
+    "in/shell_call_output.minimal",
+    "in/tool_search_call.minimal",
+    # newer than the schema
+    "future/known_type_unknown_field",
+    "future/unknown_enum_value",
+}
+TYPES = set(
+    """message function_call function_call_output file_search_call web_search_call image_generation_call
+    computer_call computer_call_output tool_search_call tool_search_output additional_tools
+    configuration_update reasoning program program_output compaction code_interpreter_call local_shell_call
+    local_shell_call_output shell_call shell_call_output apply_patch_call apply_patch_call_output
+    mcp_list_tools mcp_approval_request mcp_approval_response mcp_call custom_tool_call
+    custom_tool_call_output""".split()
+)
+ARMS = [arm for arm in Item.DESCRIPTOR.oneofs_by_name["body"].fields if arm.name != "unknown"]
+
+# Keys, by the `type` of their object, in which null is a value.
+NULL_KEPT = {
+    ("computer_screenshot", "image_url"),
+    ("computer_screenshot", "file_id"),
+    ("image_generation_call", "result"),
+    ("image_generation_user_error", "param"),
+    ("double_click", "keys"),
+    ("tool_search_call", "call_id"),
+    ("tool_search_output", "call_id"),
+    ("code_interpreter_call", "code"),
+    ("code_interpreter_call", "outputs"),
+    ("shell_call", "environment"),
+    ("shell_call_output", "max_output_length"),
+    (None, "timeout_ms"),
+    (None, "max_output_length"),
+}
+FREE = {
+    ("additional_tools", "tools"),
+    ("tool_search_output", "tools"),
+    ("tool_search_call", "arguments"),
+    ("mcp_tool_execution_error", "content"),
+    ("json_schema", "schema"),
+    (None, "input_schema"),
+}
+
+
+def without_nulls(value):
+    """The value as it is stored: null means absent, but where it is a value or free JSON."""
+    if isinstance(value, list):
+        return [without_nulls(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("type") if isinstance(value.get("type"), str) else None
+    return {
+        key: child if (kind, key) in FREE else without_nulls(child)
+        for key, child in value.items()
+        if child is not None or (kind, key) in NULL_KEPT
+    }
+
+
+def stored(item):
+    """What reading gives back for ``item``, worked out without the code under test."""
+    if item.get("type") is None and "role" in item:
+        item = {**item, "type": "message"}
+    if not isinstance(item.get("type"), str) or item["type"] not in TYPES:
+        return item
+    if item["type"] == "message" and isinstance(item.get("content"), str):
+        assistant = item["role"] == "assistant"
+        part = {"type": "output_text" if assistant else "input_text", "text": item["content"]}
+        more: dict[str, list[object]] = {"annotations": [], "logprobs": []} if assistant else {}
+        item = {**item, "content": [part | more]}
+    return without_nulls(item)
+
+
+def through_the_wire(item):
+    """The item after protobuf has had it."""
+    return Item.FromString(item.SerializeToString())
+
+
+def exact(value):
+    """Something that compares equal for equal JSON only: True is not 1."""
+    if isinstance(value, dict):
+        return {key: exact(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [exact(child) for child in value]
+    return (isinstance(value, bool), value)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_comes_back(name):
+    """Every documented form of an item comes back as it was stored, twice as well."""
+    expected = stored(SAMPLES[name])
+    actual = to_json(through_the_wire(from_json(SAMPLES[name])))
+    assert exact(expected) == exact(actual)
+    assert exact(expected) == exact(to_json(from_json(json.dumps(actual))))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_begins_with_type_id_status(name):
+    """The keys everybody looks for come first."""
+    actual = to_json(from_json(SAMPLES[name]))
+    first = [key for key in ("type", "id", "status") if key in actual]
+    if item_type(from_json(SAMPLES[name])) in TYPES:
+        assert first == list(actual)[: len(first)]
+
+
+def test_samples_that_need_json():
+    """The typed body alone is enough for all samples but those listed."""
+    assert {name for name, item in SAMPLES.items() if from_json(item).json} == NEED_JSON
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_is_valid(name):
+    """No rule of the schema refuses a documented item."""
+    protovalidate.validate(from_json(SAMPLES[name]))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_passes_its_check(name):
+    """An item made from JSON says the same as its JSON."""
+    check_item(from_json(SAMPLES[name]))
+
+
+def test_every_type_is_sampled():
+    """The samples reach each arm of the body."""
+    assert TYPES <= {item_type(from_json(item)) for item in SAMPLES.values()}
+
+
+def test_arms_are_the_types():
+    """The arms of the body are the item types of the OpenAI API, by name."""
+    assert {arm.name for arm in ARMS} == TYPES
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_arm_has_an_item_type(arm):
+    """Each type says how its ids begin and which status values it takes."""
+    options = arm.GetOptions()
+    assert options.HasExtension(options_pb2.item_type)
+    kind = options.Extensions[options_pb2.item_type]
+    assert kind.id_prefix or kind.minted_id_prefix
+    assert not kind.default_status or kind.default_status in kind.statuses
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sample_fits_its_item_type(name):
+    """Documented ids and status values are among those the type takes."""
+    item = from_json(SAMPLES[name])
+    if item.WhichOneof("body") == "unknown":
+        return
+    arm = Item.DESCRIPTOR.fields_by_name[item.WhichOneof("body") or ""]
+    kind = arm.GetOptions().Extensions[options_pb2.item_type]
+    assert item.id.startswith(kind.id_prefix) or not item.id
+    assert not item.status or item.status in kind.statuses
+
+
+@pytest.mark.parametrize("file", [item_pb2, content_pb2, item_body_pb2], ids=lambda file: file.DESCRIPTOR.name)
+def test_every_field_says_how_it_behaves(file):
+    """Fields outside a oneof are required, optional, output only or an identifier."""
+    silent = []
+
+    def look(message):
+        if message.GetOptions().map_entry:
+            return
+        for field in message.fields:
+            oneof = field.containing_oneof
+            behaves = field.GetOptions().Extensions[field_behavior_pb2.field_behavior]
+            if (not oneof or oneof.name == f"_{field.name}") and not behaves:
+                silent.append(field.full_name)
+        for each in message.nested_types:
+            look(each)
+
+    for message in file.DESCRIPTOR.message_types_by_name.values():
+        look(message)
+    assert silent == []
+
+
+MESSAGE = {"type": "message", "id": "msg_1", "status": "completed", "role": "user", "content": []}
+
+
+def arguments(value):
+    """A search call with free JSON in it."""
+    return {"type": "tool_search_call", "call_id": None, "execution": "server", "arguments": value}
+
+
+@pytest.mark.parametrize(
+    "value, needs_json",
+    [
+        (2**53, False),
+        (2**53 + 1, True),
+        (12345678901234567890, True),
+        (10**400, True),
+        (-1, False),
+        (1.5, False),
+        (1e300, False),
+        (True, False),
+        (None, False),
+        ("", False),
+        ([], False),
+        ({}, False),
+        ({"a": 1, "b": 2}, False),
+        ({"b": 1, "a": 2}, True),
+        ([{"b": [{"d": 1, "c": 2}]}], True),
+        ({"a": 1.0}, True),
+    ],
+)
+def test_free_json(value, needs_json):
+    """Free JSON keeps big integers, the order of keys and 1 apart from 1.0."""
+    item = through_the_wire(from_json(json.dumps(arguments(value))))
+    actual = to_json(item)["arguments"]
+    assert json.dumps(value) == json.dumps(actual)
+    assert needs_json == bool(item.json)
+
+
+def nested(levels):
+    """An item that is ``levels`` deep."""
+    value: object = 1
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return arguments(value)
+
+
+@pytest.mark.parametrize("levels", [10, 24, 25, 26, 33, 100])
+def test_deep_json(levels):
+    """Depth that protobuf could not read back is kept as JSON."""
+    new = item_pb2.NewItem(item=from_json(nested(levels)))
+    item = item_pb2.NewItem.FromString(new.SerializeToString()).item
+    assert nested(levels) == to_json(item)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"status": "archived"},
+        {"role": "narrator"},
+        {"role": 5},
+        {"content": {"a": 1}},
+        {"content": [None, 1, "x", {"type": "input_text"}, {"type": 7}, {"type": "input_text", "text": 1}]},
+        {"content": [{"type": "input_text", "text": "x", "later": None}]},
+        {"content": [{"type": "output_text", "text": "x"}]},
+        {"content": [{"type": "output_text", "text": "", "annotations": [], "logprobs": [{"token": True}]}]},
+        {"phase": "later"},
+        {"later": None},
+        {"created_by": "me"},
+        {"sequence": 7, "create_time": "now", "json": "x"},
+    ],
+)
+def test_what_the_schema_has_no_place_for(changed):
+    """Newer keys, kinds and values come back, those of the envelope's names too."""
+    item = through_the_wire(from_json(MESSAGE | changed))
+    assert exact(MESSAGE | changed) == exact(to_json(item))
+
+
+def test_unknown_values_are_unspecified():
+    """The typed side of a newer value says that it has no name for it."""
+    item = from_json(SAMPLES["future/unknown_enum_value"])
+    assert (0, 0, "") == (item.status, item.message.role, role(item))
+
+
+def test_unknown_part_is_typed_as_such():
+    """A newer part costs the parts beside it nothing."""
+    item = from_json(SAMPLES["future/known_type_unknown_part"])
+    assert ["unknown", "input_text"] == [part.WhichOneof("part") for part in item.message.content]
+    assert "input_hologram" == item.message.content[0].unknown.type
+    assert b"" == item.json
+
+
+@pytest.mark.parametrize("text", ["iVBORw0KGgo", "iVBORw0KGgp=", "iVBO Rw0K", "", "iVBORw0KGgo=", "é"])
+def test_base64(text):
+    """An image comes back in the very letters it came in."""
+    item = {"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": text}
+    assert item == to_json(through_the_wire(from_json(item)))
+
+
+def test_server_assigned_id_and_status_reach_json():
+    """What the server adds is seen by those who read JSON, kept or made."""
+    for document in (
+        {"role": "user", "content": []},
+        {"role": "user", "content": [], "new": 1},
+        {"type": "holo", "new": 1},
+    ):
+        item = from_json(document)
+        item.id, item.status, item.sequence, item.created_by = (
+            "x_1",
+            ItemStatus.ITEM_STATUS_COMPLETED,
+            4,
+            "me",
+        )
+        actual = to_json(item)
+        assert ["type", "id", "status"] == list(actual)[:3]
+        assert document.items() <= actual.items()
+        assert not actual.keys() & {"sequence", "create_time", "created_by"}
+
+
+def test_status_of_a_type_without_one():
+    """Real items of such types have a status; it is kept, and none is claimed."""
+    given = {"type": "custom_tool_call", "call_id": "c", "name": "n", "input": "", "status": "completed"}
+    item = from_json(given)
+    assert 0 == item.status
+    assert given == to_json(item)
+
+
+@pytest.mark.parametrize(
+    "given, path, rule",
+    [
+        ("", "", "is not valid JSON"),
+        ("{", "", "is not valid JSON"),
+        (b"\xff", "", "is not UTF-8"),
+        ("[]", "", "is not a JSON object"),
+        ("null", "", "is not a JSON object"),
+        ('{"a": NaN}', "", "has a number that is not finite"),
+        ('{"a": [1e999]}', "a[0]", "has a number that is not finite"),
+        ({"a": {"b c": float("inf")}}, "a.*", "has a number that is not finite"),
+        ('{"a": ' + "9" * 5000 + "}", "", "has a number that is too long"),
+        ({"a": 10**5000}, "a", "has a number that is too long"),
+        ({"role": "user", "content": [{"text": "\ud800"}]}, "content[0].text", "has a lone surrogate"),
+        ('{"a": "\\ud800"}', "a", "has a lone surrogate"),
+        ({"a": {"\ud800": 1}}, "a", "has a lone surrogate"),
+        ({"a": {1: 1}}, "a", "has a key that is not a string"),
+        ({"a": [b""]}, "a[0]", "is not a JSON value"),
+        ("[" * 100_000, "", "is nested deeper than 100"),
+        ({"type": "message", "content": "x"}, "", "a message needs a role"),
+        pytest.param({"type": "message", "role": None}, "", "a message needs a role", id="null role"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) and value.isascii() else "",
+)
+def test_refused(given, path, rule):
+    """What can not be kept is refused with the place and the rule, without content."""
+    with pytest.raises(ItemJsonError, match=re.escape(rule)) as caught:
+        from_json(given)
+    assert path == caught.value.path
+
+
+def test_refused_for_depth():
+    """One level more than can be kept is refused."""
+    with pytest.raises(ItemJsonError, match="nested deeper than 100"):
+        from_json(nested(101))
+
+
+def test_references():
+    """Only a reference that names the conversation becomes one."""
+    for bare in ({"id": "msg_1"}, {"type": None, "id": "msg_1"}, {"type": "item_reference", "id": "msg_1"}):
+        unresolved = new_item_from_json(bare)
+        assert ("unknown", "item_reference") == (
+            unresolved.item.WhichOneof("body"),
+            item_type(unresolved.item),
+        )
+        named = new_item_from_json(bare | {"conversation_id": "conv_1"}).reference
+        assert ("msg_1", "conv_1") == (named.item_id, named.conversation_id)
+    with pytest.raises(ItemJsonError) as caught:
+        new_item_from_json({"type": "item_reference", "id": 5, "conversation_id": "conv_1"})
+    assert "id" == caught.value.path
+
+
+def test_conversation_id_elsewhere_means_nothing():
+    """An item that is no reference keeps the key as any other."""
+    given = MESSAGE | {"conversation_id": "conv_1"}
+    assert given == to_json(new_item_from_json(given).item)
+
+
+def test_words():
+    """Type, role and status have the names that JSON has for them."""
+    assert ("message", "user") == (item_type(from_json(MESSAGE)), role(from_json(MESSAGE)))
+    tools = from_json({"type": "additional_tools", "role": "developer", "tools": []})
+    assert ("additional_tools", "developer") == (item_type(tools), role(tools))
+    assert ("hologram_call", "") == (item_type(from_json({"type": "hologram_call"})), role(Item()))
+    assert ("", "") == (item_type(Item()), item_type(from_json({"a": 1})))
+    assert ["", "in_progress", "calling"] == [status_name(ItemStatus.ValueType(number)) for number in (0, 1, 8)]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        Item(message=from_json(MESSAGE).message, json=b'{"type":"message","role":"system","content":[]}'),
+        Item(message=from_json(MESSAGE).message, json=b'{"type":"reasoning","summary":[]}'),
+        Item(message=from_json(MESSAGE).message, json=b"{"),
+        Item(unknown=content_pb2.Opaque(type="holo", json=json.dumps(MESSAGE).encode())),
+        Item(unknown=content_pb2.Opaque(type="message", json=json.dumps(MESSAGE).encode())),
+        Item(unknown=content_pb2.Opaque(type="holo", json=b"[]")),
+        Item(unknown=content_pb2.Opaque(type="holo", json=b"\xff")),
+    ],
+    ids=lambda item: (item.json or item.unknown.json).decode("latin-1"),
+)
+def test_json_and_body_must_agree(item):
+    """JSON can not be used to show readers another item than policies see."""
+    with pytest.raises(ItemJsonError):
+        check_item(item)
+
+
+@pytest.mark.parametrize(
+    "item, rule",
+    [
+        (Item(), "required"),
+        (Item(message=item_body_pb2.Message(role=content_pb2.Role.ValueType(99))), "enum.defined_only"),
+        (Item(function_call=item_body_pb2.FunctionCall(name="n")), "string.min_len"),
+        (Item(shell_call_output=item_body_pb2.ShellCallOutput(call_id="c" * 65)), "string.max_len"),
+        (Item(computer_call_output=item_body_pb2.ComputerCallOutput(call_id="c")), "required"),
+        (from_json({"type": "function_call_output", "output": "", "namespace": "a b"}), "string.pattern"),
+        (from_json({"type": "function_call_output", "output": "", "name": ""}), "string.min_len"),
+        (from_json({"role": "user", "content": "x" * 10_485_761}), "string.max_len"),
+        (from_json({"role": "user", "content": [], "id": "no spaces"}), "string.pattern"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_limits(item, rule):
+    """The documented limits are rules of the schema."""
+    with pytest.raises(protovalidate.ValidationError) as caught:
+        protovalidate.validate(item)
+    assert rule in {violation.proto.rule_id for violation in caught.value.violations}
+
+
+def names_below(message, seen):
+    if message.full_name not in seen:
+        seen.add(message.full_name)
+        for field in message.fields:
+            yield field.name
+            if field.message_type:
+                yield from names_below(field.message_type, seen)
+
+
+NAMES = sorted({*names_below(Item.DESCRIPTOR, set()), "later", "type", "status"})
+WORDS = sorted({*NAMES, *TYPES, "user", "assistant", "completed", "high", "url", "exec", "", "é", "iVBORw0KGgo="})
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.integers(-3, 3)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(WORDS)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+)
+values = st.recursive(
+    leaves,
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.sampled_from(NAMES), below, max_size=5),
+    max_leaves=20,
+)
+
+
+@st.composite
+def documents(draw):
+    """Any JSON object, or a documented item with something about it changed."""
+    item = draw(st.just({}) | st.sampled_from(list(SAMPLES.values())))
+    item = item | draw(st.dictionaries(st.sampled_from(NAMES), values, max_size=6))
+    if draw(st.booleans()):
+        item["type"] = draw(st.sampled_from([*sorted(TYPES), "hologram_call", "item_reference"]))
+    if item.get("type") in ("message", None) and item.get("role") is None:
+        item["role"] = "user"
+    return item
+
+
+def no_nulls(value):
+    """The value without any null in an object, wherever it stands."""
+    if isinstance(value, list):
+        return [no_nulls(each) for each in value]
+    if isinstance(value, dict):
+        return {key: no_nulls(child) for key, child in value.items() if child is not None}
+    return value
+
+
+@settings(max_examples=500, deadline=None)
+@given(documents())
+def test_any_object_comes_back(document):
+    """No JSON object loses anything but nulls, and what is stored never changes again."""
+    actual = to_json(through_the_wire(from_json(document)))
+    assert exact(no_nulls(stored(document))) == exact(no_nulls(actual))
+    assert json.dumps(actual) == json.dumps(to_json(through_the_wire(from_json(actual))))

@@ -1,0 +1,465 @@
+"""Metrics: what a scrape of a running service says, and that it says nothing of who calls."""
+
+import asyncio
+import math
+import platform
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import grpc
+import grpc.aio
+import pytest
+from aiohttp import web
+from conversations.v1 import conversations_service_pb2 as pb
+from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+from cryptography import x509
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as prometheus
+
+from server.app.service import run_service
+from server.errors import StartFailed
+from server.identity import jwks_url
+from server.observability.histogram import Histogram
+from server.settings.addresses import of_worker
+from server.settings.service import load
+from tests.conftest import Service, problem
+from tests.support.build import append, create, delete, get, user_message
+from tests.transport.test_tls import CA, Files
+
+SERVICE = "conversations.v1.ConversationsService"
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """The families of one scrape."""
+
+    families: Mapping[str, Metric]
+
+    def value(self, name: str, **labels: str) -> float:
+        """The one sample with these labels, among others it may have."""
+        found = [
+            sample.value
+            for family in self.families.values()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        assert 1 == len(found), (name, labels, found)
+        return found[0]
+
+    def labels(self) -> set[str]:
+        """Every value of every label."""
+        samples = (sample for family in self.families.values() for sample in family.samples)
+        return {value for sample in samples for value in sample.labels.values()}
+
+
+async def fetched(address: str, path: str = "/metrics", **headers: str) -> tuple[int, str, str]:
+    """Status, kind and text of an answer."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://{address}{path}", headers=headers) as answer:
+        return answer.status, answer.headers["Content-Type"], await answer.text()
+
+
+async def scraped(address: str) -> Scrape:
+    """A scrape, as Prometheus makes it today."""
+    _, _, text = await fetched(address, Accept="application/openmetrics-text; version=1.0.0")
+    return Scrape({family.name: family for family in openmetrics(text)})
+
+
+@dataclass(frozen=True)
+class Measured(Service):
+    """A service with metrics."""
+
+    metrics: str
+
+    async def scrape(self) -> Scrape:
+        """What it says now."""
+        return await scraped(self.metrics)
+
+
+@asynccontextmanager
+async def measured(url: str, **settings: Any) -> AsyncIterator[Measured]:
+    """A service with metrics on the database at ``url``."""
+    values = {"listen": "127.0.0.1:0", "database_url": url, "purge_every_minutes": 0, "grace_seconds": 1}
+    async with (
+        run_service(load(**values | {"metrics_listen": "127.0.0.1:0"} | settings)) as served,
+        grpc.aio.insecure_channel(served.address) as channel,
+    ):
+        stub = ConversationsServiceStub(channel)
+        yield Measured(served.address, url, served.store.database, channel, stub, served.metrics)
+
+
+@pytest.fixture
+async def service_(service: Service) -> AsyncIterator[Measured]:
+    """A service that has counted nothing yet."""
+    async with measured(service.url) as found:
+        yield found
+
+
+async def until(service: Measured, holds: Callable[[Scrape], bool]) -> None:
+    """Scrapes until something holds."""
+    async with asyncio.timeout(10):
+        while not holds(await service.scrape()):  # noqa: ASYNC110 - it may change at any time
+            await asyncio.sleep(0.05)
+
+
+async def test_calls_by_method_and_code(service_: Measured) -> None:
+    """Calls count with the code the caller got, under the names that boards know; before the first there are zeros."""
+    before = await service_.scrape()
+    own = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": "GetConversation"}
+    assert 0 == before.value("grpc_server_handled_total", **own, grpc_code="OK")
+    made = await service_.stub.CreateConversation(create())
+    for name in (made.id, made.id, "conv_none", "x"):
+        try:
+            await service_.stub.GetConversation(get(name))
+        except grpc.aio.AioRpcError:
+            continue
+    after = await service_.scrape()
+    codes = {code: after.value("grpc_server_handled_total", **own, grpc_code=code) for code in ("OK", "NOT_FOUND")}
+    assert {"OK": 2, "NOT_FOUND": 1} == codes
+    assert 1 == after.value("grpc_server_handled_total", **own, grpc_code="INVALID_ARGUMENT")
+    assert 4 == after.value("grpc_server_started_total", **own)
+    assert 4 == after.value("grpc_server_msg_received_total", **own)
+    assert 2 == after.value("grpc_server_msg_sent_total", **own)
+    assert 4 == after.value("grpc_server_handling_seconds_count", **own)
+    assert 4 == after.value("grpc_server_handling_seconds_bucket", **own, le="+Inf")
+    assert 0 < after.value("grpc_server_handling_seconds_sum", **own) < 60
+
+
+async def test_a_method_that_is_not_served(service_: Measured) -> None:
+    """Names that callers make up are counted as one, and become no label."""
+    for name in ("/made.Up/One", "/conversations.v1.ConversationsService/Two"):
+        call: Any = service_.channel.unary_unary(name)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"")
+        assert grpc.StatusCode.UNIMPLEMENTED is caught.value.code()
+    scrape = await service_.scrape()
+    own = {"grpc_type": "unary", "grpc_service": "unknown", "grpc_method": "unknown"}
+    assert 2 == scrape.value("grpc_server_handled_total", **own, grpc_code="UNIMPLEMENTED")
+    assert 2 == scrape.value("grpc_server_started_total", **own)
+    assert set() == scrape.labels() & {"made.Up", "One", "Two"}
+
+
+async def test_streams(service_: Measured) -> None:
+    """Messages of a stream count one by one, and the stream as running until it ends."""
+    made = await service_.stub.CreateConversation(create())
+    call = service_.stub.AppendItems()
+    for number in range(3):
+        name = "" if number else made.id
+        await call.write(pb.AppendItemsRequest(conversation_id=name, items=append(made.id, user_message("a")).items))
+        await call.read()
+    assert 1 == (await service_.scrape()).value("conversations_streams_running")
+    await call.done_writing()
+    assert grpc.StatusCode.OK is await call.code()
+    scrape = await service_.scrape()
+    own = {"grpc_type": "bidi_stream", "grpc_service": SERVICE, "grpc_method": "AppendItems"}
+    assert 3 == scrape.value("grpc_server_msg_received_total", **own)
+    assert 3 == scrape.value("grpc_server_msg_sent_total", **own)
+    assert 1 == scrape.value("grpc_server_handled_total", **own, grpc_code="OK")
+    assert 0 == scrape.value("conversations_streams_running")
+    assert 3 == scrape.value("conversations_items_appended_total") == scrape.value("conversations_appends_total")
+
+
+async def test_what_a_caller_cancels(service_: Measured) -> None:
+    """A stream that its caller leaves ends as CANCELLED."""
+    call = service_.stub.AppendItems()
+    await call.write(append("conv_none", user_message("a")))
+    call.cancel()
+    own = {"grpc_method": "AppendItems", "grpc_code": "CANCELLED"}
+    await until(service_, lambda scrape: "CANCELLED" in scrape.labels())
+    assert 1 == (await service_.scrape()).value("grpc_server_handled_total", **own)
+
+
+async def test_health_counts(service_: Measured) -> None:
+    """Health is counted like any other method that is served."""
+    await HealthStub(service_.channel).Check(HealthCheckRequest())
+    own = {"grpc_service": "grpc.health.v1.Health", "grpc_method": "Check", "grpc_code": "OK"}
+    assert 1 == (await service_.scrape()).value("grpc_server_handled_total", **own)
+
+
+async def test_nobody_is_named(service: Service, tmp_path: Any) -> None:
+    """No principal, tenant, attribute or id is in a scrape."""
+    listen = f"unix:{tmp_path}/s"
+    async with measured(service.url, listen=listen, identity="proxy") as found:
+        who = (("x-principal", "secret-alice"), ("x-tenant", "secret-acme"), ("x-attributes", "teams=secret-red"))
+        options = [("grpc.default_authority", "localhost")]
+        async with grpc.aio.insecure_channel(listen, options=options) as channel:
+            made = await ConversationsServiceStub(channel).CreateConversation(
+                create(metadata={"secret-key": "v"}), metadata=who
+            )
+        _, _, text = await fetched(found.metrics)
+    assert "secret" not in text
+    assert made.id not in text
+
+
+async def test_statements_by_kind(service_: Measured) -> None:
+    """Statements are timed as reads, appends and writes; the pool says how large it is."""
+    before = await service_.scrape()
+    made = await service_.stub.CreateConversation(create())
+    await service_.stub.CreateItems(append(made.id, user_message("a"), user_message("b")))
+    await service_.stub.GetConversation(get(made.id))
+    await service_.stub.DeleteConversation(delete(made.id))
+    after = await service_.scrape()
+    name = "conversations_statement_seconds_count"
+    grown = {kind: after.value(name, kind=kind) - before.value(name, kind=kind) for kind in ("read", "append", "write")}
+    assert {"read": 1, "append": 1, "write": 2} == grown
+    assert 2 == after.value("conversations_items_appended_total")
+    assert (10, 0, 0) == tuple(after.value(f"conversations_pool_{name}") for name in ("size", "in_use", "waiting"))
+    assert 1 <= after.value("conversations_pool_open") <= 10
+
+
+async def test_reads_that_share_a_round_trip(service_: Measured) -> None:
+    """Reads at the same moment are fewer round trips, and the scrape says how many."""
+    made = await service_.stub.CreateConversation(create())
+    await asyncio.gather(*(service_.stub.GetConversation(get(made.id)) for _ in range(40)))
+    scrape = await service_.scrape()
+    assert 40 == scrape.value("conversations_reads_total")
+    shared, trips = (scrape.value(f"conversations_shared_reads_{part}") for part in ("sum", "count"))
+    assert 2 * trips <= shared <= 40
+    assert 0 < trips
+
+
+async def test_appends_that_share_a_statement(service_: Measured) -> None:
+    """Appends to several conversations at once are fewer statements."""
+    made = await asyncio.gather(*(service_.stub.CreateConversation(create()) for _ in range(20)))
+    for _ in range(3):
+        await asyncio.gather(*(service_.stub.CreateItems(append(each.id, user_message("a"))) for each in made))
+    scrape = await service_.scrape()
+    assert 60 == scrape.value("conversations_appends_total") == scrape.value("conversations_items_appended_total")
+    shared, statements = (scrape.value(f"conversations_shared_appends_{part}") for part in ("sum", "count"))
+    assert 2 * statements <= shared <= 60
+    assert 0 < statements
+
+
+async def test_waits_and_failures_of_statements(service: Service) -> None:
+    """A full pool shows as statements that wait, as their wait and as refusals; a locked row as a timeout."""
+    async with measured(service.url, pool_size=1) as found:
+        made = await found.stub.CreateConversation(create())
+        connection = await asyncpg.connect(service.url)
+        async with connection.transaction():
+            await connection.execute("SELECT FROM conversations WHERE id = $1 FOR UPDATE", made.id)
+            locked = asyncio.create_task(problem(found.stub.CreateItems(append(made.id, user_message("a")))))
+            await asyncio.sleep(0.2)
+            waiting = asyncio.create_task(problem(found.stub.GetConversation(get(made.id))))
+            await asyncio.sleep(0.2)
+            during = await found.scrape()
+            assert "UNAVAILABLE" == (await waiting).code
+            assert "DEADLINE_EXCEEDED" == (await locked).code
+        await connection.close()
+        scrape = await found.scrape()
+    assert (1, 1) == tuple(during.value(f"conversations_pool_{name}") for name in ("in_use", "waiting"))
+    failures = {
+        reason: scrape.value("conversations_statement_failures_total", reason=reason)
+        for reason in ("pool", "timeout", "race", "connection")
+    }
+    assert {"pool": 1, "timeout": 1, "race": 0, "connection": 0} == failures
+    assert 0.9 < scrape.value("conversations_pool_wait_seconds_sum") < 3
+
+
+async def test_lost_connections_are_counted_with_their_retries(service: Service) -> None:
+    """A statement that lost its connection is a failure and, repeated, a retry."""
+    async with measured(service.url) as found:
+        made = await found.stub.CreateConversation(create())
+        connection = await asyncpg.connect(service.url)
+        backends = [each.get_server_pid() for each in found.database._connections._idle]
+        await connection.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", backends)
+        await connection.close()
+        await found.stub.GetConversation(get(made.id))
+        scrape = await found.scrape()
+    lost = scrape.value("conversations_statement_failures_total", reason="connection")
+    assert 1 <= lost == scrape.value("conversations_statement_retries_total")
+
+
+async def test_refusals_for_capacity(service: Service) -> None:
+    """Calls beyond the limit are counted, and the limit is there to be compared with."""
+    async with measured(service.url, max_calls=1) as found:
+        made = await found.stub.CreateConversation(create())
+        calls = [found.stub.GetConversation(get(made.id)).code() for _ in range(30)]
+        codes = [code.name for code in await asyncio.gather(*calls)]
+        scrape = await found.scrape()
+    assert 1 == scrape.value("conversations_calls_limit")
+    assert codes.count("RESOURCE_EXHAUSTED") == scrape.value("conversations_capacity_refusals_total", of="calls") > 0
+
+
+async def test_readiness_and_policy(service: Service, tmp_path: Any) -> None:
+    """A broken policy shows as refused and stale until it is mended."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("- permit: {actions: [create, read, update, delete, share]}\n")
+    async with measured(service.url, policy_file=policy) as found:
+        assert (1, 0) == tuple(
+            [(await found.scrape()).value(f"conversations_{name}") for name in ("ready", "draining")]
+        )
+        began = (await found.scrape()).value("conversations_policy_loaded_timestamp_seconds")
+        policy.write_text("- permit: {actions: [fly]}\n")
+        await until(found, lambda scrape: scrape.value("conversations_policy_stale") == 1)
+        assert 1 == (await found.scrape()).value("conversations_policy_reloads_total", outcome="refused")
+        policy.write_text("- permit: {actions: [read]}\n- permit: {actions: [create]}\n")
+        await until(found, lambda scrape: scrape.value("conversations_policy_stale") == 0)
+        scrape = await found.scrape()
+    assert (1, 2) == (
+        scrape.value("conversations_policy_reloads_total", outcome="loaded"),
+        scrape.value("conversations_policy_rules"),
+    )
+    assert began < scrape.value("conversations_policy_loaded_timestamp_seconds")
+
+
+async def test_purges(service: Service) -> None:
+    """A purge shows with what it removed and when."""
+    async with measured(service.url, purge_every_minutes=0.003, purge_after_hours=0) as found:
+        made = await found.stub.CreateConversation(create(user_message("a"), user_message("b")))
+        await found.stub.DeleteConversation(delete(made.id))
+        await until(found, lambda scrape: scrape.value("conversations_purge_rows_total", kind="items") >= 2)
+        scrape = await found.scrape()
+    assert 1 <= scrape.value("conversations_purge_runs_total", outcome="done")
+    assert 1 <= scrape.value("conversations_purge_rows_total", kind="conversations")
+    assert 1.7e9 < scrape.value("conversations_purge_last_success_timestamp_seconds")
+
+
+@asynccontextmanager
+async def measured_with_all(url: str, folder: Path) -> AsyncIterator[tuple[Measured, web.AppRunner, datetime]]:
+    """A service with all there is to measure, the issuer it gets keys from, and when its certificate expires."""
+
+    async def keys(_request: web.Request) -> web.Response:
+        return web.json_response({"keys": []})
+
+    application = web.Application()
+    application.router.add_get("/jwks", keys)
+    issuer = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await issuer.setup()
+    await web.TCPSite(issuer, "127.0.0.1", 0).start()
+    certificate, key = CA.issue("server", left=timedelta(days=3))
+    files = Files(folder).put(certificate, key)
+    settings = {
+        "identity": "jwt",
+        "jwt_issuer": "https://issuer.example",
+        "jwt_audience": "conversations",
+        "jwt_jwks": f"http://127.0.0.1:{issuer.addresses[0][1]}/jwks",
+        "purge_every_minutes": 60,
+        **files.settings,
+    }
+    expiry = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    try:
+        async with measured(url, **settings) as found:
+            yield found, issuer, expiry
+    finally:
+        await issuer.cleanup()
+
+
+async def test_keys_and_certificate(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How old the issuer's keys are, that it does not answer, and when the certificate expires."""
+    monkeypatch.setattr(jwks_url, "FRESH_SECONDS", 0.2)
+    monkeypatch.setattr(jwks_url, "RETRY_SECONDS", 0.2)
+    async with measured_with_all(service.url, tmp_path) as (found, issuer, expiry):
+        scrape = await found.scrape()
+        assert expiry.timestamp() == scrape.value("conversations_certificate_expiry_timestamp_seconds")
+        assert 0 == scrape.value("conversations_certificate_reloads_total", outcome="taken")
+        assert 1 <= scrape.value("conversations_jwks_fetches_total", outcome="good")
+        assert 0 == scrape.value("conversations_jwks_fetches_total", outcome="failed")
+        await issuer.cleanup()
+        await until(found, lambda after: after.value("conversations_jwks_fetches_total", outcome="failed") > 1)
+        assert 0.2 < (await found.scrape()).value("conversations_jwks_age_seconds") < 20
+
+
+async def test_what_is_not_there_says_nothing(service_: Measured) -> None:
+    """No certificate, no issuer and no purge: nothing about them, or an alert would fire for ever."""
+    _, _, text = await fetched(service_.metrics)
+    assert [] == [word for word in ("certificate", "jwks", "purge") if word in text]
+
+
+async def test_the_loop_and_the_process(service_: Measured) -> None:
+    """The loop's lag is measured, and what runs is said."""
+    await asyncio.sleep(0.6)
+    scrape = await service_.scrape()
+    assert 1 <= scrape.value("conversations_event_loop_lag_seconds_count")
+    assert 1 == scrape.value("conversations_build_info", python=platform.python_version())
+    assert 1e7 < scrape.value("process_resident_memory_bytes")
+    assert 0 <= scrape.value("python_gc_collections_total", generation="0")
+
+
+async def test_a_blocked_loop_shows(service_: Measured) -> None:
+    """What holds the loop for half a second is in the tail of the lag."""
+    await asyncio.sleep(0.05)
+    time.sleep(0.5)  # noqa: ASYNC251 - the fault that is looked for
+    await asyncio.sleep(0.3)
+    scrape = await service_.scrape()
+    name = "conversations_event_loop_lag_seconds_bucket"
+    assert scrape.value(name, le="0.1") < scrape.value(name, le="+Inf")
+
+
+@pytest.mark.parametrize(
+    "accept, kind, parse",
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8", prometheus),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0", openmetrics),
+    ],
+)
+async def test_both_formats(service_: Measured, accept: str, kind: str, parse: Any) -> None:
+    """Text of the kind that was asked for, which its own parser takes, without a family twice."""
+    status, found, text = await fetched(service_.metrics, Accept=accept)
+    assert 200 == status
+    assert found.startswith(kind)
+    names = [family.name for family in parse(text)]
+    assert len(names) == len(set(names))
+    assert {"grpc_server_started", "conversations_ready"} <= {name.removesuffix("_total") for name in names}
+
+
+async def test_only_metrics_are_served(service_: Measured) -> None:
+    """Nothing else is on the address."""
+    assert 404 == (await fetched(service_.metrics, "/"))[0]
+
+
+async def test_several_servers_in_a_process(service: Service) -> None:
+    """Each counts its own calls."""
+    async with measured(service.url) as one, measured(service.url) as two:
+        await one.stub.CreateConversation(create())
+        own = {"grpc_method": "CreateConversation", "grpc_code": "OK"}
+        found = [(await each.scrape()).value("grpc_server_handled_total", **own) for each in (one, two)]
+    assert [1, 0] == found
+
+
+async def test_a_taken_address_stops_the_start(service_: Measured) -> None:
+    """The operator learns which setting it is."""
+    with pytest.raises(StartFailed, match=r"metrics_listen: cannot listen on 127\.0\.0\.1:\d+"):
+        async with measured(service_.url, metrics_listen=service_.metrics):
+            pass
+
+
+async def test_closed_with_the_service(service: Service) -> None:
+    """The address is free again."""
+    async with measured(service.url) as found:
+        address = found.metrics
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await fetched(address)
+
+
+async def test_without_an_address_there_are_none(service: Service) -> None:
+    """Off by default."""
+    async with measured(service.url, metrics_listen="") as found:
+        assert "" == found.metrics
+
+
+@pytest.mark.parametrize(
+    "listen, worker, expected",
+    [("127.0.0.1:9464", 0, "127.0.0.1:9464"), ("[::1]:9464", 3, "[::1]:9467"), ("127.0.0.1:0", 2, "127.0.0.1:0")],
+)
+def test_a_port_for_each_worker(listen: str, worker: int, expected: str) -> None:
+    """Worker n has the n-th port behind that of the first."""
+    assert expected == of_worker(listen, worker)
+
+
+def test_histogram() -> None:
+    """A value counts at the first bound that is not below it."""
+    histogram = Histogram((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 2.0, 9.0):
+        histogram.add(value)
+    assert [(1.0, 2), (2.0, 4), (math.inf, 5)] == list(histogram.up_to())
+    assert (5, 14.0) == (histogram.count, histogram.total)

@@ -1,0 +1,248 @@
+"""What README.md and docs/ print works when pasted."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from conversations.v1.conversations_service_pb2 import ListConversationsRequest
+
+from tests.cli.test_cli import environment
+from tests.conftest import Service, fresh_database
+from tests.identity.test_identity import RSA, Authority, jwks, token
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README, LOAD, CLIENTS = ROOT / "README.md", DOCS / "load.md", DOCS / "clients.md"
+OPERATIONS = DOCS / "operations.md"
+PRINTED_ADDRESS, PRINTED_PORT = "127.0.0.1:50051", ":50051"
+PRINTED_ADMIN = "127.0.0.1:50052"
+PRINTED_SOCKET = "/run/conversations/api.sock"
+START = re.compile(r"Conversation Service on (?:unix:)?(\S+), PostgreSQL at \S+\n")
+CONVERSATION = r'"id": "conv_[0-9a-f]{48}"'
+# What the commands of each of the "More ways in" show, in this order.
+WAYS = {
+    "Descriptions and health": [
+        r"// Appends 1 to 20 items",
+        r'"page_size": 0',
+        r"// ABORTED; `lastSequence`",
+        r'"status": "SERVING"',
+        r'"status": "SERVING"',
+    ],
+    "Without reflection": [r"^\{\}\n$"],
+    "A Unix socket": [CONVERSATION, r'"owner": "local"'],
+    "TLS": [CONVERSATION, r'"owner": "local"'],
+    "A token": [CONVERSATION, r'"owner": "alice"', r'"conversations": \[', r'"owner": "alice"'],
+    "A client's certificate": [CONVERSATION, r'"owner": "spiffe://prod.example/billing"'],
+    "As a trusted proxy": [CONVERSATION, r'"owner": "alice"', r'"a,b"', r'"red"'],
+}
+# What the commands of an operator show.
+OPERATED = {
+    "Health": [r'"status": "SERVING"', r"SERVING\n$"],
+    "Log": [r'"level": "LEVEL_DEBUG"', r'"expire_?[tT]ime"'],
+    "Admin address": [
+        r"conversations\.admin\.v1\.AdminService\n",
+        r'"ready": true',
+        r"^\{\}$",
+        r'"server": \[',
+        r"// Appends 1 to 20 items",
+    ],
+}
+TRIED = {
+    (README, "A tour with grpcurl"),
+    *((README, heading) for heading in WAYS),
+    (LOAD, "Load"),
+    (LOAD, "Over TLS, with a token"),
+    (CLIENTS, "grpcurl and ghz"),
+    *((OPERATIONS, heading) for heading in OPERATED),
+}
+# Blocks that need more than this machine has; what they have of grpcurl is printed, and tried, elsewhere too.
+NOT_HERE = {(DOCS / "kubernetes.md", "To try it")}
+needs_grpcurl = pytest.mark.skipif(not shutil.which("grpcurl"), reason="grpcurl is not installed")
+needs_ghz = pytest.mark.skipif(not shutil.which("ghz"), reason="ghz is not installed")
+
+
+def sections(page: Path, language: str = "sh") -> dict[str, list[str]]:
+    """The code blocks of a page by the heading that stands above them."""
+    found: dict[str, list[str]] = {}
+    heading = ""
+    parts = re.compile(r"^(?:#+ ([^\n]+)|```(\w*)\n(.*?)^```)$", re.DOTALL | re.MULTILINE)
+    for title, tongue, block in parts.findall(page.read_text(encoding="utf-8")):
+        heading = title or heading
+        if tongue == language:
+            found.setdefault(heading, []).append(block)
+    return found
+
+
+async def run(script: str, cwd: Path = ROOT, **variables: str) -> str:
+    """The output of a script that succeeds without a word on standard error."""
+    return await output_of("bash", "-euo", "pipefail", "-c", script, cwd=cwd, **variables)
+
+
+async def output_of(*command: str, cwd: Path = ROOT, **variables: str) -> str:
+    """The output of a program that succeeds without a word on standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=PIPE, stderr=PIPE, cwd=cwd, env=environment() | {"GRPC_VERBOSITY": "ERROR"} | variables
+    )
+    output, errors = await process.communicate()
+    assert (0, "") == (process.returncode, errors.decode())
+    return output.decode()
+
+
+@needs_grpcurl
+async def test_the_tour(own_service: Service) -> None:
+    """Each command of the tour succeeds and shows what the text says."""
+    blocks = sections(README)["A tour with grpcurl"]
+    output = await run("\n".join(blocks).replace(PRINTED_ADDRESS, own_service.address))
+    assert re.search(r"^conv_[0-9a-f]{48}$", output, re.MULTILINE)
+    assert '"sequence": "3"' in output  # the append
+    assert re.search(r'"first_?[sS]equence": "5"', output)  # the stream
+    assert '"text": "What is gRPC?"' in output  # the second page
+    assert '"state": "done"' in output  # the update, and the list that finds it
+    assert output.endswith("{}\n")  # the delete
+
+
+async def test_the_client(own_service: Service) -> None:
+    """The Python client prints the item it appended."""
+    (script,) = sections(README, "python")["A client in Python"]
+    output = await output_of(sys.executable, "-c", script.replace(PRINTED_ADDRESS, own_service.address))
+    assert re.fullmatch(r"1 message msg_[0-9a-f]{48}\n", output)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with the files that the commands name; short, for the path of a socket has a limit."""
+    with TemporaryDirectory() as name:
+        place = Path(name)
+        authority = Authority()
+        for who, uris in (("server", ()), ("client", ("spiffe://prod.example/billing",))):
+            key, certificate = authority.issue(who, *uris)
+            (place / f"{who}.key").write_bytes(key)
+            (place / f"{who}.pem").write_bytes(certificate)
+        (place / "ca.pem").write_bytes(authority.pem)
+        (place / "jwks.json").write_bytes(jwks(RSA))
+        (place / "generated").symlink_to(ROOT / "generated")
+        yield place
+
+
+@asynccontextmanager
+async def served(script: str, place: Path, url: str) -> AsyncIterator[str]:
+    """The address of a server that is started as printed, on a free port if the script does not say where."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = environment(url, listen="127.0.0.1:0", grace_seconds="1") | {"PATH": path}
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-euc", script), stdin=DEVNULL, stdout=PIPE, cwd=place, env=variables, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(20):
+            match = START.fullmatch((await process.stdout.readline()).decode())
+        assert match, "it did not start"
+        yield match[1]
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        await process.communicate()
+
+
+@needs_grpcurl
+@pytest.mark.parametrize("heading", WAYS)
+async def test_a_way_in(postgres: str, template: str, place: Path, heading: str) -> None:
+    """A server that is started as printed is reached as printed; only address and place of the socket differ."""
+    server, *commands = sections(README)[heading]
+    path = str(place / "api.sock")
+    async with (
+        fresh_database(postgres, template) as url,
+        served(server.replace(PRINTED_SOCKET, path), place, url) as address,
+    ):
+        script = "\n".join(commands).replace(PRINTED_SOCKET, path)
+        script = script.replace(PRINTED_PORT, f":{address.rpartition(':')[2]}")
+        output = await run(script, cwd=place, TOKEN=token())
+    assert re.search(".*".join(WAYS[heading]), output, re.DOTALL), output
+
+
+@needs_grpcurl
+async def test_the_socket_of_the_clients(postgres: str, template: str, place: Path) -> None:
+    """The way through a Unix socket that docs/clients.md shows."""
+    (script,) = sections(CLIENTS)["grpcurl and ghz"]
+    printed, path = "/run/conversations/socket", str(place / "api.sock")
+    server = f"CONVERSATIONS_LISTEN=unix:{path} python -m server"
+    async with fresh_database(postgres, template) as url, served(server, place, url):
+        output = await run(script.replace(printed, path))
+    assert "conversations.v1.ConversationsService\n" in output
+
+
+@needs_grpcurl
+async def test_an_operator(postgres: str, template: str, place: Path) -> None:
+    """What docs/operations.md prints for operators, on one process."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        admin = f"127.0.0.1:{held.getsockname()[1]}"
+    server = f"CONVERSATIONS_ADMIN_LISTEN={admin} python -m server"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    async with fresh_database(postgres, template) as url, served(server, place, url) as address:
+        for heading, shown in OPERATED.items():
+            script = "\n".join(sections(OPERATIONS)[heading])
+            script = script.replace(PRINTED_ADDRESS, address).replace(PRINTED_ADMIN, admin)
+            output = await run(script, cwd=place, CONVERSATIONS_LISTEN=address, PATH=path)
+            assert re.search(".*".join(shown), output, re.DOTALL | re.MULTILINE), output
+
+
+def load_of(place: Path, address: str) -> None:
+    """Copies the configurations of ghz, for another address."""
+    folder = place / "deploy" / "ghz"
+    folder.mkdir(parents=True)
+    for file in (ROOT / "deploy" / "ghz").iterdir():
+        text = file.read_text(encoding="utf-8").replace(PRINTED_ADDRESS, address)
+        (folder / file.name).write_text(text, encoding="utf-8")
+
+
+@needs_grpcurl
+@needs_ghz
+async def test_load(own_service: Service, place: Path) -> None:
+    """Each call of the load succeeds, and the items are all there."""
+    load_of(place, own_service.address)
+    (script,) = (block for block in sections(LOAD)["Load"] if "ghz --config" in block)
+    output = await run(script.replace(PRINTED_ADDRESS, own_service.address), cwd=place)
+    assert 2 == len(re.findall(r"\[OK\] +2000 responses", output)), output
+    (conversation,) = (await own_service.stub.ListConversations(ListConversationsRequest())).conversations
+    assert 2000 == conversation.last_sequence
+
+
+@needs_ghz
+async def test_load_with_a_token(postgres: str, template: str, place: Path) -> None:
+    """A server with TLS and tokens is put under load, as printed."""
+    server, _commands = sections(README)["A token"]
+    (script,) = sections(LOAD)["Over TLS, with a token"]
+    async with fresh_database(postgres, template) as url, served(server, place, url) as address:
+        load_of(place, address)
+        script = script.replace(PRINTED_PORT, f":{address.rpartition(':')[2]}")
+        output = await run(script, cwd=place, TOKEN=token())
+    assert re.search(r"\[OK\] +2000 responses", output), output
+
+
+def test_no_command_is_untried() -> None:
+    """Whatever is printed for grpcurl or ghz stands under a heading whose commands are run here."""
+    pages = [README, *sorted(DOCS.rglob("*.md"))]
+    printed = {
+        (page, heading)
+        for page in pages
+        for heading, blocks in sections(page).items()
+        if any(re.search(r"\b(grpcurl|ghz) ", block) for block in blocks)
+    }
+    assert TRIED | NOT_HERE == printed
+    assert commands(NOT_HERE) <= commands(TRIED)
+
+
+def commands(places: set[tuple[Path, str]]) -> set[str]:
+    """The lines that begin with grpcurl or ghz."""
+    blocks = (block for page, heading in places for block in sections(page)[heading])
+    return set(re.findall(r"^(?:grpcurl|ghz) .*", "\n".join(blocks), re.MULTILINE))

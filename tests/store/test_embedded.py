@@ -1,0 +1,366 @@
+"""The private PostgreSQL: sharing, crashes, permissions. Every test leaves no server behind."""
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from server.store.embedded import EmbeddedError, default_data_dir, embedded
+from server.store.embedded.binaries import find_programs
+from server.store.embedded.initdb import CLUSTER
+from server.store.embedded.launch import LOG_LIMIT
+from server.store.embedded.os_user import SERVICE_ID, Identity
+from server.store.embedded.server import Server
+from server.store.embedded.sockets import socket_dir_for
+
+AS_ROOT = os.geteuid() == 0
+OWNER = """
+import asyncio, sys
+from pathlib import Path
+from server.store.embedded import embedded
+
+async def main():
+    async with embedded(Path(sys.argv[1])) as server:
+        print(server.started, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+def fresh_folder() -> Path:
+    """Not tmp_path: for root that lies in a folder of mode 0700, which the server cannot enter."""
+    folder = Path(tempfile.mkdtemp(prefix="embedded-"))
+    folder.chmod(0o711)
+    return folder
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = fresh_folder()
+    yield path
+    remains = end_servers_in(path)
+    shutil.rmtree(path)
+    assert not remains, "a server was left behind"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Path]:
+    """One cluster for all tests that are not about creating or breaking one."""
+    path = fresh_folder()
+    asyncio.run(use(path))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def data(shared: Path) -> Iterator[Path]:
+    yield shared
+    assert not end_servers_in(shared), "a server was left behind"
+
+
+@pytest.fixture
+def copy(folder: Path, shared: Path) -> Path:
+    """For a test that breaks or moves its cluster."""
+    subprocess.run(["cp", "-a", str(shared), str(folder / "data")], check=True)
+    return folder / "data"
+
+
+async def use(path: Path) -> None:
+    async with embedded(path):
+        pass
+
+
+def servers_in(path: Path) -> list[int]:
+    """Live postmasters with a data folder below path; their command line names it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"/postgres") and any(word.startswith(bytes(path)) for word in words):
+            found.append(int(process.name))
+    return found
+
+
+def end_servers_in(path: Path) -> list[int]:
+    found = servers_in(path)
+    for pid in found:
+        os.kill(pid, signal.SIGQUIT)
+    return found
+
+
+def owner(path: Path) -> subprocess.Popen[str]:
+    """Another process that uses the folder until its input ends; gives it once it is inside."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", OWNER, str(path)]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+async def query(url: str, sql: str) -> object:
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval(sql)
+    finally:
+        await connection.close()
+
+
+async def test_first_start_makes_a_private_durable_server_and_a_restart_keeps_data(folder: Path) -> None:
+    data = folder / "new" / "data"
+    async with embedded(data) as server:
+        assert (server.started, server.data_dir) == (True, data)
+        assert server.version.startswith("18.")
+        await query(server.url, "CREATE TABLE kept AS SELECT 'é' AS value")
+        settings = ("fsync", "synchronous_commit", "full_page_writes", "data_checksums", "listen_addresses")
+        assert [await query(server.url, f"SHOW {name}") for name in settings] == ["on"] * 4 + [""]
+        assert stat.S_IMODE((data / CLUSTER).stat().st_mode) == 0o700
+        assert (data / CLUSTER).stat().st_uid == (SERVICE_ID if AS_ROOT else os.geteuid())
+    assert servers_in(folder) == []
+    async with embedded(data) as server:
+        assert server.started
+        assert await query(server.url, "SELECT value FROM kept") == "é"
+    assert sorted(path.name for path in data.iterdir()) == [
+        CLUSTER,
+        f"{CLUSTER}.lock",
+        f"{CLUSTER}.users",
+        "postgres.log",
+    ]
+
+
+async def test_users_share_one_server_and_the_last_stops_it(data: Path) -> None:
+    async with embedded(data) as first:
+        with owner(data) as other:
+            assert first_line(other) == "False"
+            async with embedded(data) as third:
+                assert (first.started, third.started, third.url) == (True, False, first.url)
+            assert await query(first.url, "SELECT 1") == 1
+            other.communicate("")
+        assert other.returncode == 0
+        assert await query(first.url, "SELECT 1") == 1
+        assert len(servers_in(data)) == 1
+    assert servers_in(data) == []
+
+
+async def test_the_server_outlives_the_user_who_started_it(data: Path) -> None:
+    with owner(data) as starter:
+        assert first_line(starter) == "True"
+        async with embedded(data) as server:
+            starter.communicate("")
+            assert starter.returncode == 0
+            assert not server.started
+            assert await query(server.url, "SELECT 1") == 1
+    assert servers_in(data) == []
+
+
+async def test_users_arriving_at_the_same_time_start_one_server(folder: Path) -> None:
+    data, barrier = folder / "data", asyncio.Barrier(4)
+
+    async def visit() -> bool:
+        async with embedded(data) as server:
+            await barrier.wait()
+            return server.started
+
+    assert sorted(await asyncio.gather(*(visit() for _ in range(4)))) == [False, False, False, True]
+    assert servers_in(folder) == []
+
+
+async def test_the_server_of_a_killed_owner_is_adopted(data: Path) -> None:
+    with owner(data) as victim:
+        assert first_line(victim) == "True"
+        victim.kill()
+    [orphan] = servers_in(data)
+    async with embedded(data) as server:
+        assert not server.started
+        assert servers_in(data) == [orphan]
+        assert await query(server.url, "SELECT 1") == 1
+    assert servers_in(data) == []
+
+
+async def test_ctrl_c_in_the_terminal_does_not_reach_the_server(data: Path) -> None:
+    async with embedded(data):
+        [pid] = servers_in(data)
+        assert os.getsid(pid) != os.getsid(0)
+
+
+async def test_a_crashed_server_with_a_reused_process_number_starts_again(copy: Path) -> None:
+    async with embedded(copy) as server:
+        await query(server.url, "CREATE TABLE kept AS SELECT 1 AS value")
+        postmaster_file = (copy / CLUSTER / "postmaster.pid").read_text()
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+            assert len(end_servers_in(copy)) == 1
+            while True:
+                await query(server.url, "SELECT 1")
+    stale = copy / CLUSTER / "postmaster.pid"
+    lines = postmaster_file.splitlines()
+    ours = Path("/proc/self/cmdline").read_text().split("\0")[0]  # the file even names what we run
+    stale.write_text("\n".join([str(os.getpid()), ours, *lines[2:]]))
+    os.chown(stale, (copy / CLUSTER).stat().st_uid, (copy / CLUSTER).stat().st_gid)
+    if not AS_ROOT:
+        stale.unlink()  # our own number would be a live process of the server's user: PostgreSQL refuses that
+    async with embedded(copy) as server:
+        assert server.started
+        assert await query(server.url, "SELECT value FROM kept") == 1
+
+
+async def test_an_interrupted_initdb_leaves_no_half_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(programs: Path, half: Path, identity: object) -> None:
+        (half / "PG_VERSION").write_text("18")
+        raise EmbeddedError("interrupted")
+
+    with monkeypatch.context() as patch, pytest.raises(EmbeddedError, match="interrupted"):
+        patch.setattr("server.store.embedded.initdb._initdb", interrupted)
+        await use(folder)
+    assert not list(folder.glob(f"{CLUSTER}*/*"))
+    (folder / f"{CLUSTER}.new-killed").mkdir()  # what a kill -9 would leave
+    async with embedded(folder) as server:
+        assert await query(server.url, "SELECT 1") == 1
+    assert not list(folder.glob(f"{CLUSTER}.new-*"))
+
+
+async def test_cancelling_a_start_leaves_no_server(data: Path) -> None:
+    for delay in (0.001, 0.01, 0.02, 0.03):
+        task = asyncio.create_task(use(data))
+        await asyncio.sleep(delay)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert servers_in(data) == []
+
+
+async def test_permissions_of_existing_folders_stay(data: Path) -> None:
+    wheel = find_programs(data, Identity())
+    watched = [data, *data.parents, wheel / "postgres", *wheel.parents]
+    before = [(path.stat().st_mode, path.stat().st_uid) for path in watched]
+    await use(data)
+    assert [(path.stat().st_mode, path.stat().st_uid) for path in watched] == before
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as someone else")
+async def test_a_closed_parent_is_named_and_stays_closed(folder: Path) -> None:
+    closed = folder / "closed"
+    closed.mkdir(0o700)
+    with pytest.raises(EmbeddedError, match=rf"cannot enter {closed} .*CONVERSATIONS_DATA_DIR"):
+        await use(closed / "data")
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as someone else")
+async def test_root_leaves_a_users_private_folder_to_that_user(folder: Path) -> None:
+    user = pwd.getpwnam("nobody")
+    data = folder / "data"
+    data.mkdir(0o700)
+    os.chown(data, user.pw_uid, user.pw_gid)
+    async with embedded(data) as server:
+        assert await query(server.url, "SELECT 1") == 1
+    assert {path.stat().st_uid for path in (data, *data.iterdir())} == {user.pw_uid}
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as someone else")
+async def test_programs_out_of_reach_are_copied_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Identity.first_closed
+
+    def wheel_closed(self: Identity, path: Path) -> Path | None:
+        return path if "pginstall18" in path.parts else original(self, path)
+
+    monkeypatch.setattr(Identity, "first_closed", wheel_closed)
+    (folder / "runtime-0").mkdir()
+    await use(folder)
+    [programs] = folder.glob("runtime-*")
+    made = programs.stat().st_mtime_ns
+    async with embedded(folder):
+        [pid] = servers_in(folder)
+        assert Path(f"/proc/{pid}/cmdline").read_text().startswith(str(programs))
+    assert programs.stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("name", ["long" * 25, "with space, comma & ünïcode?"])
+async def test_a_folder_unfit_for_a_socket_uses_a_short_private_one(copy: Path, name: str) -> None:
+    odd = copy.rename(copy.with_name(name))
+    async with embedded(odd) as server:
+        assert await query(server.url, "SELECT 1") == 1
+        short = socket_dir_for(odd / CLUSTER)
+        assert short.parent == Path("/tmp")
+        assert stat.S_IMODE(short.stat().st_mode) == 0o700
+        async with embedded(odd) as joined:
+            assert joined.url == server.url
+    assert not short.exists()
+    short.mkdir()
+    short.chmod(0o777)
+    with pytest.raises(EmbeddedError, match="not private"):
+        await use(odd)
+    short.rmdir()
+
+
+async def test_a_broken_cluster_shows_the_end_of_its_log(copy: Path) -> None:
+    shutil.rmtree(copy / CLUSTER / "pg_wal")
+    with pytest.raises(EmbeddedError, match=r"did not start.*postgres\.log:\n(?s:.*)FATAL:.*pg_wal"):
+        await use(copy)
+    assert servers_in(copy) == []
+
+
+async def test_a_silent_server_is_given_up_and_stopped(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def deaf(self: object) -> None:
+        return None
+
+    monkeypatch.setattr("server.store.embedded.server.SILENCE", 0.1)
+    monkeypatch.setattr(Server, "ask", deaf)
+    with pytest.raises(EmbeddedError, match="does not answer"):
+        await use(data)
+    assert servers_in(data) == []
+
+
+async def test_the_log_is_bounded_and_holds_no_conversations(data: Path) -> None:
+    (data / "postgres.log").write_text("old\n" * (LOG_LIMIT // 4 + 1))
+    async with embedded(data) as server:
+        await query(server.url, "CREATE TABLE t (v text PRIMARY KEY)")
+        await query(server.url, "INSERT INTO t VALUES ('private words')")
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await query(server.url, "INSERT INTO t VALUES ('private words')")
+    text = (data / "postgres.log").read_text()
+    assert "duplicate key" in text
+    assert "private words" not in text
+    assert "old" not in text
+
+
+async def test_an_unusable_folder_is_explained(folder: Path) -> None:
+    (folder / "file").touch()
+    with pytest.raises(EmbeddedError, match=r"Cannot run .*File exists.*CONVERSATIONS_DATABASE_URL"):
+        await use(folder / "file")
+
+
+async def test_a_missing_wheel_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EmbeddedError, match=r"conversation-service\[embedded\].*CONVERSATIONS_DATABASE_URL"):
+        await use(folder)
+
+
+def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_data_dir() == Path("/var/lib/conversations")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    monkeypatch.setenv("XDG_DATA_HOME", "/home/someone/data")
+    assert default_data_dir() == Path("/home/someone/data/conversations")

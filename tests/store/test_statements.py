@@ -1,0 +1,237 @@
+"""Each call is one SQL statement, and the lists read an index, whatever the size of the tables."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from conversations.v1.conversation_pb2 import Conversation
+from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConversationsRequest
+
+from tests.conftest import Service, statements
+from tests.support.build import (
+    append,
+    batch_get,
+    copy_of,
+    create,
+    delete,
+    delete_item,
+    get,
+    get_item,
+    list_items,
+    sets,
+    shared_service,
+    update,
+    user_message,
+)
+
+ROWS = 20_000
+BIG = "conv_big"
+RID = {"request_id": "7d0d4a0e-9c4e-4f0a-8f7e-1f4f4b7c0a11"}
+
+
+@pytest.fixture
+async def conversation(stub: Any) -> Conversation:
+    """A conversation with the items `msg_0` to `msg_4`."""
+    made: Conversation = await stub.CreateConversation(create(*(user_message(id=f"msg_{n}") for n in range(5))))
+    return made
+
+
+CALLS: list[tuple[str, str, Any]] = [
+    ("create", "CreateConversation", lambda _: create()),
+    ("create with all", "CreateConversation", lambda _: create(metadata={"a": "1"}, attributes=sets(a=["1"]))),
+    ("create with items", "CreateConversation", lambda _: create(user_message(), user_message())),
+    ("create with id", "CreateConversation", lambda _: create(request_id=str(uuid4()))),
+    ("create with items and id", "CreateConversation", lambda _: create(user_message(), request_id=str(uuid4()))),
+    ("create with a reference", "CreateConversation", lambda target: create(copy_of(target, "msg_0"))),
+    ("get", "GetConversation", get),
+    ("update", "UpdateConversation", lambda target: update(target, metadata={"a": "1"})),
+    ("update by key", "UpdateConversation", lambda target: update(target, "metadata.a", metadata={"a": "1"})),
+    ("update with etag", "UpdateConversation", lambda target: update(target, etag='"1"', metadata={"a": "1"})),
+    ("update with id", "UpdateConversation", lambda target: update(target, metadata={"a": "1"}, **RID)),
+    ("append", "CreateItems", lambda target: append(target, user_message())),
+    ("append twenty", "CreateItems", lambda target: append(target, *(user_message() for _ in range(20)))),
+    ("append with id", "CreateItems", lambda target: append(target, user_message(), **RID)),
+    ("append expecting", "CreateItems", lambda target: append(target, user_message(), expected_last_sequence=5)),
+    (
+        "append expecting with id",
+        "CreateItems",
+        lambda target: append(target, user_message(), expected_last_sequence=5, **RID),
+    ),
+    ("list", "ListItems", list_items),
+    ("list ascending", "ListItems", lambda target: list_items(target, order=ORDER_ASCENDING)),
+    ("list after", "ListItems", lambda target: list_items(target, after="msg_2")),
+    ("list filtered", "ListItems", lambda target: list_items(target, filter='type = "message"')),
+    ("get item", "GetItem", lambda target: get_item(target, "msg_2")),
+    ("batch get", "BatchGetItems", lambda target: batch_get(target, "msg_2", "msg_0", "msg_2")),
+    ("delete item", "DeleteItem", lambda target: delete_item(target, "msg_2")),
+    ("delete item with id", "DeleteItem", lambda target: delete_item(target, "msg_2", **RID)),
+    ("delete", "DeleteConversation", delete),
+    ("delete with etag and id", "DeleteConversation", lambda target: delete(target, etag='"1"', **RID)),
+    ("list conversations", "ListConversations", lambda _: ListConversationsRequest()),
+    ("list conversations filtered", "ListConversations", lambda _: ListConversationsRequest(filter='metadata.a = "1"')),
+]
+
+
+@pytest.mark.parametrize(("method", "build"), [pytest.param(m, b, id=name) for name, m, b in CALLS])
+async def test_one_statement(service: Service, conversation: Conversation, method: str, build: Any) -> None:
+    """A call that succeeds is one round trip."""
+    request = build(conversation.id)
+    with statements(service.database) as texts:
+        await getattr(service.stub, method)(request)
+    assert len(texts) == 1, texts
+
+
+async def test_a_page_by_token_is_one_statement(service: Service, conversation: Conversation) -> None:
+    """Going on by token is one round trip, for items and for conversations."""
+    items = await service.stub.ListItems(list_items(conversation.id, page_size=2))
+    await service.stub.CreateConversation(create())
+    chats = await service.stub.ListConversations(ListConversationsRequest(page_size=1))
+    with statements(service.database) as texts:
+        await service.stub.ListItems(list_items(conversation.id, page_size=2, page_token=items.next_page_token))
+        await service.stub.ListConversations(ListConversationsRequest(page_size=1, page_token=chats.next_page_token))
+    assert len(texts) == 2, texts
+
+
+async def test_one_text_for_every_length(service: Service, conversation: Conversation) -> None:
+    """The number of items or ids changes no statement, so that each is prepared once."""
+    stub = service.stub
+    with statements(service.database) as appended:
+        for count in (1, 2, 20):
+            await stub.CreateItems(append(conversation.id, *(user_message() for _ in range(count))))
+    with statements(service.database) as fetched:
+        for count in (1, 2, 100):
+            await stub.BatchGetItems(batch_get(conversation.id, *["msg_1"] * count))
+    assert (len(set(appended)), len(set(fetched))) == (1, 1)
+
+
+async def test_values_are_never_in_the_text(service: Service, conversation: Conversation) -> None:
+    """What a caller sends travels beside a statement, not in it."""
+    value = "needle"
+    with statements(service.database) as texts:
+        await service.stub.UpdateConversation(update(conversation.id, f"metadata.{value}", metadata={value: value}))
+        await service.stub.ListConversations(ListConversationsRequest(filter=f'metadata.{value} = "{value}"'))
+        await service.stub.ListItems(list_items(conversation.id, filter=f'type = "{value}" AND role != "{value}"'))
+        await service.stub.CreateItems(append(conversation.id, user_message(value, id=f"msg_{value}")))
+    assert [text for text in texts if value in text] == []
+
+
+# Plans
+
+
+@pytest.fixture(scope="module")
+async def large(postgres: str, template: str) -> AsyncIterator[Service]:
+    """A service with 20,000 conversations, and 20,000 items in one of them, that the planner knows of."""
+    async with shared_service(postgres, template) as served:
+        seed = (await served.stub.CreateConversation(create(user_message(id="msg_1")))).id
+        pool = served.database.pool
+        columns = "tenant, owner, attributes, metadata, last_sequence, version, revision, update_time"
+        await pool.execute(
+            f"""INSERT INTO conversations (id, create_time, {columns})
+            SELECT CASE n WHEN 1 THEN '{BIG}' ELSE 'conv_' || n END, create_time + n * interval '1 ms', {columns}
+            FROM conversations, generate_series(1, {ROWS}) AS n WHERE id = $1""",
+            seed,
+        )
+        columns = "version, type, role, status, create_time, body"
+        for target in (f"'{BIG}'", "'conv_' || (2 + n % 2000)"):
+            await pool.execute(
+                f"""INSERT INTO items (conversation_id, sequence, item_id, {columns})
+                SELECT {target}, n, 'msg_' || n, {columns}
+                FROM items, generate_series(1, {ROWS}) AS n WHERE conversation_id = $1""",
+                seed,
+            )
+        await pool.execute("ANALYZE")
+        yield served
+
+
+LISTS: list[tuple[str, str, Any]] = [
+    ("items", "ListItems", list_items(BIG)),
+    ("items ascending", "ListItems", list_items(BIG, order=ORDER_ASCENDING, page_size=100)),
+    ("items after", "ListItems", list_items(BIG, after="msg_10000")),
+    ("items after ascending", "ListItems", list_items(BIG, after="msg_10000", order=ORDER_ASCENDING)),
+    ("items by type", "ListItems", list_items(BIG, filter='type = "message"')),
+    ("items by time", "ListItems", list_items(BIG, filter='create_time > "2020-01-01T00:00:00Z"')),
+    ("item", "GetItem", get_item(BIG, "msg_77")),
+    ("batch", "BatchGetItems", batch_get(BIG, *(f"msg_{n * 199}" for n in range(1, 101)))),
+    ("conversation", "GetConversation", get(BIG)),
+    ("conversations", "ListConversations", ListConversationsRequest()),
+    ("conversations ascending", "ListConversations", ListConversationsRequest(order_by="create_time", page_size=100)),
+    ("conversations by owner", "ListConversations", ListConversationsRequest(filter='owner = "local"')),
+    (
+        "conversations by time",
+        "ListConversations",
+        ListConversationsRequest(filter='create_time < "2100-01-01T00:00:00Z"'),
+    ),
+]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A plan's nodes, the top first."""
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def faults(plan: dict[str, Any]) -> list[str]:
+    """What grows with the tables: whole scans, and sorts of more than a page."""
+    wrong = [f"{node['Node Type']} on {node['Relation Name']}" for node in nodes(plan) if is_whole_scan(node)]
+    sorts = [node for node in nodes(plan) if node["Node Type"] in ("Sort", "Incremental Sort")]
+    return wrong + ["sort of a table" for node in sorts if not is_of_a_page(node)]
+
+
+def is_whole_scan(node: dict[str, Any]) -> bool:
+    return node.get("Relation Name") in ("items", "conversations") and node["Node Type"] in (
+        "Seq Scan",
+        "Bitmap Heap Scan",
+    )
+
+
+def is_of_a_page(node: dict[str, Any]) -> bool:
+    return any(child["Node Type"] in ("Limit", "Function Scan") for child in nodes(node))
+
+
+async def ran(served: Service, method: str, request: Any) -> tuple[str, tuple[Any, ...]]:
+    """The one statement that a call ran, and its arguments."""
+    seen: list[tuple[str, tuple[Any, ...]]] = []
+    run = served.database._run
+
+    async def kept(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
+        seen.append((text, arguments))
+        return await run(text, arguments)
+
+    served.database._run = kept  # type: ignore[method-assign]
+    try:
+        await getattr(served.stub, method)(request)
+    finally:
+        served.database._run = run  # type: ignore[method-assign]
+    ((text, arguments),) = seen
+    return text, arguments
+
+
+@pytest.mark.parametrize(("method", "request_"), [pytest.param(m, r, id=name) for name, m, r in LISTS])
+async def test_reads_use_an_index(large: Service, method: str, request_: Any) -> None:
+    """A page is read from an index, and no more of it than the page needs."""
+    text, arguments = await ran(large, method, request_)
+    async with large.database.pool.acquire() as connection, connection.transaction():
+        found = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *arguments)
+    plan = json.loads(found)[0]["Plan"]
+    assert faults(plan) == []
+    assert (
+        max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan)) <= 103
+    )  # a page, one more to know of others, and one the window looks ahead
+
+
+@pytest.mark.parametrize(("method", "request_"), [pytest.param(m, r, id=name) for name, m, r in LISTS])
+async def test_generic_plans_use_an_index(large: Service, method: str, request_: Any) -> None:
+    """The plan that a prepared statement keeps, made without knowing its values, reads an index too."""
+    text, arguments = await ran(large, method, request_)
+    connection = await asyncpg.connect(large.url)
+    try:
+        await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE page AS {text}")
+        nulls = ", ".join(["NULL"] * len(arguments))
+        found = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE page({nulls})")
+    finally:
+        await connection.close()
+    assert faults(json.loads(found)[0]["Plan"]) == []
