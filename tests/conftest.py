@@ -4,8 +4,12 @@
 private one is started for the session.
 """
 
-import itertools
 import os
+
+# Before gRPC is imported: tests start processes while calls run, and its fork handlers crash the child now and then.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass

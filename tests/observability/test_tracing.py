@@ -501,11 +501,11 @@ import asyncio, sys
 import grpc.aio
 from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
-from server.app.service import serving
+from server.app.service import run_service
 from server.settings.service import load
 
 async def main():
-    async with serving(load(listen="127.0.0.1:0", purge_every_minutes=0, grace_seconds=1)) as served:
+    async with run_service(load(listen="127.0.0.1:0", purge_every_minutes=0, grace_seconds=1)) as served:
         async with grpc.aio.insecure_channel(served.address) as channel:
             traced = (("traceparent", f"00-{'a' * 32}-{'b' * 16}-01"),)
             await ConversationsServiceStub(channel).CreateConversation(pb.CreateConversationRequest(), metadata=traced)

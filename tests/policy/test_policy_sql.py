@@ -73,7 +73,7 @@ async def test_the_proof_finds_what_is_wrong(empty: str, monkeypatch: pytest.Mon
     """Each of these mistakes ends the comparison."""
     match broken:
         case "cover":
-            monkeypatch.setattr(store_access, "cover", _half_a_cover)
+            monkeypatch.setattr(store_access, "index_ranges", _half_a_cover)
         case "operator":
             monkeypatch.setattr(predicate, "_lowered", _careless(predicate._lowered))
     async with proof_on(empty, Random(SEED)) as proof:
