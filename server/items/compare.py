@@ -1,31 +1,31 @@
-"""Whether two JSON values are the same."""
+"""Equality of JSON values."""
 
-from .free import FreeList, FreeObject
-from .text import Json, dumps
+from server.items.free_json import FreeList, FreeObject
+from server.items.text import Json, dumps
 
 
-def same(given: Json, shown: Json) -> bool:
-    """Whether ``shown``, which `encode` made, says what ``given`` says.
+def json_equal(given: Json, encoded: Json) -> bool:
+    """Whether ``encoded``, a result of `encode`, loses nothing of ``given``.
 
-    Free JSON must be the same text, with its order of keys and 1 apart from 1.0; in
-    the rest order means nothing, and numbers are equal when their values are.
+    Free JSON is compared as text: the order of keys counts, and 1 differs from 1.0. In
+    typed JSON the order of keys does not count and numbers are compared by value.
     """
-    match shown:
+    match encoded:
         case FreeObject() | FreeList():
-            return dumps(given) == dumps(shown)
+            return dumps(given) == dumps(encoded)
         case dict():
-            return isinstance(given, dict) and _same_objects(given, shown)
+            return isinstance(given, dict) and _equal_objects(given, encoded)
         case list():
-            return isinstance(given, list) and _same_lists(given, shown)
+            return isinstance(given, list) and _equal_lists(given, encoded)
         case bool():
-            return given is shown
+            return given is encoded
         case _:
-            return not isinstance(given, bool) and given == shown
+            return not isinstance(given, bool) and given == encoded
 
 
-def _same_objects(given: dict[str, Json], shown: dict[str, Json]) -> bool:
-    return given.keys() == shown.keys() and all(same(given[key], value) for key, value in shown.items())
+def _equal_objects(given: dict[str, Json], encoded: dict[str, Json]) -> bool:
+    return given.keys() == encoded.keys() and all(json_equal(given[key], value) for key, value in encoded.items())
 
 
-def _same_lists(given: list[Json], shown: list[Json]) -> bool:
-    return len(given) == len(shown) and all(map(same, given, shown))
+def _equal_lists(given: list[Json], encoded: list[Json]) -> bool:
+    return len(given) == len(encoded) and all(map(json_equal, given, encoded))

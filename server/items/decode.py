@@ -1,6 +1,6 @@
-"""JSON into messages: as much as they have places for, and never an error.
+"""JSON to messages. Never fails: JSON that has no field in the schema is left out.
 
-What did not find a place shows when the message is encoded again; see `codec`.
+`codec` finds what was left out by encoding the message again and comparing.
 """
 
 import base64
@@ -10,15 +10,15 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from . import free
-from .shape import Field, Form, Many, Shape
-from .text import Json, dumps
+from server.items import free_json
+from server.items.shape import Cardinality, Field, Form, Shape
+from server.items.text import Json, dumps
 
 _BITS = {FieldDescriptor.CPPTYPE_INT32: 31, FieldDescriptor.CPPTYPE_INT64: 63}
 
 
 def fill(shape: Shape, message: Any, given: Json) -> None:
-    """Puts into ``message``, which is of ``shape``, what it can hold of ``given``."""
+    """Sets the fields of ``message``, a message of ``shape``, from JSON."""
     match shape.form:
         case Form.RECORD:
             fill_record(shape, message, given)
@@ -30,39 +30,39 @@ def fill(shape: Shape, message: Any, given: Json) -> None:
         case Form.OPAQUE:
             fill_opaque(message, given)
         case Form.FREE:
-            free.fill_value(message, given)
+            free_json.fill_value(message, given)
         case Form.FREE_OBJECT:
-            free.fill_struct(message, given)
+            free_json.fill_struct(message, given)
 
 
 def fill_record(shape: Shape, message: Message, given: Json) -> None:
-    """The object's known keys into the fields of the same names."""
+    """Sets the field of the same name for each key of an object; ignores other keys."""
     if not isinstance(given, dict):
         return
     for key, value in given.items():
-        known = shape.fields.get(key)
-        if known and (value is not None or takes_null(known)):
-            _fill_field(known, message, value)
+        field = shape.fields.get(key)
+        if field and (value is not None or takes_null(field)):
+            _fill_field(field, message, value)
 
 
 def fill_opaque(message: Any, given: Json, name: str = "") -> None:
-    """``given`` as it is, under its own `type` or else under ``name``."""
+    """Stores the JSON as text, with its `type` key, or ``name`` where it has none, as the message's type."""
     own = given.get("type") if isinstance(given, dict) else None
     message.type = own if isinstance(own, str) else name
     message.json = dumps(given)
 
 
-def takes_null(known: Field) -> bool:
-    """Whether null is a value of the field, and not another way of leaving it out."""
-    return known.shape is not None and known.shape.form is Form.FREE
+def takes_null(field: Field) -> bool:
+    """Whether null is a value of this field; in other fields null means that the key is absent."""
+    return field.shape is not None and field.shape.form is Form.FREE
 
 
 def arm_for(shape: Shape, given: Json) -> Field | None:
-    """The arm of a union that ``given`` belongs to."""
+    """The arm of a union that the JSON selects, by its `type` key or its JSON type; None for an unknown one."""
     if not isinstance(given, dict):
-        return shape.by_kind.get(type(given))
+        return shape.by_json_type.get(type(given))
     name = given.get("type")
-    return shape.by_type.get(name) if isinstance(name, str) else None
+    return shape.by_type_key.get(name) if isinstance(name, str) else None
 
 
 def _fill_union(shape: Shape, message: Message, given: Json) -> None:
@@ -73,59 +73,59 @@ def _fill_union(shape: Shape, message: Message, given: Json) -> None:
         _fill_field(arm, message, given)
 
 
-def _fill_field(known: Field, message: Message, given: Json) -> None:
-    match known.many:
-        case Many.ONE if known.shape:
-            part = getattr(message, known.name)
+def _fill_field(field: Field, message: Message, given: Json) -> None:
+    match field.cardinality:
+        case Cardinality.SINGULAR if field.shape:
+            part = getattr(message, field.name)
             part.SetInParent()
-            fill(known.shape, part, given)
-        case Many.ONE:
-            value = _scalar(known, given)
+            fill(field.shape, part, given)
+        case Cardinality.SINGULAR:
+            value = _scalar(field, given)
             if value is not None:
-                setattr(message, known.name, value)
-        case Many.LIST if isinstance(given, list):
-            _fill_list(known, getattr(message, known.name), given)
-        case Many.MAP if isinstance(given, dict):
-            _fill_map(known, getattr(message, known.name), given)
+                setattr(message, field.name, value)
+        case Cardinality.REPEATED if isinstance(given, list):
+            _fill_list(field, getattr(message, field.name), given)
+        case Cardinality.MAP if isinstance(given, dict):
+            _fill_map(field, getattr(message, field.name), given)
 
 
-def _fill_list(known: Field, values: Any, given: list[Json]) -> None:
+def _fill_list(field: Field, values: Any, given: list[Json]) -> None:
     for child in given:
-        if known.shape:
-            fill(known.shape, values.add(), child)
-        elif (value := _scalar(known, child)) is not None:
+        if field.shape:
+            fill(field.shape, values.add(), child)
+        elif (value := _scalar(field, child)) is not None:
             values.append(value)
 
 
-def _fill_map(known: Field, values: Any, given: dict[str, Json]) -> None:
+def _fill_map(field: Field, values: Any, given: dict[str, Json]) -> None:
     for key, child in given.items():
-        if known.shape:
-            fill(known.shape, values[key], child)
-        elif (value := _scalar(known, child)) is not None:
+        if field.shape:
+            fill(field.shape, values[key], child)
+        elif (value := _scalar(field, child)) is not None:
             values[key] = value
 
 
-def _scalar(known: Field, given: Json) -> object:
-    """What the field would be set to; none where the JSON is of another kind."""
+def _scalar(field: Field, given: Json) -> object:
+    """The value to set a scalar field to; None where the JSON has another type than the field."""
     match given:
-        case str() if known.names:
-            return known.numbers.get(given)
-        case str() if known.is_bytes:
+        case str() if field.enum_names:
+            return field.enum_numbers.get(given)
+        case str() if field.is_bytes:
             return _base64(given)
-        case str() if known.kind == FieldDescriptor.CPPTYPE_STRING:
+        case str() if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
             return given
         case bool():
-            return given if known.kind == FieldDescriptor.CPPTYPE_BOOL else None
+            return given if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL else None
         case int() | float():
-            return _number(known.kind, given)
+            return _number(field.cpp_type, given)
         case _:
             return None
 
 
-def _number(kind: int, given: float) -> int | float | None:
-    if kind == FieldDescriptor.CPPTYPE_DOUBLE:
-        return free.as_double(given)
-    bits = _BITS.get(kind, 0)
+def _number(cpp_type: int, given: float) -> int | float | None:
+    if cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
+        return free_json.as_double(given)
+    bits = _BITS.get(cpp_type, 0)
     return given if isinstance(given, int) and bits and -(1 << bits) <= given < 1 << bits else None
 
 

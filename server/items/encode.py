@@ -1,78 +1,82 @@
-"""Messages into JSON."""
+"""Messages to JSON."""
 
 import base64
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from . import free
-from .shape import Field, Form, Many, Shape
-from .text import Json, check, loads
+from server.items import free_json
+from server.items.shape import Cardinality, Field, Form, Shape
+from server.items.text import Json, check, loads
 
 
-def show(shape: Shape, message: Any) -> Json:
-    """The JSON that ``message``, which is of ``shape``, stands for."""
+def encode(shape: Shape, message: Any) -> Json:
+    """The JSON of ``message``, a message of ``shape``."""
     match shape.form:
         case Form.RECORD:
-            return show_record(shape, message)
+            return encode_record(shape, message)
         case Form.UNION:
-            return _show_union(shape, message)
+            return _encode_union(shape, message)
         case Form.INLINE:
-            return next(_show_field(each, message) for each in shape.fields.values())
+            return next(_encode_field(each, message) for each in shape.fields.values())
         case Form.OPAQUE:
-            return show_opaque(message.json)
+            return parse_opaque(message.json)
         case Form.FREE:
-            return free.show_value(message)
+            return free_json.encode_value(message)
         case Form.FREE_OBJECT:
-            return free.show_struct(message)
+            return free_json.encode_struct(message)
 
 
-def show_record(shape: Shape, message: Any) -> dict[str, Json]:
-    """A key per field, in the order of the schema."""
-    shown: dict[str, Json] = {}
-    for known in shape.fields.values():
-        if not known.has_presence or message.HasField(known.name):
-            value = _show_field(known, message)
-            if value is not None or not known.names:  # an enum without a value has no key
-                shown[known.name] = value
-        elif known.null:
-            shown[known.name] = None
-    return shown
+def encode_record(shape: Shape, message: Any) -> dict[str, Json]:
+    """An object with a key per set field, in the order of the schema."""
+    encoded: dict[str, Json] = {}
+    for field in shape.fields.values():
+        if not field.has_presence or message.HasField(field.name):
+            value = _encode_field(field, message)
+            if value is not None or not field.enum_names:  # an enum without a value has no key
+                encoded[field.name] = value
+        elif field.null_when_unset:
+            encoded[field.name] = None
+    return encoded
 
 
-def show_opaque(text: bytes) -> Json:
-    """The JSON in an `Opaque` or in `Item.json`; raises ItemJsonError when it is none."""
+def parse_opaque(text: bytes) -> Json:
+    """The JSON value in `Opaque.json` or `Item.json`.
+
+    Raises:
+        ItemJsonError: The text is not JSON, or is JSON that `check` refuses.
+    """
     value = loads(text)
     check(value)
     return value
 
 
-def _show_union(shape: Shape, message: Any) -> Json:
+def _encode_union(shape: Shape, message: Any) -> Json:
     name = message.WhichOneof(shape.oneof)
     if name is None:
         return {}
-    shown = _show_field(shape.fields[name], message)
-    return {"type": name, **shown} if name in shape.by_type and isinstance(shown, dict) else shown
+    encoded = _encode_field(shape.fields[name], message)
+    return {"type": name, **encoded} if name in shape.by_type_key and isinstance(encoded, dict) else encoded
 
 
-def _show_field(known: Field, message: Any) -> Json:
-    value = getattr(message, known.name)
-    match known.many:
-        case Many.ONE:
-            return _show_one(known, value)
-        case Many.LIST:
-            return [_show_one(known, each) for each in value]
-        case Many.MAP:
-            return {key: _show_one(known, value[key]) for key in sorted(value)}
+def _encode_field(field: Field, message: Any) -> Json:
+    value = getattr(message, field.name)
+    match field.cardinality:
+        case Cardinality.SINGULAR:
+            return _encode_one(field, value)
+        case Cardinality.REPEATED:
+            return [_encode_one(field, each) for each in value]
+        case Cardinality.MAP:
+            return {key: _encode_one(field, value[key]) for key in sorted(value)}
 
 
-def _show_one(known: Field, value: Any) -> Json:
-    if known.shape:
-        shown = show(known.shape, value)
-        return {"type": known.type, **shown} if known.type and isinstance(shown, dict) else shown
-    if known.kind == FieldDescriptor.CPPTYPE_ENUM:
-        return known.names.get(value)
-    if known.kind == FieldDescriptor.CPPTYPE_DOUBLE:
-        return free.show_number(value)
-    shown_scalar: Json = base64.b64encode(value).decode() if known.is_bytes else value
-    return shown_scalar
+def _encode_one(field: Field, value: Any) -> Json:
+    if field.shape:
+        encoded = encode(field.shape, value)
+        return {"type": field.type_key, **encoded} if field.type_key and isinstance(encoded, dict) else encoded
+    if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
+        return field.enum_names.get(value)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
+        return free_json.encode_number(value)
+    scalar: Json = base64.b64encode(value).decode() if field.is_bytes else value
+    return scalar

@@ -1,12 +1,12 @@
-"""The one way in which JSON is refused."""
+"""The error of this package."""
 
 _MAX_KEY = 64
 
 
 class ItemJsonError(ValueError):
-    """JSON that is no item: where (``path``) and which rule it breaks (``rule``).
+    """JSON that is not an item: the rule that it breaks, and the path of the value that breaks it.
 
-    Both are fit for an answer or a log: no value, and no key that could be one.
+    Both may go into an error message or a log: they contain no value, and no key that could be content.
     """
 
     def __init__(self, rule: str, path: str = "") -> None:
@@ -15,12 +15,12 @@ class ItemJsonError(ValueError):
         self.path = path
 
     def inside(self, step: str | int) -> "ItemJsonError":
-        """The same error, seen from the object or list that has ``step``."""
+        """The same error with ``step``, a key or an index, put in front of the path."""
         here = f"[{step}]" if isinstance(step, int) else _shown(step)
         joint = "" if not self.path or self.path.startswith("[") else "."
         return ItemJsonError(self.rule, f"{here}{joint}{self.path}")
 
 
 def _shown(key: str) -> str:
-    # Keys of free JSON are content too; only what looks like a field name is shown.
+    # A key of free JSON may be content: only what looks like a field name is shown.
     return key if len(key) <= _MAX_KEY and key.isascii() and key.isidentifier() else "*"

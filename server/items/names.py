@@ -1,28 +1,18 @@
-"""The words of an item that other parts of the server read."""
+"""The OpenAI names of types, roles and statuses."""
 
 from conversations.v1.content_pb2 import Role
 from conversations.v1.item_pb2 import Item
 from conversations.v1.item_status_pb2 import ItemStatus
 
-from .shape import enum_names
+from server.items.shape import enum_names
 
 _ROLES, _STATUSES = enum_names(Role.DESCRIPTOR), enum_names(ItemStatus.DESCRIPTOR)
 
 
 def item_type(item: Item) -> str:
-    """The OpenAI `type`, also of an unknown item; '' when it has none."""
+    """The OpenAI `type`, also of an unknown item; '' for an item without one."""
     name = item.WhichOneof("body") or ""
     return item.unknown.type if name == "unknown" else name
-
-
-def role(item: Item) -> str:
-    """The role, such as 'user'; '' for a type without one or a role without a name here."""
-    name = item.WhichOneof("body")
-    if name == "message":
-        return role_name(item.message.role)
-    if name == "additional_tools":
-        return role_name(item.additional_tools.role)
-    return ""
 
 
 def role_name(role: Role.ValueType) -> str:

@@ -1,4 +1,4 @@
-"""What the descriptors say about the JSON of each message, worked out once."""
+"""The JSON form of each message, derived once from the descriptors and their options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,50 +11,50 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 
 
 class Form(Enum):
-    """How a message looks in JSON."""
+    """How a message is written in JSON."""
 
     RECORD = auto()  # an object with a key per field
-    UNION = auto()  # what its set arm looks like, with `type` where that is an object
-    INLINE = auto()  # what its only field looks like
-    OPAQUE = auto()  # the JSON it holds
-    FREE = auto()  # any JSON
-    FREE_OBJECT = auto()  # any JSON object
+    UNION = auto()  # the JSON of the set arm of its oneof, with a `type` key where that is an object
+    INLINE = auto()  # the JSON of its only field
+    OPAQUE = auto()  # the JSON text in its field `json`
+    FREE = auto()  # google.protobuf.Value: any JSON
+    FREE_OBJECT = auto()  # google.protobuf.Struct: any JSON object
 
 
-class Many(Enum):
-    """How many values a field has."""
+class Cardinality(Enum):
+    """How many values a field holds."""
 
-    ONE = auto()
-    LIST = auto()
+    SINGULAR = auto()
+    REPEATED = auto()
     MAP = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field: its name is its JSON key."""
+    """One field of a message. Its name is its JSON key."""
 
     name: str
-    many: Many
-    kind: int  # FieldDescriptor.CPPTYPE_*, of the values where it is a map
+    cardinality: Cardinality
+    cpp_type: int  # FieldDescriptor.CPPTYPE_*, of the values where the field is a map
     is_bytes: bool
     has_presence: bool
-    null: bool  # prints null when unset
-    type: str  # constant `type` key of the object
-    shape: "Shape | None"  # for messages
-    numbers: Mapping[str, int]  # for enums
-    names: Mapping[int, str]
+    null_when_unset: bool  # option json_null: an unset field is written as null, not left out
+    type_key: str  # option json_type: the constant `type` key of the field's object; '' for none
+    shape: "Shape | None"  # of a message; None for a scalar
+    enum_numbers: Mapping[str, int]  # JSON value to number; empty unless the field is an enum
+    enum_names: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A message, as JSON knows it."""
+    """The JSON form of a message type. All but the first two fields are for unions."""
 
     form: Form
     fields: Mapping[str, Field]
     oneof: str = ""
-    by_type: Mapping[str, Field] = field(default_factory=dict)  # arms that are objects
-    by_kind: Mapping[type, Field] = field(default_factory=dict)  # the other arms
-    unknown: Field | None = None
+    by_type_key: Mapping[str, Field] = field(default_factory=dict)  # arms that are objects, by their `type` key
+    by_json_type: Mapping[type, Field] = field(default_factory=dict)  # other arms, by the Python type of their JSON
+    unknown: Field | None = None  # the arm for what fits no other
 
 
 _FORMS = {
@@ -62,7 +62,7 @@ _FORMS = {
     struct_pb2.Struct.DESCRIPTOR.full_name: Form.FREE_OBJECT,
     content_pb2.Opaque.DESCRIPTOR.full_name: Form.OPAQUE,
 }
-_KINDS: Mapping[int, tuple[type, ...]] = {
+_JSON_TYPES: Mapping[int, tuple[type, ...]] = {
     FieldDescriptor.CPPTYPE_STRING: (str,),
     FieldDescriptor.CPPTYPE_DOUBLE: (int, float),
     FieldDescriptor.CPPTYPE_BOOL: (bool,),
@@ -71,7 +71,7 @@ _KINDS: Mapping[int, tuple[type, ...]] = {
 
 @cache
 def shape_of(message: Descriptor) -> Shape:
-    """The shape of a message and of all below it; a message inside itself is not supported."""
+    """The shape of a message type and of those of its fields; recursive types are not supported."""
     if form := _FORMS.get(message.full_name):
         return Shape(form, {})
     fields = {each.name: _field(each) for each in message.fields}
@@ -82,19 +82,19 @@ def shape_of(message: Descriptor) -> Shape:
     return Shape(Form.RECORD, fields)
 
 
-def bodies() -> Mapping[str, Shape]:
-    """The shape of each typed body, by item type."""
+def body_shapes() -> Mapping[str, Shape]:
+    """The shape of each typed arm of `Item.body`, by item type."""
     return _BODIES
 
 
 def has_status(item_type: str) -> bool:
-    """Whether items of the type have a status at all."""
+    """Whether the `item_type` option of this type lists any status."""
     return item_type in _WITH_STATUS
 
 
 @cache
 def enum_names(enum: EnumDescriptor) -> Mapping[int, str]:
-    """The JSON values of an enum by number; none for the unspecified one."""
+    """The JSON value of each enum number; the unspecified number has none."""
     prefix = len(enum.values[0].name) - len("UNSPECIFIED")
     return {value.number: value.name[prefix:].lower() for value in enum.values if value.number}
 
@@ -102,16 +102,16 @@ def enum_names(enum: EnumDescriptor) -> Mapping[int, str]:
 def _union(oneof: str, fields: Mapping[str, Field]) -> Shape:
     known = [each for name, each in fields.items() if name != "unknown"]
     objects = {each.name: each for each in known if each.shape and each.shape.form is Form.RECORD}
-    kinds = {kind: each for each in known if each.name not in objects for kind in _kinds(each)}
-    return Shape(Form.UNION, fields, oneof, objects, kinds, fields.get("unknown"))
+    json_types = {json_type: each for each in known if each.name not in objects for json_type in _json_types(each)}
+    return Shape(Form.UNION, fields, oneof, objects, json_types, fields.get("unknown"))
 
 
-def _kinds(arm: Field) -> tuple[type, ...]:
-    return (list,) if arm.shape else _KINDS[arm.kind]
+def _json_types(arm: Field) -> tuple[type, ...]:
+    return (list,) if arm.shape else _JSON_TYPES[arm.cpp_type]
 
 
 def _optional(message: Descriptor) -> bool:
-    # A single `optional` field is a oneof too, one that protoc made up.
+    # protoc represents `optional` by a synthetic oneof whose name begins with an underscore.
     return message.oneofs[0].name.startswith("_")
 
 
@@ -121,15 +121,15 @@ def _field(each: FieldDescriptor) -> Field:
     names = enum_names(value.enum_type) if value.enum_type else {}
     return Field(
         name=each.name,
-        many=Many.MAP if entry else Many.LIST if each.is_repeated else Many.ONE,
-        kind=value.cpp_type,
+        cardinality=Cardinality.MAP if entry else Cardinality.REPEATED if each.is_repeated else Cardinality.SINGULAR,
+        cpp_type=value.cpp_type,
         is_bytes=value.type == FieldDescriptor.TYPE_BYTES,
         has_presence=each.has_presence,
-        null=options[options_pb2.json_null],
-        type=options[options_pb2.json_type],
+        null_when_unset=options[options_pb2.json_null],
+        type_key=options[options_pb2.json_type],
         shape=shape_of(value.message_type) if value.message_type else None,
-        numbers={name: number for number, name in names.items()},
-        names=names,
+        enum_numbers={name: number for number, name in names.items()},
+        enum_names=names,
     )
 
 

@@ -1,21 +1,25 @@
-"""JSON as text: read, checked and written."""
+"""JSON text: parsed, checked and written."""
 
 import json
 import math
 from collections.abc import Iterable
 from typing import NoReturn, TypeAlias
 
-from .errors import ItemJsonError
+from server.items.errors import ItemJsonError
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
 MAX_DEPTH = 100
-# Python prints integers of at most 4300 digits; 14,000 bits are fewer.
+# Python converts integers of at most 4300 decimal digits to text; 14,000 bits stay below that.
 _MAX_BITS = 14_000
 
 
 def loads(text: bytes | str) -> Json:
-    """The value of a JSON text; not yet checked, see `check`."""
+    """Parses JSON text. The value is not checked yet: see `check`.
+
+    Raises:
+        ItemJsonError: Not UTF-8, not JSON, or JSON that Python cannot parse.
+    """
     try:
         value: Json = json.loads(_decoded(text), parse_constant=_refuse_constant)
     except json.JSONDecodeError:
@@ -30,12 +34,17 @@ def loads(text: bytes | str) -> Json:
 
 
 def dumps(value: Json) -> bytes:
-    """Compact UTF-8 with the keys in the order they have."""
+    """Compact JSON text in UTF-8, with the keys in the order of the dict."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def check(value: object, depth: int = 1) -> None:
-    """Refuses what JSON text, protobuf or a reader further on could not carry."""
+    """Checks that JSON text, protobuf and other JSON parsers can carry the value.
+
+    Raises:
+        ItemJsonError: Nested deeper than `MAX_DEPTH`, lone surrogates, numbers that are not
+            finite or have more digits than Python converts, or a Python type that JSON lacks.
+    """
     match value:
         case str():
             _check_string(value)

@@ -20,7 +20,7 @@ from conversations.v1.item_pb2 import Item, NewItem
 from conversations.v1.item_status_pb2 import ItemStatus
 from conversations.v1.options_pb2 import item_type
 
-from server.items import from_json
+from server.items.codec import from_json
 from tests.conftest import Service, problem
 from tests.support.build import (
     append,

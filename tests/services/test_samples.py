@@ -8,7 +8,9 @@ from conversations.v1 import options_pb2
 from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING
 from conversations.v1.item_pb2 import Item, NewItem
 
-from server.items import from_json, item_type, new_item_from_json, status_name, to_json
+from server.items import new_item_from_json, status_name, to_json
+from server.items.codec import from_json
+from server.items.names import item_type
 from tests.items.test_items import FREE, SAMPLES, TYPES, exact, stored
 from tests.support.build import append, create, get_item, list_items
 

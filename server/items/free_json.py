@@ -1,25 +1,25 @@
-"""Free JSON in `google.protobuf.Value` and `Struct`, as far as those can hold it."""
+"""JSON of any form, such as tool arguments, to and from `google.protobuf.Value` and `Struct`."""
 
 from google.protobuf.struct_pb2 import NULL_VALUE, Struct, Value
 
-from .text import Json
+from server.items.text import Json
 
-# A JSON object costs three levels of messages and protobuf reads at most 100 of them,
-# those around the item included. Deeper JSON is kept in `Item.json` alone.
+# One level of JSON objects takes three levels of messages, and protobuf parses at most 100
+# levels, including the messages around the item. Deeper JSON is kept in `Item.json` alone.
 _MAX_DEPTH = 24
 _EXACT = 2**53
 
 
 class FreeObject(dict[str, Json]):
-    """An object whose order of keys counts when it is compared."""
+    """Marks an object that `json_equal` compares as text."""
 
 
 class FreeList(list[Json]):
-    """A list, compared like a `FreeObject`."""
+    """Marks a list that `json_equal` compares as text."""
 
 
 def fill_value(value: Value, given: Json) -> None:
-    """Puts ``given`` into ``value``; null where it is nested too deeply."""
+    """Sets ``value`` to the JSON, or to null where the JSON is nested too deeply."""
     if _fits(given, _MAX_DEPTH):
         _fill(value, given)
     else:
@@ -27,21 +27,21 @@ def fill_value(value: Value, given: Json) -> None:
 
 
 def fill_struct(struct: Struct, given: Json) -> None:
-    """Puts an object into ``struct``; leaves it empty where that can not hold it."""
+    """Sets ``struct`` to a JSON object; leaves it empty for other JSON and for what is nested too deeply."""
     if isinstance(given, dict) and _fits(given, _MAX_DEPTH):
         for key, child in given.items():
             _fill(struct.fields[key], child)
 
 
-def show_value(value: Value) -> Json:
-    """The JSON in ``value``."""
+def encode_value(value: Value) -> Json:
+    """The JSON of ``value``."""
     match value.WhichOneof("kind"):
         case "struct_value":
-            return show_struct(value.struct_value)
+            return encode_struct(value.struct_value)
         case "list_value":
-            return FreeList(show_value(each) for each in value.list_value.values)
+            return FreeList(encode_value(each) for each in value.list_value.values)
         case "number_value":
-            return show_number(value.number_value)
+            return encode_number(value.number_value)
         case "string_value":
             return value.string_value
         case "bool_value":
@@ -50,20 +50,20 @@ def show_value(value: Value) -> Json:
             return None
 
 
-def show_struct(struct: Struct) -> FreeObject:
-    """The JSON in ``struct``, keys sorted: a map has no order to keep."""
-    return FreeObject((key, show_value(struct.fields[key])) for key in sorted(struct.fields))
+def encode_struct(struct: Struct) -> FreeObject:
+    """The JSON of ``struct``, with sorted keys, since a protobuf map has no order."""
+    return FreeObject((key, encode_value(struct.fields[key])) for key in sorted(struct.fields))
 
 
-def show_number(number: float) -> int | float | None:
-    """An integer where it is one exactly; null for what JSON has no number for."""
+def encode_number(number: float) -> int | float | None:
+    """An int where the double is one exactly, within 2^53; None for infinity and NaN, which JSON lacks."""
     if number.is_integer() and abs(number) <= _EXACT:
         return int(number)
     return number if abs(number) < float("inf") else None
 
 
 def as_double(given: float) -> float | None:
-    """The nearest double; none where there is none."""
+    """The nearest double; None where it would be infinite."""
     try:
         return float(given)
     except OverflowError:
