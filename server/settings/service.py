@@ -15,7 +15,7 @@ from server.settings.limits import LimitSettings
 from server.settings.operations import OperationSettings
 
 PREFIX = "CONVERSATIONS_"
-CALLS_PER_CONNECTION = 32  # of the pool: as many calls share what it does (ADR 15)
+CALLS_PER_CONNECTION = 32  # of the pool: as many calls share what it does (ADR 16)
 
 
 class SettingsInvalid(OperatorError):
@@ -23,7 +23,7 @@ class SettingsInvalid(OperatorError):
 
 
 class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSettings):
-    """The service's settings; the description of each is its line in the README."""
+    """The service's settings; docs/configuration.md lists them by topic."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
 

@@ -23,13 +23,15 @@ from tests.identity.test_identity import RSA, Authority, jwks, token
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README, LOAD, CLIENTS = ROOT / "README.md", DOCS / "load.md", DOCS / "clients.md"
-OPERATIONS = DOCS / "operations.md"
+CONNECTING, OPERATIONS = DOCS / "connecting.md", DOCS / "operations.md"
+INDEX = DOCS / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 PRINTED_ADDRESS, PRINTED_PORT = "127.0.0.1:50051", ":50051"
 PRINTED_ADMIN = "127.0.0.1:50052"
 PRINTED_SOCKET = "/run/conversations/api.sock"
 START = re.compile(r"Conversation Service on (?:unix:)?(\S+), PostgreSQL at \S+\n")
 CONVERSATION = r'"id": "conv_[0-9a-f]{48}"'
-# What the commands of each of the "More ways in" show, in this order.
+# What the commands of each section of docs/connecting.md print, in this order.
 WAYS = {
     "Descriptions and health": [
         r"// Appends 1 to 20 items",
@@ -59,7 +61,7 @@ OPERATED = {
 }
 TRIED = {
     (README, "A tour with grpcurl"),
-    *((README, heading) for heading in WAYS),
+    *((CONNECTING, heading) for heading in WAYS),
     (LOAD, "Load"),
     (LOAD, "Over TLS, with a token"),
     (CLIENTS, "grpcurl and ghz"),
@@ -157,7 +159,7 @@ async def served(script: str, place: Path, url: str) -> AsyncIterator[str]:
 @pytest.mark.parametrize("heading", WAYS)
 async def test_a_way_in(postgres: str, template: str, place: Path, heading: str) -> None:
     """A server that is started as printed is reached as printed; only address and place of the socket differ."""
-    server, *commands = sections(README)[heading]
+    server, *commands = sections(CONNECTING)[heading]
     path = str(place / "api.sock")
     async with (
         fresh_database(postgres, template) as url,
@@ -220,7 +222,7 @@ async def test_load(own_service: Service, place: Path) -> None:
 @needs_ghz
 async def test_load_with_a_token(postgres: str, template: str, place: Path) -> None:
     """A server with TLS and tokens is put under load, as printed."""
-    server, _commands = sections(README)["A token"]
+    server, _commands = sections(CONNECTING)["A token"]
     (script,) = sections(LOAD)["Over TLS, with a token"]
     async with fresh_database(postgres, template) as url, served(server, place, url) as address:
         load_of(place, address)
@@ -231,10 +233,9 @@ async def test_load_with_a_token(postgres: str, template: str, place: Path) -> N
 
 def test_no_command_is_untried() -> None:
     """Whatever is printed for grpcurl or ghz stands under a heading whose commands are run here."""
-    pages = [README, *sorted(DOCS.rglob("*.md"))]
     printed = {
         (page, heading)
-        for page in pages
+        for page in PAGES
         for heading, blocks in sections(page).items()
         if any(re.search(r"\b(grpcurl|ghz) ", block) for block in blocks)
     }
@@ -246,3 +247,29 @@ def commands(places: set[tuple[Path, str]]) -> set[str]:
     """The lines that begin with grpcurl or ghz."""
     blocks = (block for page, heading in places for block in sections(page)[heading])
     return set(re.findall(r"^(?:grpcurl|ghz) .*", "\n".join(blocks), re.MULTILINE))
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments that the headings of a page answer to, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def test_every_link_leads_somewhere() -> None:
+    """A link between pages names a file that is there, and a heading in it."""
+    broken = []
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for link in re.findall(r"\]\((?!https?://)([^)]+)\)", text):
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert [] == broken
+
+
+def test_every_page_is_in_the_index() -> None:
+    """docs/README.md has a line for each page of docs/, decisions aside."""
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", INDEX.read_text(encoding="utf-8")))
+    assert {page.name for page in DOCS.glob("*.md")} - {INDEX.name} == linked

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.settings.operations import PROD
 from server.settings.service import PREFIX, Settings, SettingsInvalid, load
 
 ROOT = Path(__file__).parents[2]
@@ -231,11 +232,57 @@ def test_settings_do_not_change() -> None:
         found.pool_size = 1
 
 
-def test_the_readme_lists_every_setting() -> None:
-    """The table of the README has each setting, in order, and no other."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("\n## Configuration\n")[2].partition("\n## ")[0]
-    assert list(Settings.model_fields) == re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| .+ \|$", re.MULTILINE)
+NOT_A_CONSTANT = {"data_dir", "max_calls", "jwt_attribute_claims"}  # their defaults follow from something else
+
+
+def documented(page: str) -> dict[str, str]:
+    """The settings that a page lists, each with its default."""
+    rows = ROW.findall((ROOT / page).read_text(encoding="utf-8"))
+    found = {name: default for name, default in rows if name in Settings.model_fields}
+    assert len(found) == len([name for name, _ in rows if name in Settings.model_fields]), "a setting is listed twice"
+    return found
+
+
+def printed(default: Any) -> str:
+    """A default as the tables print it."""
+    match default:
+        case None | "" | ():
+            return "none"
+        case bool():
+            return f"`{str(default).lower()}`"
+        case int() if default >= 1024 and default % 1024 == 0:
+            return f"{default // 2**20} MiB" if default % 2**20 == 0 else f"{default // 2**10} KiB"
+        case float():
+            return f"`{default:g}`"
+        case tuple():
+            return f"`{','.join(default)}`"
+        case _:
+            return f"`{default}`"
+
+
+def test_every_setting_is_documented() -> None:
+    """docs/configuration.md lists each setting once."""
+    assert set(Settings.model_fields) == set(documented("docs/configuration.md"))
+
+
+def test_the_documented_defaults_are_those_of_the_code() -> None:
+    """A default in docs/configuration.md is the one that holds when nothing is set, and in `prod`."""
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        default = printed(field.default)
+        expected[name] = f"{default}; in `prod` {printed(PROD[name])}" if name in PROD else default
+    told = documented("docs/configuration.md")
+    assert {name: expected[name] for name in told if name not in NOT_A_CONSTANT} == {
+        name: default for name, default in told.items() if name not in NOT_A_CONSTANT
+    }
+
+
+def test_the_readme_repeats_what_the_table_says() -> None:
+    """The README's ten settings have the defaults of docs/configuration.md."""
+    ten = documented("README.md")
+    assert 10 == len(ten)
+    assert ten.items() <= documented("docs/configuration.md").items()
 
 
 def test_every_setting_is_described() -> None:
