@@ -17,9 +17,9 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 
 from server.errors import ShuttingDown
 from server.transport.shutdown import HELD_SECONDS
-from tests.cli.test_cli import address_of, environment, started
-from tests.conftest import fresh_database
 from tests.support.build import append, create, get, list_items, text_of, user_message
+from tests.support.commands import address_in, environment, start_command
+from tests.support.postgres import fresh_database
 
 SERVICE_CONFIG = (Path(__file__).parents[2] / "deploy" / "service_config.json").read_text(encoding="utf-8")
 CALLERS, ROUNDS = 16, 5
@@ -36,12 +36,12 @@ class Replica:
     async def start(self) -> None:
         """Starts it, and waits until it serves."""
         variables = environment(self.url, listen=self.address, purge_every_minutes="0")
-        self.process = await started("serve", **variables)
+        self.process = await start_command("serve", **variables)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         line = (await self.process.stdout.readline()).decode()
         assert line, (await self.process.stderr.read()).decode()
-        self.address = address_of(line)
+        self.address = address_in(line)
 
     async def restart(self) -> None:
         """Ends it as Kubernetes does, and starts the next."""

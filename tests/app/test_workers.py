@@ -26,11 +26,10 @@ from server.app.supervisor import RestartBackoff, Worker, Workers, WorkersFailed
 from server.authorization.policy_file import PolicyConfigError, PolicyFile
 from server.errors import StartFailed
 from server.settings.service import SettingsInvalid, load
-from tests.cli.test_cli import ROOT, ended, environment, run, started
-from tests.conftest import Service, fresh_database
-from tests.store.test_embedded import end_servers_in, fresh_folder, servers_in
-from tests.store.test_store import run as sql
 from tests.support.build import create
+from tests.support.commands import ROOT, environment, finish, run_command, start_command
+from tests.support.postgres import data_folder, fetch, fresh_database, kill_postmasters_in, postmasters_in
+from tests.support.service import Service
 
 SOON = 20.0  # seconds; on an idle machine all of it takes less than two
 START = re.compile(r"Conversation Service on (\S+), (.+)\n")
@@ -189,7 +188,7 @@ async def test_a_signal_to_the_parent_reloads_all(two: Team) -> None:
 async def test_a_killed_worker_is_replaced(two: Team) -> None:
     """While a worker is down calls go on by the other, and another takes its place, also on a newer schema."""
     assert two.url is not None
-    await sql(two.url, "UPDATE alembic_version SET version_num = '9999'")
+    await fetch(two.url, "UPDATE alembic_version SET version_num = '9999'")
     victim = two.pids()[1]
     running = asyncio.gather(*(stubborn(two.address) for _ in range(30)))
     os.kill(victim, signal.SIGKILL)
@@ -230,9 +229,9 @@ async def test_a_taken_port_is_told(two: Team, service: Service) -> None:
 
 async def refusal(url: str, workers: str, listen: str) -> str:
     """What a start that must fail says; one that does not is ended."""
-    process = await started("serve", "--workers", workers, "--listen", listen, **environment(url))
+    process = await start_command("serve", "--workers", workers, "--listen", listen, **environment(url))
     try:
-        code, output, errors = await ended(process)
+        code, output, errors = await finish(process)
     finally:
         with suppress(ProcessLookupError):
             process.kill()
@@ -255,17 +254,17 @@ async def test_calls_in_flight_end(postgres: str, template: str, tmp_path: Path)
     """SIGTERM lets the calls of every worker end, then nothing is left of it."""
     patient = {"pool_size": "16", "statement_timeout_seconds": "60"}
     async with fresh_database(postgres, template) as url, team(url, tmp_path / "log", **patient) as served:
-        await sql(url, *GATE)
+        await fetch(url, *GATE)
         calls = [asyncio.ensure_future(_created(served.address)) for _ in range(16)]
 
         async def all_wait() -> bool:
-            return len(await sql(url, WAITING)) == 16
+            return len(await fetch(url, WAITING)) == 16
 
         await eventually(all_wait)
         end = asyncio.ensure_future(served.stop())
         await asyncio.sleep(1)
         assert not end.done()
-        await sql(url, "DELETE FROM gate")
+        await fetch(url, "DELETE FROM gate")
         assert ["OK"] * 16 == await asyncio.gather(*calls)
         assert (0, "Stopping …\n") == await end
         assert {0, 1} == set(served.calls())
@@ -280,21 +279,21 @@ async def _created(address: str) -> str:
 
 async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
     """Killed, it takes them along and leaves the private PostgreSQL to the next, whose end stops it."""
-    data = fresh_folder()
+    data = data_folder()
     try:
         async with team(None, tmp_path / "log", data_dir=str(data)) as first:
             assert first.database.endswith("(started)")
             first.process.kill()
             await eventually(lambda: not any(map(runs, first.pids().values())))
-            assert 1 == len(servers_in(data))
+            assert 1 == len(postmasters_in(data))
         async with team(None, tmp_path / "log", first.address, data_dir=str(data)) as second:
             assert (first.address, True) == (second.address, second.database.endswith("(joined)"))
             await stubborn(second.address)
             assert (0, "Stopping …\n") == await second.stop()
-        assert [] == servers_in(data)
+        assert [] == postmasters_in(data)
     finally:
-        end_servers_in(data)
-        await eventually(lambda: not servers_in(data))
+        kill_postmasters_in(data)
+        await eventually(lambda: not postmasters_in(data))
         shutil.rmtree(data)
 
 
@@ -305,7 +304,7 @@ async def test_what_no_worker_can_use_is_told_once(service: Service, tmp_path: P
     with pytest.raises(PolicyConfigError) as problem:
         PolicyFile(policy, (), anonymous=True)
     more = {"policy_file": str(policy), "log_level": "error"}
-    told = await run("serve", "--listen", "127.0.0.1:0", "--workers", "2", url=service.url, **more)
+    told = await run_command("serve", "--listen", "127.0.0.1:0", "--workers", "2", url=service.url, **more)
     assert (1, "", f"Error: {problem.value}\n") == told
 
 

@@ -2,33 +2,37 @@
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import quote
 from uuid import uuid4
 
-import asyncpg
 import grpc
 import grpc.aio
 import pytest
-from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConversationsRequest
-from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
-from server.app.service import run_service
-from server.authorization.policy_file import PolicyFile
-from server.policy.load import load as load_policy
-from server.settings.service import load
-from server.store.connection.database import Database
 from server.store.purge import purge
-from tests.conftest import fresh_database, problem, statements
 from tests.support import reference
+from tests.support.access import (
+    ANN,
+    BOB,
+    CALLERS,
+    EMMA,
+    EVE,
+    EVERYTHING,
+    OTHER_ANN,
+    POLICIES,
+    READERS,
+    ROWS,
+    Caller,
+    CallerClient,
+    GuardedService,
+    _numbers,
+    caller,
+)
 from tests.support.build import (
     append,
     batch_get,
@@ -44,201 +48,11 @@ from tests.support.build import (
     update,
     user_message,
 )
-from tests.support.reference import What, Who
-
-Rules = Sequence[Mapping[str, Any]]
-_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks, as the proxy in front says it."""
-
-    id: str
-    tenant: str = "acme"
-    attributes: Mapping[str, frozenset[str]] = field(default_factory=dict, hash=False)
-
-    @property
-    def metadata(self) -> list[tuple[str, str]]:
-        """What the proxy sends."""
-        pairs = [f"{name}={quote(value, safe='')}" for name, values in self.attributes.items() for value in values]
-        sent = [("x-principal", self.id), ("x-tenant", self.tenant), ("x-attributes", ",".join(pairs))]
-        return [(name, value) for name, value in sent if value]
-
-    @property
-    def who(self) -> Who:
-        """The caller as the reference knows it."""
-        return Who(self.id, self.attributes)
-
-
-def caller(name: str, tenant: str = "acme", **attributes: str) -> Caller:
-    """A caller whose attributes have one value each, or several with a space in between."""
-    return Caller(name, tenant, {key: frozenset(values.split()) for key, values in attributes.items()})
-
-
-class Client:
-    """All methods, as one caller."""
-
-    def __init__(self, stubs: Sequence[Any], who: Caller) -> None:
-        self._stubs = stubs
-        self._metadata = who.metadata
-
-    def __getattr__(self, name: str) -> Any:
-        call = next(getattr(stub, name) for stub in self._stubs if hasattr(stub, name))
-        return lambda request: call(request, metadata=self._metadata)
-
-
-@dataclass(frozen=True)
-class Guarded:
-    """A running service behind a proxy, whose policy a test sets."""
-
-    url: str
-    database: Database
-    policy: PolicyFile
-    connection: asyncpg.Connection
-    stubs: tuple[Any, ...]
-
-    def obey(self, rules: Rules | str) -> None:
-        """Puts a policy in force."""
-        text = rules if isinstance(rules, str) else json.dumps(list(rules), ensure_ascii=False)
-        self.policy.accesses.replace(load_policy(text))
-
-    def by(self, who: Caller) -> Client:
-        """A client of ``who``."""
-        return Client(self.stubs, who)
-
-    async def row(
-        self,
-        owner: str,
-        attributes: Mapping[str, Sequence[str]] | None = None,
-        *,
-        tenant: str = "acme",
-        deleted: bool = False,
-        conversation_id: str = "",
-    ) -> str:
-        """A conversation with the items `msg_open` and `msg_secret`, stored past all rules; gives its id."""
-        conversation_id = conversation_id or f"conv_{next(_numbers):016d}"
-        pairs = sorted(f"{name}={value}" for name, values in (attributes or {}).items() for value in values)
-        await self.connection.execute(
-            """INSERT INTO conversations (id, tenant, owner, attributes, metadata, last_sequence, version, revision,
-                   create_time, update_time, delete_time)
-               VALUES ($1, $2, $3, $4, '{}', 2, 1, 1, now(), now(), CASE WHEN $5 THEN now() END)""",
-            conversation_id,
-            tenant,
-            owner,
-            pairs,
-            deleted,
-        )
-        await self.connection.execute(
-            """INSERT INTO conversation_attributes (conversation_id, attribute, tenant, create_time)
-               SELECT id, unnest(attributes), tenant, create_time FROM conversations WHERE id = $1""",
-            conversation_id,
-        )
-        for sequence, item_id in enumerate(("msg_open", "msg_secret"), 1):
-            item = user_message(id=item_id).item
-            await self.connection.execute(
-                """INSERT INTO items
-                       (conversation_id, sequence, item_id, version, type, role, status, create_time, body)
-                   VALUES ($1, $2, $3, 1, 'message', 'user', 'completed', now(), $4)""",
-                conversation_id,
-                sequence,
-                item_id,
-                item.SerializeToString(),
-            )
-        return conversation_id
-
-    async def value(self, statement: str, *arguments: Any) -> Any:
-        """What a statement of the test finds in the database."""
-        return await self.connection.fetchval(statement, *arguments)
-
-
-@asynccontextmanager
-async def guarded_service(postgres: str, template: str) -> AsyncIterator[Guarded]:
-    """The service on a Unix socket whose peer says who asks, with a database of its own."""
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        policy = folder / "policy.yaml"
-        policy.write_text("[]")
-        url = await stack.enter_async_context(fresh_database(postgres, template))
-        settings = load(
-            listen=f"unix:{folder}/s",
-            identity="proxy",
-            policy_file=policy,
-            database_url=url,
-            purge_every_minutes=0,
-            grace_seconds=1,
-        )
-        served = await stack.enter_async_context(run_service(settings))
-        connection = await asyncpg.connect(url)
-        stack.push_async_callback(connection.close)
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(served.address))
-        stubs = (ConversationsServiceStub(channel), AccessServiceStub(channel))
-        yield Guarded(url, served.store.database, served.policy, connection, stubs)
-
-
-@pytest.fixture(scope="module")
-async def shared(postgres: str, template: str) -> AsyncIterator[Guarded]:
-    """One for the module."""
-    async with guarded_service(postgres, template) as served:
-        yield served
-
-
-@pytest.fixture
-def guarded(shared: Guarded) -> Iterator[Guarded]:
-    """The service under the default policy."""
-    shared.obey([])
-    yield shared
-    shared.obey([])
-
-
-ANN = caller("ann", teams="red")
-BOB = caller("bob", teams="red")
-RITA = caller("rita", roles="auditor")
-WALT = caller("walt", roles="writer")
-EVE = caller("eve", teams="blue")
-OTHER_ANN = caller("ann", "umbrella", teams="red")
-EMMA = caller("emma")
+from tests.support.problems import problem
+from tests.support.reference import What
+from tests.support.service import recorded_statements
 
 # --- the matrix
-
-CALLERS = {
-    "owner": ANN,
-    "team mate": BOB,
-    "reader": RITA,
-    "writer": WALT,
-    "stranger": EVE,
-    "without attributes": EMMA,
-    "another tenant": OTHER_ANN,
-}
-ROWS: dict[str, dict[str, Any]] = {
-    "owned": {"owner": "ann"},
-    "shared": {"owner": "ann", "attributes": {"teams": ["red"]}},
-    "unowned": {"owner": ""},
-    "deleted": {"owner": "ann", "attributes": {"teams": ["red"]}, "deleted": True},
-}
-EVERYTHING = ["create", "read", "update", "delete", "share", "explain"]
-POLICIES: dict[str, Rules] = {
-    "default": [],
-    "auditor": [
-        {"permit": {"actions": ["read"]}, "when": "user with auditor in roles"},
-        {"permit": {"actions": ["read", "create"], "resource": "conversation::*"}, "when": "user with writer in roles"},
-        {"permit": {"actions": ["create"], "resource": "item::*"}, "when": "user with writer in roles"},
-        {"permit": {"actions": EVERYTHING}, "when": "user is owner"},
-        {"permit": {"actions": ["read", "share"]}, "when": "user in owners teams"},
-    ],
-    "no delete": [
-        {"forbid": {"actions": ["delete"], "resource": "*"}},
-        {"permit": {"actions": EVERYTHING}, "when": "user in owners teams"},
-        {"permit": {"actions": EVERYTHING}, "when": "user is owner"},
-        {"permit": {"actions": ["read"]}, "when": "resource is unowned"},
-    ],
-    "secret item": [
-        {"forbid": {"actions": ["read"], "resource": "item::msg_secret"}, "unless": "user is owner"},
-        {"forbid": {"actions": ["create", "delete"], "resource": "regex:item::msg_.*"}, "unless": "user is owner"},
-        {"permit": {"actions": EVERYTHING}, "unless": ["user with auditor in roles", "user is not owner"]},
-    ],
-    "deny all": [{"forbid": {"actions": EVERYTHING}}],
-}
 
 
 @dataclass(frozen=True)
@@ -357,9 +171,9 @@ class Answer:
     statements: int = 0
 
 
-async def answer(guarded: Guarded, who: Caller, call: Call, conversation_id: str) -> Answer:
+async def answer(guarded: GuardedService, who: Caller, call: Call, conversation_id: str) -> Answer:
     """The answer to ``call``, with the id taken out of what refuses it."""
-    with statements(guarded.database) as texts:
+    with recorded_statements(guarded.database) as texts:
         try:
             response = await getattr(guarded.by(who), call.method)(call.request(conversation_id))
         except grpc.aio.AioRpcError as error:
@@ -373,7 +187,7 @@ async def answer(guarded: Guarded, who: Caller, call: Call, conversation_id: str
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", CALLERS)
-async def test_matrix(guarded: Guarded, policy: str, name: str) -> None:
+async def test_matrix(guarded: GuardedService, policy: str, name: str) -> None:
     """Every method on every kind of row answers as written, and tells those without access nothing."""
     guarded.obey(POLICIES[policy])
     who, oracle = CALLERS[name], Oracle(policy, CALLERS[name])
@@ -401,7 +215,7 @@ async def test_matrix(guarded: Guarded, policy: str, name: str) -> None:
     assert dict.fromkeys(not_found, 1) == {title: len(each) for title, each in not_found.items()}
 
 
-async def test_what_is_hidden_is_missing(guarded: Guarded) -> None:
+async def test_what_is_hidden_is_missing(guarded: GuardedService) -> None:
     """Missing, deleted, unreadable and another tenant's answer alike: message, details and trailers."""
     kinds = [
         await guarded.row("ann", {"teams": ["red"]}),
@@ -417,7 +231,7 @@ async def test_what_is_hidden_is_missing(guarded: Guarded) -> None:
 
 
 @pytest.mark.parametrize("title", [title for title, call in MATRIX.items() if call.method != "CreateConversation"])
-async def test_one_statement_under_a_condition(guarded: Guarded, title: str) -> None:
+async def test_one_statement_under_a_condition(guarded: GuardedService, title: str) -> None:
     """A policy whose plan asks for owner, attributes and ids costs no statement more."""
     guarded.obey(POLICIES["secret item"])
     conversation_id = await guarded.row("ann", {"teams": ["red"]})
@@ -432,7 +246,7 @@ async def test_one_statement_under_a_condition(guarded: Guarded, title: str) -> 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "deny all"])
 @pytest.mark.parametrize("name", CALLERS)
-async def test_a_list_is_its_points(guarded: Guarded, policy: str, name: str) -> None:
+async def test_a_list_is_its_points(guarded: GuardedService, policy: str, name: str) -> None:
     """ListConversations has what GetConversation finds; ListItems what GetItem and BatchGetItems find."""
     guarded.obey(POLICIES[policy])
     tenant, other = f"tenant-{next(_numbers)}", "umbrella"
@@ -458,7 +272,7 @@ async def test_a_list_is_its_points(guarded: Guarded, policy: str, name: str) ->
         await _items_are_their_points(client, row)
 
 
-async def _items_are_their_points(client: Client, row: str) -> None:
+async def _items_are_their_points(client: CallerClient, row: str) -> None:
     ids = ("msg_open", "msg_secret")
     code, page = await _outcome(client.ListItems(list_items(row, order=ORDER_ASCENDING)))
     assert code in {"OK", "PERMISSION_DENIED"}
@@ -482,7 +296,7 @@ async def _there(call: Any) -> bool:
     return code == "OK"
 
 
-async def test_items_page_by_page_under_a_condition(guarded: Guarded) -> None:
+async def test_items_page_by_page_under_a_condition(guarded: GuardedService) -> None:
     """Pages of items are full, and has_more is exact, when every other item is forbidden."""
     guarded.obey(
         [
@@ -509,7 +323,7 @@ async def test_items_page_by_page_under_a_condition(guarded: Guarded) -> None:
 # --- tenants
 
 
-async def test_tenants_share_nothing(guarded: Guarded) -> None:
+async def test_tenants_share_nothing(guarded: GuardedService) -> None:
     """The same id and attributes in another tenant reach nothing, by no method."""
     made = await guarded.by(ANN).CreateConversation(create(user_message(id="msg_open"), user_message(id="msg_secret")))
     stranger = guarded.by(OTHER_ANN)
@@ -525,7 +339,7 @@ async def test_tenants_share_nothing(guarded: Guarded) -> None:
     assert 2 == len((await guarded.by(ANN).ListItems(list_items(made.id))).items)
 
 
-async def test_no_tenant_is_a_tenant(guarded: Guarded) -> None:
+async def test_no_tenant_is_a_tenant(guarded: GuardedService) -> None:
     """A caller without a tenant does not see those of all tenants, nor they its own."""
     nobody = Caller("ann", "", {"teams": frozenset({"red"})})
     theirs = await guarded.by(ANN).CreateConversation(create())
@@ -534,7 +348,7 @@ async def test_no_tenant_is_a_tenant(guarded: Guarded) -> None:
     assert "NOT_FOUND" == (await problem(guarded.by(ANN).GetConversation(get(own.id)))).code
 
 
-async def test_page_tokens_stay_in_their_tenant(guarded: Guarded) -> None:
+async def test_page_tokens_stay_in_their_tenant(guarded: GuardedService) -> None:
     """A token of the same id in another tenant is a bad token."""
     for _ in range(3):
         await guarded.by(ANN).CreateConversation(create())
@@ -544,7 +358,7 @@ async def test_page_tokens_stay_in_their_tenant(guarded: Guarded) -> None:
     assert "PAGE_TOKEN_INVALID" == (await problem(guarded.by(BOB).ListConversations(request))).reason
 
 
-async def test_request_ids_of_creates_stay_in_their_tenant(guarded: Guarded) -> None:
+async def test_request_ids_of_creates_stay_in_their_tenant(guarded: GuardedService) -> None:
     """The same request id of the same id in two tenants makes two conversations."""
     request_id = str(uuid4())
     first = await guarded.by(ANN).CreateConversation(create(request_id=request_id))
@@ -563,7 +377,7 @@ REPLAYS = {
 
 
 @pytest.mark.parametrize("method", REPLAYS)
-async def test_a_request_id_tells_another_tenant_nothing(guarded: Guarded, method: str) -> None:
+async def test_a_request_id_tells_another_tenant_nothing(guarded: GuardedService, method: str) -> None:
     """Who has the same id in another tenant, and guesses the request id too, still finds nothing."""
     request_id = str(uuid4())
     row, missing = await guarded.row("ann", {"teams": ["red"]}), "conv_" + "9" * 16
@@ -575,7 +389,7 @@ async def test_a_request_id_tells_another_tenant_nothing(guarded: Guarded, metho
 
 
 @pytest.mark.parametrize("method", REPLAYS)
-async def test_a_replay_is_authorized_again(guarded: Guarded, method: str) -> None:
+async def test_a_replay_is_authorized_again(guarded: GuardedService, method: str) -> None:
     """Who may still read, but no longer do it, is refused as for the first time; a tombstone is no exception."""
     request, row = await _done_by_bob(guarded, method)
     guarded.obey(READERS)
@@ -584,14 +398,14 @@ async def test_a_replay_is_authorized_again(guarded: Guarded, method: str) -> No
 
 
 @pytest.mark.parametrize("method", [method for method in REPLAYS if method != "DeleteConversation"])
-async def test_a_replay_on_what_is_hidden_now(guarded: Guarded, method: str) -> None:
+async def test_a_replay_on_what_is_hidden_now(guarded: GuardedService, method: str) -> None:
     """Who may no longer read the conversation finds nothing, whatever they did to it."""
     request, _ = await _done_by_bob(guarded, method)
     guarded.obey([*READERS[:1], {"permit": {"actions": EVERYTHING}, "when": "user in owners projects"}])
     assert "NOT_FOUND" == (await problem(getattr(guarded.by(BOB), method)(request))).code
 
 
-async def _done_by_bob(guarded: Guarded, method: str) -> tuple[Any, str]:
+async def _done_by_bob(guarded: GuardedService, method: str) -> tuple[Any, str]:
     """A request that has been answered, and the conversation it is about."""
     row = await guarded.row("ann", {"teams": ["red"]})
     request = REPLAYS[method](row, str(uuid4()), "")
@@ -602,13 +416,8 @@ async def _done_by_bob(guarded: Guarded, method: str) -> tuple[Any, str]:
 
 # --- defects of the ancestor
 
-READERS = [
-    {"permit": {"actions": EVERYTHING}, "when": "user is owner"},
-    {"permit": {"actions": ["read"]}, "when": "user in owners teams"},
-]
 
-
-async def test_a_reader_cannot_append(guarded: Guarded) -> None:
+async def test_a_reader_cannot_append(guarded: GuardedService) -> None:
     """Who may read a conversation may not write to it for that."""
     guarded.obey(READERS)
     made = await guarded.by(ANN).CreateConversation(create())
@@ -618,7 +427,7 @@ async def test_a_reader_cannot_append(guarded: Guarded) -> None:
     assert 0 == await guarded.value("SELECT count(*) FROM items WHERE conversation_id = $1", made.id)
 
 
-async def test_a_foreign_item_is_not_overwritten(guarded: Guarded) -> None:
+async def test_a_foreign_item_is_not_overwritten(guarded: GuardedService) -> None:
     """An item id that is another's makes an item beside it, never in its place."""
     made = await guarded.by(ANN).CreateConversation(create(user_message("mine", id="msg_x")))
     own = await guarded.by(EVE).CreateConversation(create(user_message("other", id="msg_x")))
@@ -629,7 +438,7 @@ async def test_a_foreign_item_is_not_overwritten(guarded: Guarded) -> None:
     assert ("mine", "ann") == (kept.message.content[0].input_text.text, kept.created_by)
 
 
-async def test_create_is_checked(guarded: Guarded) -> None:
+async def test_create_is_checked(guarded: GuardedService) -> None:
     """Creating is an action, of conversations and of the items that come with them or later."""
     guarded.obey(
         [
@@ -639,7 +448,7 @@ async def test_create_is_checked(guarded: Guarded) -> None:
         ]
     )
     before = await guarded.value("SELECT count(*) FROM conversations")
-    with statements(guarded.database) as texts:
+    with recorded_statements(guarded.database) as texts:
         assert "PERMISSION_DENIED" == (await problem(guarded.by(BOB).CreateConversation(create()))).code
         refused = await problem(guarded.by(EVE).CreateConversation(create(user_message())))
     assert ("PERMISSION_DENIED", "item") == (refused.code, refused.metadata["resource"])
@@ -648,7 +457,7 @@ async def test_create_is_checked(guarded: Guarded) -> None:
     assert "PERMISSION_DENIED" == (await problem(guarded.by(EVE).CreateItems(append(made.id, user_message())))).code
 
 
-async def test_create_is_decided_on_the_row_to_be(guarded: Guarded) -> None:
+async def test_create_is_decided_on_the_row_to_be(guarded: GuardedService) -> None:
     """The owner is the caller and the attributes are those that will be stored, whatever was sent."""
     guarded.obey(
         [
@@ -663,7 +472,7 @@ async def test_create_is_decided_on_the_row_to_be(guarded: Guarded) -> None:
     assert given.code in {"PERMISSION_DENIED", "INVALID_ARGUMENT"}
 
 
-async def test_limit_comes_after_the_filter(guarded: Guarded) -> None:
+async def test_limit_comes_after_the_filter(guarded: GuardedService) -> None:
     """A page is full although most of what is newer is hidden, and says that it goes on exactly when it does."""
     ivan = caller("ivan", "limits", teams="t")
     mine = [
@@ -685,19 +494,19 @@ async def test_limit_comes_after_the_filter(guarded: Guarded) -> None:
         assert (5, "") == (len(exact.conversations), exact.next_page_token)
 
 
-async def test_no_user_is_not_everybody(guarded: Guarded) -> None:
+async def test_no_user_is_not_everybody(guarded: GuardedService) -> None:
     """A call without a principal does nothing, also under a policy that permits everything."""
     guarded.obey([{"permit": {"actions": EVERYTHING}}])
     row = await guarded.row("")
     for title, call in MATRIX.items():
         for sent in ([], [("x-principal", "")], [("x-tenant", "acme")], [("x-principal", " ")]):
             stub = guarded.stubs[0]
-            with statements(guarded.database) as texts:
+            with recorded_statements(guarded.database) as texts:
                 refused = await problem(getattr(stub, call.method)(call.request(row), metadata=sent))
             assert ("UNAUTHENTICATED", []) == (refused.code, texts), (title, sent)
 
 
-async def test_an_owner_can_delete(guarded: Guarded) -> None:
+async def test_an_owner_can_delete(guarded: GuardedService) -> None:
     """Under the default policy who made a conversation may delete it, with attributes or without."""
     for who in (ANN, EMMA):
         made = await guarded.by(who).CreateConversation(create(user_message()))
@@ -705,7 +514,7 @@ async def test_an_owner_can_delete(guarded: Guarded) -> None:
         assert "NOT_FOUND" == (await problem(guarded.by(who).GetConversation(get(made.id)))).code
 
 
-async def test_a_denial_tells_no_attributes(guarded: Guarded) -> None:
+async def test_a_denial_tells_no_attributes(guarded: GuardedService) -> None:
     """Neither the caller's values, nor the row's, nor a rule is in a refusal."""
     guarded.obey(
         [
@@ -752,7 +561,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("actions", SHARERS)
 @pytest.mark.parametrize("change", CHANGES)
-async def test_sharing_is_not_updating(guarded: Guarded, actions: str, change: str) -> None:
+async def test_sharing_is_not_updating(guarded: GuardedService, actions: str, change: str) -> None:
     """Metadata takes update, attributes take share, both take both: also where the plan is conditional."""
     needed, request = CHANGES[change]
     may = SHARERS[actions]
@@ -765,7 +574,7 @@ async def test_sharing_is_not_updating(guarded: Guarded, actions: str, change: s
         assert (2 if given.code == "OK" else 1) == written
 
 
-async def test_refused_on_the_row(guarded: Guarded) -> None:
+async def test_refused_on_the_row(guarded: GuardedService) -> None:
     """Sharing that is allowed on some rows only is refused on the others without a change."""
     guarded.obey(
         [
@@ -781,7 +590,7 @@ async def test_refused_on_the_row(guarded: Guarded) -> None:
     assert 1 == await guarded.value("SELECT revision FROM conversations WHERE id = $1", row)
 
 
-async def test_a_reader_changes_nothing_at_all(guarded: Guarded) -> None:
+async def test_a_reader_changes_nothing_at_all(guarded: GuardedService) -> None:
     """A change of nothing is no way past update and share: not even the etag moves."""
     guarded.obey(READERS)
     row = await guarded.row("ann", {"teams": ["red"]})
@@ -790,7 +599,7 @@ async def test_a_reader_changes_nothing_at_all(guarded: Guarded) -> None:
     assert 1 == await guarded.value("SELECT revision FROM conversations WHERE id = $1", row)
 
 
-async def test_a_create_is_retried_by_who_may_not_read(guarded: Guarded) -> None:
+async def test_a_create_is_retried_by_who_may_not_read(guarded: GuardedService) -> None:
     """Who may only create gets the same answer at a retry: that they made it is what they know already."""
     guarded.obey([{"permit": {"actions": ["create"]}}])
     request = create(user_message(), request_id=str(uuid4()))
@@ -798,11 +607,11 @@ async def test_a_create_is_retried_by_who_may_not_read(guarded: Guarded) -> None
     assert ("OK", first) == await _outcome(guarded.by(BOB).CreateConversation(request))
 
 
-async def test_only_own_values_are_shared(guarded: Guarded) -> None:
+async def test_only_own_values_are_shared(guarded: GuardedService) -> None:
     """Values of others need a caller who may share everything; dropping and keeping needs none of them."""
     row = await guarded.row("ann", {"teams": ["red", "old"]})
     foreign = update(row, "attributes.teams", attributes=sets(teams=["red", "blue"]))
-    with statements(guarded.database) as texts:
+    with recorded_statements(guarded.database) as texts:
         refused = await problem(guarded.by(ANN).UpdateConversation(foreign))
         assert (
             "PERMISSION_DENIED"
@@ -818,13 +627,13 @@ async def test_only_own_values_are_shared(guarded: Guarded) -> None:
     assert {"teams": {"blue"}} == plain(made)
 
 
-async def test_names_are_compared_with_values(guarded: Guarded) -> None:
+async def test_names_are_compared_with_values(guarded: GuardedService) -> None:
     """A value of one attribute is no value of another."""
     refused = create(attributes=sets(roles=["red"]))
     assert "PERMISSION_DENIED" == (await problem(guarded.by(ANN).CreateConversation(refused))).code
 
 
-async def test_sharing_opens_and_closes(guarded: Guarded) -> None:
+async def test_sharing_opens_and_closes(guarded: GuardedService) -> None:
     """What is shared is read, listed and written by others from then on, and not after it is taken back."""
     made = await guarded.by(ANN).CreateConversation(create(attributes=sets(teams=[])))
     bob = guarded.by(BOB)
@@ -837,7 +646,7 @@ async def test_sharing_opens_and_closes(guarded: Guarded) -> None:
         assert (bool(values), bool(values)) == (seen, made.id in {each.id for each in listed.conversations})
 
 
-async def _indexed(guarded: Guarded, row: str) -> tuple[list[str], list[str]]:
+async def _indexed(guarded: GuardedService, row: str) -> tuple[list[str], list[str]]:
     """The attributes of a conversation, and the rows of them."""
     held = await guarded.value("SELECT attributes FROM conversations WHERE id = $1", row)
     rows = await guarded.connection.fetch(
@@ -850,7 +659,7 @@ async def _indexed(guarded: Guarded, row: str) -> tuple[list[str], list[str]]:
     return held, [each["attribute"] for each in rows]
 
 
-async def test_rows_of_attributes_follow_them(guarded: Guarded) -> None:
+async def test_rows_of_attributes_follow_them(guarded: GuardedService) -> None:
     """The rows that lists read are the attributes after every kind of change, also one that is refused."""
     guarded.obey([{"permit": {"actions": EVERYTHING}}])
     client = guarded.by(ANN)
@@ -884,7 +693,7 @@ async def test_rows_of_attributes_follow_them(guarded: Guarded) -> None:
     assert 0 == await guarded.value(orphans)
 
 
-async def test_a_refused_create_leaves_no_rows(guarded: Guarded) -> None:
+async def test_a_refused_create_leaves_no_rows(guarded: GuardedService) -> None:
     """A reference that is not found undoes the rows of attributes too."""
     before = await guarded.value("SELECT count(*) FROM conversation_attributes")
     request = create(copy_of("conv_none", "msg_x"), attributes=sets(teams=["red"]))
@@ -896,7 +705,7 @@ async def test_a_refused_create_leaves_no_rows(guarded: Guarded) -> None:
 
 
 @pytest.mark.parametrize("policy", ["default", "secret item"])
-async def test_a_clash_is_told_to_who_may_write(guarded: Guarded, policy: str) -> None:
+async def test_a_clash_is_told_to_who_may_write(guarded: GuardedService, policy: str) -> None:
     """What others have makes no denial of an id that is taken, or of another last_sequence."""
     guarded.obey(POLICIES[policy])
     await guarded.row("zoe", {"teams": ["green"]})
@@ -907,7 +716,7 @@ async def test_a_clash_is_told_to_who_may_write(guarded: Guarded, policy: str) -
     assert "SEQUENCE_MISMATCH" == (await problem(guarded.by(ANN).CreateItems(late))).reason
 
 
-async def test_a_clash_is_told_to_nobody_else(guarded: Guarded) -> None:
+async def test_a_clash_is_told_to_nobody_else(guarded: GuardedService) -> None:
     """Who may read but not write learns of no clash."""
     guarded.obey(READERS)
     row = await guarded.row("ann", {"teams": ["red"]})
@@ -918,7 +727,7 @@ async def test_a_clash_is_told_to_nobody_else(guarded: Guarded) -> None:
 # --- references
 
 
-async def test_a_reference_needs_to_be_read(guarded: Guarded) -> None:
+async def test_a_reference_needs_to_be_read(guarded: GuardedService) -> None:
     """Copying takes item read at the source: what is hidden and what is not there answer alike."""
     guarded.obey(POLICIES["secret item"])
     source = await guarded.row("ann", {"teams": ["red"]})
@@ -933,7 +742,7 @@ async def test_a_reference_needs_to_be_read(guarded: Guarded) -> None:
     assert (hidden.code, hidden.reason) == (missing.code, missing.reason) == ("NOT_FOUND", "ITEM_NOT_FOUND")
 
 
-async def test_a_new_policy_is_obeyed_at_the_next_call(guarded: Guarded) -> None:
+async def test_a_new_policy_is_obeyed_at_the_next_call(guarded: GuardedService) -> None:
     """Nothing that was decided before is remembered, also for a caller who was let in a moment ago."""
     row = await guarded.row("ann", {"teams": ["red"]})
     for rules, seen in (([], True), (POLICIES["deny all"], False), ([], True), (READERS, True)):

@@ -6,75 +6,41 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc.aio
 import pytest
 from conversations.v1 import access_service_pb2 as access
-from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from structlog.testing import capture_logs
 
-from server.app.service import run_service
 from server.policy.load import load as loaded
-from server.settings.service import load
-from tests.conftest import Service
+from tests.support.audit import AUDITED_POLICY, BOB, Metadata, audit_lines, audited_service, proxy_metadata
 from tests.support.build import append, copy_of, create, delete, get, get_item, list_items, update, user_message
+from tests.support.service import Service
 
 ROOT = Path(__file__).parents[2]
-POLICY = """\
-- permit: {actions: [create, read, update, delete, share, explain], principal: root}
-- permit: {actions: [create, read]}
-  when: user is owner
-- permit: {actions: read, resource: "conversation::*"}
-  when: user in owners teams
-"""
-DIGEST = loaded(POLICY).digest
-SECRETS = ("secret-content", "secret-value", "secret-team", "secret-token")
-Caller = tuple[tuple[str, str], ...]
+DIGEST = loaded(AUDITED_POLICY).digest
 
 
-def caller(name: str, attributes: str = "") -> Caller:
-    """The metadata that a proxy sends for somebody of the tenant acme."""
-    sent = (("x-principal", name), ("x-tenant", "acme"))
-    return (*sent, ("x-attributes", attributes)) if attributes else sent
-
-
-ALICE = caller("alice", "teams=secret-team")
-CAROL = caller("carol", "teams=secret-team,teams=other")
-BOB = caller("bob")
-ROOT_USER = caller("root")
-
-
-@asynccontextmanager
-async def served(url: str, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
-    """A service behind a proxy."""
-    with TemporaryDirectory() as name:
-        policy = Path(name) / "policy.yaml"
-        policy.write_text(POLICY, encoding="utf-8")
-        values = {"database_url": url, "identity": "proxy", "policy_file": policy, **settings}
-        made = load(listen=f"unix:{name}/s", purge_every_minutes=0, grace_seconds=1, **values)
-        async with run_service(made) as running:
-            options = [("grpc.default_authority", "localhost")]
-            async with grpc.aio.insecure_channel(running.address, options=options) as channel:
-                yield channel
+ALICE = proxy_metadata("alice", "teams=secret-team")
+CAROL = proxy_metadata("carol", "teams=secret-team,teams=other")
+ROOT_USER = proxy_metadata("root")
 
 
 @pytest.fixture(scope="module")
 async def quiet(service: Service) -> AsyncIterator[grpc.aio.Channel]:
     """A service that logs refusals."""
-    async with served(service.url) as channel:
+    async with audited_service(service.url) as channel:
         yield channel
 
 
 @pytest.fixture(scope="module")
 async def loud(service: Service) -> AsyncIterator[grpc.aio.Channel]:
     """A service that logs permits too."""
-    async with served(service.url, audit_permits=True) as channel:
+    async with audited_service(service.url, audit_permits=True) as channel:
         yield channel
 
 
@@ -86,19 +52,6 @@ async def conversation(quiet: grpc.aio.Channel) -> str:
         create(item, metadata={"key": "secret-value"}), metadata=ALICE
     )
     return str(made.id)
-
-
-async def logged(channel: grpc.aio.Channel, method: str, request: Any, who: Caller) -> tuple[str, list[dict[str, Any]]]:
-    """The code of a call, and the audit lines it leaves; none of them has what must stay unsaid."""
-    stub = AccessServiceStub(channel) if "Access" in method else ConversationsServiceStub(channel)
-    code = "OK"
-    with capture_logs() as logs:
-        try:
-            await getattr(stub, method)(request, metadata=who)
-        except grpc.aio.AioRpcError as error:
-            code = error.code().name
-    assert [] == [secret for secret in SECRETS if secret in repr(logs)]
-    return code, [dict(line) for line in logs if line.get("log") == "audit"]
 
 
 def refused(principal: str, resource: str, action: str, plan: str, **more: Any) -> dict[str, Any]:
@@ -122,21 +75,21 @@ async def test_a_conversation_that_is_not_readable(quiet: grpc.aio.Channel, conv
     """What the caller is told is not there is in the log as a refusal to read, and so is what really is not there."""
     for asked in (conversation, "conv_nobody"):
         told = refused("bob", "conversation", "read", "owned", conversation_id=asked, outcome="CONVERSATION_NOT_FOUND")
-        assert ("NOT_FOUND", [told]) == await logged(quiet, "GetConversation", get(asked), BOB)
+        assert ("NOT_FOUND", [told]) == await audit_lines(quiet, "GetConversation", get(asked), BOB)
 
 
 async def test_an_item_that_is_not_readable(quiet: grpc.aio.Channel, conversation: str) -> None:
     """The line of an item names both ids."""
     ids = {"conversation_id": conversation, "item_id": "msg_a"}
     told = refused("carol", "item", "read", "owned", outcome="ITEM_NOT_FOUND", **ids)
-    assert ("NOT_FOUND", [told]) == await logged(quiet, "GetItem", get_item(conversation, "msg_a"), CAROL)
+    assert ("NOT_FOUND", [told]) == await audit_lines(quiet, "GetItem", get_item(conversation, "msg_a"), CAROL)
 
 
 async def test_a_reference_that_is_not_readable(quiet: grpc.aio.Channel, conversation: str) -> None:
     """Who copies what they may not read leaves a line about that, not about their own conversation."""
     ids = {"conversation_id": conversation, "item_id": "msg_a"}
     told = refused("bob", "conversation", "create", "owned", outcome="ITEM_NOT_FOUND", **ids)
-    assert ("NOT_FOUND", [told]) == await logged(
+    assert ("NOT_FOUND", [told]) == await audit_lines(
         quiet, "CreateConversation", create(copy_of(conversation, "msg_a")), BOB
     )
 
@@ -145,7 +98,7 @@ async def test_an_action_on_what_is_readable(quiet: grpc.aio.Channel, conversati
     """A refusal that depends on the conversation has no rule: the statement decided."""
     told = refused("carol", "item", "create", "owned", conversation_id=conversation)
     sent = append(conversation, user_message("secret-content"))
-    assert ("PERMISSION_DENIED", [told]) == await logged(quiet, "CreateItems", sent, CAROL)
+    assert ("PERMISSION_DENIED", [told]) == await audit_lines(quiet, "CreateItems", sent, CAROL)
 
 
 @pytest.mark.parametrize(
@@ -160,31 +113,31 @@ async def test_an_action_that_no_rule_permits(
 ) -> None:
     """A refusal whatever the conversation comes before the request is read, so it has no id; no rule matched."""
     told = refused("alice", "conversation", action, "never", rule=None)
-    assert ("PERMISSION_DENIED", [told]) == await logged(quiet, method, request_of(conversation), ALICE)
+    assert ("PERMISSION_DENIED", [told]) == await audit_lines(quiet, method, request_of(conversation), ALICE)
 
 
 async def test_a_refused_explanation(quiet: grpc.aio.Channel) -> None:
     """Asking about the policy is an action like any other."""
     asked = access.ExplainAccessRequest(permission=access.Permission(resource="item", action="read"))
     told = refused("bob", "policy", "explain", "never", rule=None)
-    assert ("PERMISSION_DENIED", [told]) == await logged(quiet, "ExplainAccess", asked, BOB)
+    assert ("PERMISSION_DENIED", [told]) == await audit_lines(quiet, "ExplainAccess", asked, BOB)
 
 
 async def test_permits_are_silent(quiet: grpc.aio.Channel, conversation: str) -> None:
     """Unless switched on, what is allowed leaves no line."""
-    assert ("OK", []) == await logged(quiet, "GetConversation", get(conversation), ALICE)
+    assert ("OK", []) == await audit_lines(quiet, "GetConversation", get(conversation), ALICE)
 
 
 async def test_permits(loud: grpc.aio.Channel, conversation: str) -> None:
     """Switched on, each allowed call is one line, with the rule when it holds for all rows."""
     line = refused("alice", "conversation", "read", "or(shares,owned)", conversation_id=conversation)
     line |= {"event": "permitted", "log_level": "info", "outcome": "PERMITTED"}
-    assert ("OK", [line]) == await logged(loud, "GetConversation", get(conversation), ALICE)
+    assert ("OK", [line]) == await audit_lines(loud, "GetConversation", get(conversation), ALICE)
     del line["conversation_id"]
-    assert ("OK", [line]) == await logged(loud, "ListConversations", ListConversationsRequest(), ALICE)
+    assert ("OK", [line]) == await audit_lines(loud, "ListConversations", ListConversationsRequest(), ALICE)
     sent = create(user_message("secret-content"), metadata={"key": "secret-value"})
     line |= {"principal": "root", "action": "create", "plan": "always", "rule": 1}
-    assert ("OK", [line]) == await logged(loud, "CreateConversation", sent, ROOT_USER)
+    assert ("OK", [line]) == await audit_lines(loud, "CreateConversation", sent, ROOT_USER)
 
 
 @pytest.mark.parametrize(
@@ -200,13 +153,13 @@ async def test_the_trace(
 ) -> None:
     """A refusal belongs to the caller's trace, when the caller names one."""
     who = (*BOB, *(("traceparent", value) for value in traceparent))
-    _, lines = await logged(quiet, "GetConversation", get(conversation), who)
+    _, lines = await audit_lines(quiet, "GetConversation", get(conversation), who)
     assert [expected] == [{name: line[name] for name in line if name == "trace"} for line in lines]
 
 
 async def test_a_wrong_request_is_no_decision(loud: grpc.aio.Channel) -> None:
     """Neither a permit nor a refusal: nothing was decided."""
-    assert ("INVALID_ARGUMENT", []) == await logged(loud, "ListItems", list_items("no id\n"), ALICE)
+    assert ("INVALID_ARGUMENT", []) == await audit_lines(loud, "ListItems", list_items("no id\n"), ALICE)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +170,7 @@ async def test_a_wrong_request_is_no_decision(loud: grpc.aio.Channel) -> None:
         ((("x-principal", "secret-token, two"),), "id or tenant"),
     ],
 )
-async def test_strangers(quiet: grpc.aio.Channel, who: Caller, why: str) -> None:
+async def test_strangers(quiet: grpc.aio.Channel, who: Metadata, why: str) -> None:
     """Refused credentials are in the log with method and reason, never with what was sent."""
     stub = ConversationsServiceStub(quiet)
     with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:

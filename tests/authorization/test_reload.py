@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc.aio
@@ -21,23 +20,15 @@ from structlog.testing import capture_logs
 from server.app.service import run_service
 from server.authorization.policy_file import PolicyConfigError, PolicyFile
 from server.settings.service import load
-from tests.cli.test_cli import ended, run
-from tests.cli.test_cli import run_service as process
-from tests.conftest import Service
 from tests.support.build import create
+from tests.support.commands import finish, run_command, server_process
+from tests.support.service import Service
 
 ALICE = (("x-principal", "alice"),)
 OPEN = "- permit: {actions: [create, read, explain]}\n"
 SHUT = "- permit: {actions: [update, read, explain]}\n"  # of the same length
 BROKEN = "- permit: {actions: [creat]}\n- permti: {actions: read}\n"
 SECONDS = 2.0  # from a change to its effect
-
-
-@pytest.fixture
-def folder() -> Any:
-    """A short path: that of a socket has about a hundred characters at most."""
-    with TemporaryDirectory() as name:
-        yield Path(name)
 
 
 @dataclass(frozen=True)
@@ -90,11 +81,11 @@ def digest_of(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-async def test_a_change_is_in_force(service: Service, folder: Path) -> None:
+async def test_a_change_is_in_force(service: Service, short_folder: Path) -> None:
     """Written in place or moved there: soon every call is decided by the new text, on the same connection."""
-    policy, next_one = folder / "policy.yaml", folder / "next"
+    policy, next_one = short_folder / "policy.yaml", short_folder / "next"
     policy.write_text(OPEN, encoding="utf-8")
-    async with served(service.url, folder, policy) as (alice, file):
+    async with served(service.url, short_folder, policy) as (alice, file):
         assert await alice.may_create()
         assert digest_of(OPEN) == await alice.digest()
         with capture_logs() as logs:
@@ -116,28 +107,28 @@ async def differs(alice: Client, text: str) -> bool:
     return digest_of(text) != await alice.digest()
 
 
-async def test_a_configmap_is_swapped(service: Service, folder: Path) -> None:
+async def test_a_configmap_is_swapped(service: Service, short_folder: Path) -> None:
     """As Kubernetes does it: the link stays, the folder it leads through is another; size and time are the same."""
     for name, text in (("..1", OPEN), ("..2", SHUT)):
-        (folder / name).mkdir()
-        (folder / name / "policy.yaml").write_text(text, encoding="utf-8")
-        os.utime(folder / name / "policy.yaml", (1, 1))
-    (folder / "..data").symlink_to("..1")
-    (folder / "policy.yaml").symlink_to("..data/policy.yaml")
-    async with served(service.url, folder, folder / "policy.yaml") as (alice, _):
+        (short_folder / name).mkdir()
+        (short_folder / name / "policy.yaml").write_text(text, encoding="utf-8")
+        os.utime(short_folder / name / "policy.yaml", (1, 1))
+    (short_folder / "..data").symlink_to("..1")
+    (short_folder / "policy.yaml").symlink_to("..data/policy.yaml")
+    async with served(service.url, short_folder, short_folder / "policy.yaml") as (alice, _):
         assert await alice.may_create()
-        (folder / "..tmp").symlink_to("..2")
-        (folder / "..tmp").replace(folder / "..data")
+        (short_folder / "..tmp").symlink_to("..2")
+        (short_folder / "..tmp").replace(short_folder / "..data")
         assert await eventually(lambda: differs(alice, OPEN))
         assert digest_of(SHUT) == await alice.digest()
         assert not await alice.may_create()
 
 
-async def test_a_broken_file_changes_nothing(service: Service, folder: Path) -> None:
+async def test_a_broken_file_changes_nothing(service: Service, short_folder: Path) -> None:
     """The last good policy stays in force, ExplainAccess names it, the log says why; mended, it is taken."""
-    policy = folder / "policy.yaml"
+    policy = short_folder / "policy.yaml"
     policy.write_text(OPEN, encoding="utf-8")
-    async with served(service.url, folder, policy) as (alice, file):
+    async with served(service.url, short_folder, policy) as (alice, file):
         with capture_logs() as logs:
             policy.write_text(BROKEN, encoding="utf-8")
             assert await eventually(lambda: refused(file, 1))
@@ -159,11 +150,11 @@ async def refused(file: PolicyFile, count: int) -> bool:
     return file.refused == count
 
 
-async def test_a_removed_file_changes_nothing(service: Service, folder: Path) -> None:
+async def test_a_removed_file_changes_nothing(service: Service, short_folder: Path) -> None:
     """Without its file, or with one that cannot be read, the last good policy stays until there is a good one."""
-    policy = folder / "policy.yaml"
+    policy = short_folder / "policy.yaml"
     policy.write_text(OPEN, encoding="utf-8")
-    async with served(service.url, folder, policy) as (alice, file):
+    async with served(service.url, short_folder, policy) as (alice, file):
         with capture_logs() as logs:
             policy.unlink()
             assert await eventually(lambda: refused(file, 1))
@@ -177,14 +168,14 @@ async def test_a_removed_file_changes_nothing(service: Service, folder: Path) ->
         assert [f"{policy}: cannot be read ({why})" for why in ("FileNotFoundError", "UnicodeDecodeError")] == told
 
 
-async def test_sighup(service: Service, folder: Path) -> None:
+async def test_sighup(service: Service, short_folder: Path) -> None:
     """The signal reads the file at once, also when nothing about it but its text has changed; it ends nobody."""
-    policy = folder / "policy.yaml"
+    policy = short_folder / "policy.yaml"
     policy.write_text(OPEN, encoding="utf-8")
     os.utime(policy, (1, 1))
-    listen = f"unix:{folder}/s"
+    listen = f"unix:{short_folder}/s"
     settings = {"identity": "proxy", "policy_file": str(policy), "log_format": "json"}
-    async with process(service.url, listen, **settings) as (server, _), client(listen) as alice:
+    async with server_process(service.url, listen, **settings) as (server, _), client(listen) as alice:
         assert await alice.may_create()
         with policy.open("r+", encoding="utf-8") as file:
             file.write(SHUT)
@@ -199,7 +190,7 @@ async def test_sighup(service: Service, folder: Path) -> None:
         await asyncio.sleep(0.2)
         assert digest_of(SHUT) == await alice.digest()
         server.terminate()
-        code, _, errors = await ended(server)
+        code, _, errors = await finish(server)
     assert 0 == code
     assert ["policy loaded", "policy refused"] == [event for event in EVENTS if f'"event": "{event}"' in errors]
 
@@ -207,11 +198,11 @@ async def test_sighup(service: Service, folder: Path) -> None:
 EVENTS = ("policy loaded", "policy refused")
 
 
-async def test_a_broken_file_at_the_start(folder: Path) -> None:
+async def test_a_broken_file_at_the_start(short_folder: Path) -> None:
     """There is no last good policy: the start fails, with every problem and its place."""
-    policy = folder / "policy.yaml"
+    policy = short_folder / "policy.yaml"
     policy.write_text(BROKEN, encoding="utf-8")
-    code, output, errors = await run("serve", policy_file=str(policy))
+    code, output, errors = await run_command("serve", policy_file=str(policy))
     assert (1, "") == (code, output)
     first, second, *more = errors.splitlines()
     assert first.startswith(f"Error: {policy}:1:22: rule 1: unknown action")
@@ -219,9 +210,9 @@ async def test_a_broken_file_at_the_start(folder: Path) -> None:
     assert [f"{policy}:2:3: rule 2: a rule has a permit or a forbid"] == more
 
 
-async def test_a_missing_file_at_the_start(folder: Path) -> None:
+async def test_a_missing_file_at_the_start(short_folder: Path) -> None:
     """A file that is not there is not the default policy."""
-    missing = folder / "no.yaml"
+    missing = short_folder / "no.yaml"
     with pytest.raises(PolicyConfigError, match=f"{missing}: cannot be read"):
         PolicyFile(missing, (), anonymous=True)
 

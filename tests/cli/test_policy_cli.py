@@ -19,7 +19,7 @@ from server.policy.evaluate import explain
 from server.policy.load import load
 from server.policy.principal import Principal, pairs
 from server.policy.residual import Row
-from tests.cli.test_cli import complaint, printed, run
+from tests.support.commands import error_line_of, output_of, run_command
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "access.md").read_text(encoding="utf-8")
@@ -150,11 +150,11 @@ async def test_the_commands_of_a_process(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"# \xe9\n")
     bad = str(tmp_path / "bad.yaml")
     checked, missing, latin, explained_bad, good = await asyncio.gather(
-        run("policy", "check", bad),
-        complaint("policy", "check", str(tmp_path / "no.yaml")),
-        complaint("policy", "explain", str(tmp_path / "latin.yaml"), *ALICE, *READ),
-        complaint("policy", "explain", bad, *ALICE, *READ),
-        printed("policy", "check", str(POLICIES["team"])),
+        run_command("policy", "check", bad),
+        error_line_of("policy", "check", str(tmp_path / "no.yaml")),
+        error_line_of("policy", "explain", str(tmp_path / "latin.yaml"), *ALICE, *READ),
+        error_line_of("policy", "explain", bad, *ALICE, *READ),
+        output_of("policy", "check", str(POLICIES["team"])),
     )
     assert (1, f"{bad}:1:21: rule 1: unknown action, did you mean read? ('raed')\n", "") == checked
     assert str(tmp_path / "no.yaml") in missing

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import Service
-from tests.observability.test_metrics import fetched, measured_with_all
+from tests.support.metrics import fully_measured_service, http_get
+from tests.support.service import Service
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
@@ -48,8 +48,8 @@ def expressions() -> Iterator[tuple[str, str]]:
 async def said(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """What a service with everything switched on says: the labels of each name."""
     found: dict[str, set[str]] = {}
-    async with measured_with_all(service.url, tmp_path_factory.mktemp("said")) as (running, *_):
-        _, _, text = await fetched(running.metrics)
+    async with fully_measured_service(service.url, tmp_path_factory.mktemp("said")) as (running, *_):
+        _, _, text = await http_get(running.metrics)
     for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
         found.setdefault(name, set()).update(re.findall(r'(\w+)="', labels))
     return found

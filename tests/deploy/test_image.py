@@ -17,14 +17,13 @@ import pytest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
 from server.store.migrate import HEAD
-from tests.conftest import Service, with_database
-from tests.deploy.test_kubernetes import PROGRAM, rendered
-from tests.identity.test_identity import Authority
-from tests.store.test_store import run as sql
 from tests.support.build import append, create, list_items, user_message
+from tests.support.certificates import CertificateAuthority
 from tests.support.container import SOCKETS, Container, container
 from tests.support.image import BASE, NAME, ROOT, Image, built, missing, size
-from tests.support.manifests import PROBES, Ours, ours, servers
+from tests.support.manifests import KUSTOMIZE, PROBES, Ours, ours, render_objects, servers
+from tests.support.postgres import fetch, with_database
+from tests.support.service import Service
 
 DOCKERFILE = ROOT / "Dockerfile"
 HEALTHCHECK = ("python", "-m", "server", "healthcheck")
@@ -37,7 +36,7 @@ SCRAPE = (
 SERVED = f"unix:{SOCKETS}/service"
 PLAIN = {"listen": f"0.0.0.0:50051,{SERVED}", "allow_anonymous": "true"}
 
-needs_kustomize = pytest.mark.skipif(not PROGRAM, reason="neither kustomize nor kubectl is installed")
+needs_kustomize = pytest.mark.skipif(not KUSTOMIZE, reason="neither kustomize nor kubectl is installed")
 needs_tools = pytest.mark.skipif(bool(missing()), reason=missing() or "never")
 
 
@@ -51,9 +50,9 @@ def image() -> Iterator[Image]:
 @pytest.fixture
 async def empty(postgres: str) -> AsyncIterator[str]:
     """A database without a schema."""
-    await sql(postgres, "CREATE DATABASE image_empty")
+    await fetch(postgres, "CREATE DATABASE image_empty")
     yield with_database(postgres, "image_empty")
-    await sql(postgres, "DROP DATABASE image_empty WITH (FORCE)")
+    await fetch(postgres, "DROP DATABASE image_empty WITH (FORCE)")
 
 
 @asynccontextmanager
@@ -150,7 +149,7 @@ async def test_it_waits_for_the_migration(image: Image, empty: str) -> None:
 @pytest.mark.parametrize("name", ["overlays/dev", "overlays/prod", "overlays/prod-mtls", "sidecar"])
 async def test_it_runs_as_deployed(image: Image, own_service: Service, tmp_path: Path, name: str) -> None:
     """With the settings and files of deploy/kubernetes it serves, passes the exec probes and can be scraped."""
-    (each,) = servers(rendered(name))
+    (each,) = servers(render_objects(name))
     async with deployed(image, own_service.url, each, tmp_path) as served:
         await passes(served)
         for probe in (each.container[name] for name in PROBES if "exec" in each.container.get(name, {})):
@@ -166,7 +165,7 @@ async def test_it_runs_as_deployed(image: Image, own_service: Service, tmp_path:
 @needs_kustomize
 async def test_a_changed_policy_is_obeyed(image: Image, own_service: Service, tmp_path: Path) -> None:
     """The kubelet swaps the files of a ConfigMap; the process that runs reads the new policy."""
-    (each,) = servers(rendered("overlays/prod"))
+    (each,) = servers(render_objects("overlays/prod"))
     async with deployed(image, own_service.url, each, tmp_path) as served:
         await passes(served)
         projected(tmp_path / "policy", "2", b"[]\n")
@@ -180,7 +179,7 @@ async def test_a_changed_policy_is_obeyed(image: Image, own_service: Service, tm
 @pytest.mark.parametrize("name", ["overlays/dev", "overlays/prod", "overlays/prod-mtls"])
 async def test_the_job_migrates(image: Image, empty: str, tmp_path: Path, name: str) -> None:
     """With the settings of the service, but none of its files."""
-    (job,) = [each for each in ours(rendered(name)) if each.owner["kind"] == "Job"]
+    (job,) = [each for each in ours(render_objects(name)) if each.owner["kind"] == "Job"]
     async with deployed(image, empty, job, tmp_path) as running:
         code, output = await running.ended()
     assert 0 == code, output
@@ -211,8 +210,8 @@ def projected(folder: Path, version: str, policy: bytes) -> None:
 
 def certified(folder: Path) -> None:
     """A Secret as cert-manager makes it, readable to the group of the pod."""
-    authority = Authority()
-    key, certificate = authority.issue("conversations")
+    authority = CertificateAuthority()
+    certificate, key = authority.issue("conversations")
     folder.mkdir()
     for name, content in (("tls.crt", certificate), ("tls.key", key), ("ca.crt", authority.pem)):
         (folder / name).write_bytes(content)

@@ -2,40 +2,19 @@
 
 import re
 import shutil
-import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.support.manifests import Objects, named, ours, problems
+from tests.support.manifests import KUBERNETES, KUSTOMIZE, Objects, named, ours, problems, render, render_objects
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "deploy" / "kubernetes"
 RENDERED = ("base", "overlays/dev", "overlays/prod", "overlays/prod-mtls", "sidecar")
 RUNNABLE = RENDERED[1:]  # the base alone lacks who is asking, on purpose
 VERSIONS = ("1.35", "1.36", "1.37")  # the three that Kubernetes itself supports
 
-PROGRAM = (
-    ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"] * bool(shutil.which("kubectl"))
-)
-pytestmark = pytest.mark.skipif(not PROGRAM, reason="neither kustomize nor kubectl is installed")
-
-
-@cache
-def rendering(name: str) -> str:
-    """Of a folder, as `kubectl apply -k` would send it."""
-    done = subprocess.run([*PROGRAM, str(FOLDER / name)], capture_output=True, text=True, check=False)
-    assert not done.returncode, done.stderr
-    assert not done.stderr, done.stderr  # a deprecated field
-    return done.stdout
-
-
-def rendered(name: str) -> Objects:
-    """The objects, to look at or to spoil."""
-    return list(yaml.safe_load_all(rendering(name)))
+pytestmark = pytest.mark.skipif(not KUSTOMIZE, reason="neither kustomize nor kubectl is installed")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -43,7 +22,7 @@ def rendered(name: str) -> Objects:
 def test_the_schema(name: str, version: str) -> None:
     """Each object is one of that version of Kubernetes, without a field it does not know."""
     validate = pytest.importorskip("kubernetes_validate").validate
-    for each in rendered(name):
+    for each in render_objects(name):
         validate(each, version, strict=True)
 
 
@@ -51,7 +30,7 @@ def test_the_schema_refuses() -> None:
     """A field that does not exist, and a value of the wrong type."""
     kubernetes = pytest.importorskip("kubernetes_validate")
     for place, value in ((("spec", "relicas"), 3), (("spec", "minReadySeconds"), "soon")):
-        (deployment,) = [each for each in rendered("base") if each["kind"] == "Deployment"]
+        (deployment,) = [each for each in render_objects("base") if each["kind"] == "Deployment"]
         put(deployment, place, value)
         with pytest.raises(kubernetes.ValidationError):
             kubernetes.validate(deployment, VERSIONS[-1], strict=True)
@@ -67,13 +46,13 @@ def test_the_versions() -> None:
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_it_fits_the_service(name: str) -> None:
     """Settings, probes, ports, selectors, rights, times and the policy are those of this version of the service."""
-    assert len(ours(rendered(name))) == (1 if name == "sidecar" else 2)
-    assert [] == problems(rendered(name))
+    assert len(ours(render_objects(name))) == (1 if name == "sidecar" else 2)
+    assert [] == problems(render_objects(name))
 
 
 def test_the_base_lets_nobody_in() -> None:
     """Without an overlay that says who is asking, the service does not start."""
-    (found,) = set(problems(rendered("base")))
+    (found,) = set(problems(render_objects("base")))
     assert "must be true to serve an address that others reach (CONVERSATIONS_LISTEN) without identity" in found
 
 
@@ -157,7 +136,7 @@ LABEL = "app.kubernetes.io/name"
 )
 def test_a_mistake_is_found(name: str, kind: str, place: tuple[Any, ...], value: Any, complaint: str) -> None:
     """One change to what fits, and a check says what no longer does."""
-    objects = rendered(name if name == "sidecar" else f"overlays/{name}")
+    objects = render_objects(name if name == "sidecar" else f"overlays/{name}")
     put(spoiled(objects, kind), place, value)
     found = problems(objects)
     assert any(complaint in each for each in found), found
@@ -173,14 +152,14 @@ def spoiled(objects: Objects, kind: str) -> Any:
 
 def test_a_change_of_settings_replaces_pods_and_one_of_the_policy_does_not(tmp_path: Path) -> None:
     """The name of the settings follows from what they are; the policy's stays, for pods to read it anew."""
-    shutil.copytree(FOLDER, tmp_path / "kubernetes")
-    before = references(rendered("overlays/dev"))
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    before = references(render_objects("overlays/dev"))
     settings, policy = (tmp_path / "kubernetes" / "base" / name for name in ("settings.env", "policy.yaml"))
     policy.write_text("[]\n", encoding="utf-8")
-    assert before == references(list(yaml.safe_load_all(rendering(str(tmp_path / "kubernetes/overlays/dev")))))
+    assert before == references(list(yaml.safe_load_all(render(str(tmp_path / "kubernetes/overlays/dev")))))
     settings.write_text(settings.read_text(encoding="utf-8") + "CONVERSATIONS_WORKERS=1\n", encoding="utf-8")
-    rendering.cache_clear()
-    after = references(list(yaml.safe_load_all(rendering(str(tmp_path / "kubernetes/overlays/dev")))))
+    render.cache_clear()
+    after = references(list(yaml.safe_load_all(render(str(tmp_path / "kubernetes/overlays/dev")))))
     assert ("conversations-policy", "conversations-policy") == (before[1], after[1])
     assert before[0] != after[0]
 

@@ -5,11 +5,9 @@ import hmac
 import json
 import logging
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,10 @@ from aiohttp import web
 from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from conversations.v1.error_reason_pb2 import ErrorReason
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from joserfc import jwk
-from joserfc.jws import JWSRegistry
 
 from server import errors
 from server.app.service import run_service
@@ -45,12 +38,14 @@ from server.interceptors.authentication import Authentication
 from server.interceptors.chain import InterceptorChain
 from server.interceptors.error_status import ErrorStatus
 from server.policy.principal import Principal, current_principal
-from server.settings.service import Settings, SettingsInvalid, load
+from server.settings.service import SettingsInvalid, load
 from server.transport.tls import TlsConfigError, watched
-from tests.conftest import fresh_database, problem, running
+from tests.support.certificates import CertificateAuthority
+from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, b64, claims, identity_settings, jwk_set, jwt_settings, token
+from tests.support.postgres import fresh_database
+from tests.support.problems import problem
+from tests.support.service import running_service
 
-ISSUER, AUDIENCE = "https://issuer.example", "conversations"
-RSA = jwk.RSAKey.generate_key(2048, {"kid": "rsa"})
 EC = jwk.ECKey.generate_key("P-256", {"kid": "ec"})
 OKP = jwk.OKPKey.generate_key("Ed25519", {"kid": "okp"})
 STRANGER = jwk.RSAKey.generate_key(2048, {"kid": "rsa"})  # takes our key's id
@@ -70,31 +65,6 @@ class Clock:
     def __call__(self) -> float:
         """The time."""
         return self.now
-
-
-def jwks(*keys: Any) -> bytes:
-    """The public part of ``keys`` as a JWK Set."""
-    return json.dumps({"keys": [key.as_dict(private=False) for key in keys]}).encode()
-
-
-def b64(content: bytes) -> str:
-    return urlsafe_b64encode(content).rstrip(b"=").decode()
-
-
-def claims(**changed: Any) -> dict[str, Any]:
-    """The claims of a good token; None takes one away."""
-    now = int(time.time())
-    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "iat": now, "exp": now + 600, "org": "acme"}
-    return {name: value for name, value in (good | changed).items() if value is not None}
-
-
-def token(body: dict[str, Any] | bytes | None = None, key: Any = RSA, alg: str = "RS256", **header: Any) -> str:
-    """A token with any header and a valid signature of ``key``."""
-    top = {"alg": alg, "typ": "JWT", "kid": key.kid} | header
-    top = {name: value for name, value in top.items() if value is not None}
-    payload = body if isinstance(body, bytes) else json.dumps(claims() if body is None else body).encode()
-    signed = f"{b64(json.dumps(top).encode())}.{b64(payload)}"
-    return f"{signed}.{b64(JWSRegistry.algorithms[alg].sign(signed.encode(), key))}"
 
 
 def by_hand(header: bytes, signature: Callable[[bytes], bytes] = lambda _signed: b"x" * 256) -> str:
@@ -168,19 +138,11 @@ INVALID = told(errors.CredentialsInvalid("never sent"))
 UNAVAILABLE = told(errors.IdentityUnavailable())
 
 
-def settings(**values: Any) -> Settings:
-    return load(listen="127.0.0.1:0", **values)
-
-
-def jwt_settings(place: str, **values: Any) -> Settings:
-    return settings(identity="jwt", jwt_issuer=ISSUER, jwt_audience=AUDIENCE, jwt_jwks=place, **values)
-
-
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The issuer's keys."""
     path = tmp_path_factory.mktemp("keys") / "jwks.json"
-    path.write_bytes(jwks(RSA, EC, OKP))
+    path.write_bytes(jwk_set(ISSUER_KEY, EC, OKP))
     return path
 
 
@@ -195,7 +157,7 @@ async def jwt_channel(key_file: Path) -> AsyncIterator[grpc.aio.Channel]:
 
 
 def _public_pem() -> bytes:
-    return RSA.as_pem(private=False)
+    return ISSUER_KEY.as_pem(private=False)
 
 
 def _tampered() -> str:
@@ -232,7 +194,7 @@ FORGED: dict[str, Callable[[], Metadata]] = {
     "HS256, the public PEM as secret": lambda: bearer(
         by_hand(HS256, lambda s: hmac.digest(_public_pem(), s, "sha256"))
     ),
-    "HS256, the JWK as secret": lambda: bearer(by_hand(HS256, lambda s: hmac.digest(jwks(RSA), s, "sha256"))),
+    "HS256, the JWK as secret": lambda: bearer(by_hand(HS256, lambda s: hmac.digest(jwk_set(ISSUER_KEY), s, "sha256"))),
     "HS256, no secret": lambda: bearer(by_hand(HS256, lambda s: hmac.digest(b"", s, "sha256"))),
     "jku": lambda: bearer(token(jku="https://evil.example/jwks")),
     "jwk": lambda: bearer(token(key=EC, alg="ES256", jwk=EC.as_dict(private=False))),
@@ -422,7 +384,7 @@ async def test_a_remembered_token_expires(key_file: Path) -> None:
 
 async def test_a_key_that_goes_during_the_check(key_file: Path) -> None:
     """A token whose key is withdrawn while it is checked is checked again at the next call."""
-    source = Jwt(jwt_settings(str(key_file)), keys := Withdrawing(RSA))
+    source = Jwt(jwt_settings(str(key_file)), keys := Withdrawing(ISSUER_KEY))
     call = Seen(bearer(token()))
     await source.principal(call)
     assert keys.key_set is None
@@ -472,7 +434,7 @@ class Issuer:
     async def answer(self, request: web.Request) -> web.Response:
         """The body; at another address always good keys."""
         if request.path != "/jwks":
-            return web.Response(body=jwks(RSA))
+            return web.Response(body=jwk_set(ISSUER_KEY))
         self.asked += 1
         await asyncio.sleep(self.delay)
         return web.Response(body=self.body, status=self.status, headers=self.headers)
@@ -481,7 +443,7 @@ class Issuer:
 @pytest.fixture
 async def issuer() -> AsyncIterator[Issuer]:
     """An issuer with one key."""
-    served = Issuer(jwks(RSA))
+    served = Issuer(jwk_set(ISSUER_KEY))
     application = web.Application()
     application.router.add_get("/{any:.*}", served.answer)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
@@ -502,7 +464,7 @@ async def test_rotation(issuer: Issuer) -> None:
         assert "alice" == (await who(channel, old))[1]
         assert INVALID == await refusal(channel, new)  # asks the issuer, who has no such key yet
         assert 2 == issuer.asked
-        issuer.body = jwks(RSA, EC)
+        issuer.body = jwk_set(ISSUER_KEY, EC)
         clock.now += 29.9
         for answer in await asyncio.gather(*(refusal(channel, new) for _ in range(5))):
             assert INVALID == answer
@@ -513,7 +475,7 @@ async def test_rotation(issuer: Issuer) -> None:
         assert {"alice"} == {name[1] for name in names}
         assert 3 == issuer.asked  # all of them waited for one fetch
         assert "alice" == (await who(channel, old))[1]
-        issuer.body = jwks(EC)
+        issuer.body = jwk_set(EC)
         await keys.refresh()  # what the timer does every ten minutes
         assert INVALID == await refusal(channel, old)
         assert "alice" == (await who(channel, new))[1]
@@ -521,20 +483,20 @@ async def test_rotation(issuer: Issuer) -> None:
 
 async def test_the_same_keys_forget_nothing(issuer: Issuer) -> None:
     """A fetch that brings the same keys, in another order, leaves the remembered tokens alone."""
-    issuer.body = jwks(RSA, EC).ljust(256 * 1024)  # the most there may be
+    issuer.body = jwk_set(ISSUER_KEY, EC).ljust(256 * 1024)  # the most there may be
     async with UrlKeys(issuer.url) as keys:
         before = keys.version()
         assert await keys.key("ec", "EC") is not None
-        issuer.body = jwks(EC, RSA)
+        issuer.body = jwk_set(EC, ISSUER_KEY)
         await keys.refresh()
         assert (2, before) == (issuer.asked, keys.version())
 
 
 async def test_a_cancelled_call_leaves_the_fetch(issuer: Issuer) -> None:
     """Who goes away while the keys are fetched does not take them from the others."""
-    issuer.body = jwks()
+    issuer.body = jwk_set()
     async with UrlKeys(issuer.url) as keys:
-        issuer.body, issuer.delay = jwks(RSA), 0.1
+        issuer.body, issuer.delay = jwk_set(ISSUER_KEY), 0.1
         first, second = (asyncio.create_task(keys.key("rsa", "RSA")) for _ in range(2))
         await asyncio.sleep(0.02)
         first.cancel()
@@ -544,14 +506,14 @@ async def test_a_cancelled_call_leaves_the_fetch(issuer: Issuer) -> None:
 
 BROKEN: dict[str, Callable[[Issuer], None]] = {
     "slow": lambda issuer: setattr(issuer, "delay", 2),
-    "huge": lambda issuer: setattr(issuer, "body", jwks(RSA).ljust(256 * 1024 + 1)),
+    "huge": lambda issuer: setattr(issuer, "body", jwk_set(ISSUER_KEY).ljust(256 * 1024 + 1)),
     "redirecting": lambda issuer: vars(issuer).update(status=302, headers={"Location": f"{issuer.url}/elsewhere"}),
     "failing": lambda issuer: setattr(issuer, "status", 500),
     "not JSON": lambda issuer: setattr(issuer, "body", b"<html>"),
     "not a key set": lambda issuer: setattr(issuer, "body", b"[]"),
     "keys not a list": lambda issuer: setattr(issuer, "body", b'{"keys": {}}'),
     "nested deeply": lambda issuer: setattr(issuer, "body", b'{"keys":' + b"[" * 100_000),
-    "two keys of a name": lambda issuer: setattr(issuer, "body", jwks(RSA, STRANGER)),
+    "two keys of a name": lambda issuer: setattr(issuer, "body", jwk_set(ISSUER_KEY, STRANGER)),
     "not UTF-8": lambda issuer: setattr(issuer, "body", b'{"keys": "\xff"}'),
 }
 
@@ -560,7 +522,7 @@ BROKEN: dict[str, Callable[[Issuer], None]] = {
 async def test_broken_issuer(issuer: Issuer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without keys calls are UNAVAILABLE, and work as soon as there are some; keys that are there are kept a day."""
     monkeypatch.setattr(jwks_module, "FETCH_SECONDS", 0.2)
-    clock, good = Clock(0.0), Issuer(jwks(RSA), url=issuer.url)
+    clock, good = Clock(0.0), Issuer(jwk_set(ISSUER_KEY), url=issuer.url)
     keys = UrlKeys(issuer.url, clock)
     BROKEN[name](issuer)
     async with asked(Jwt(jwt_settings(issuer.url), keys)) as channel:
@@ -595,9 +557,9 @@ def test_only_fit_keys_are_taken() -> None:
     weak = "AQAB" + "A" * 167
     members = [
         jwk.OctKey.generate_key(256, {"kid": "oct"}).as_dict(private=True),
-        RSA.as_dict(private=False) | {"kid": "enc", "use": "enc"},
+        ISSUER_KEY.as_dict(private=False) | {"kid": "enc", "use": "enc"},
         {name: value for name, value in EC.as_dict(private=False).items() if name != "kid"},
-        {"kty": "RSA", "kid": "weak", "n": weak, "e": "AQAB"},
+        {"kty": "ISSUER_KEY", "kid": "weak", "n": weak, "e": "AQAB"},
         {"kty": "EC", "kid": "bad", "crv": "P-256", "x": "AA", "y": "AA"},
         {"kty": ["RSA"], "kid": "list"},
         {"kty": "OKP", "kid": "new", "crv": "Ed9999", "x": "AA"},
@@ -612,7 +574,7 @@ def test_only_fit_keys_are_taken() -> None:
 async def test_a_key_file_is_read_again(tmp_path: Path) -> None:
     """A changed or swapped file counts within a second; a broken or missing one changes nothing."""
     path, clock = tmp_path / "jwks.json", Clock(0.0)
-    path.write_bytes(jwks(RSA))
+    path.write_bytes(jwk_set(ISSUER_KEY))
     keys = FileKeys(path, clock)
 
     async def known() -> list[bool]:
@@ -623,14 +585,14 @@ async def test_a_key_file_is_read_again(tmp_path: Path) -> None:
         other.write_bytes(body)
         other.rename(path)
 
-    replace(jwks(EC))
+    replace(jwk_set(EC))
     assert [True, False] == await known()  # looked at less than a second ago
     for change, expected in [
         (lambda: None, [False, True]),
         (lambda: replace(b"{"), [False, True]),
-        (lambda: replace(jwks(RSA).ljust(256 * 1024 + 1)), [False, True]),
+        (lambda: replace(jwk_set(ISSUER_KEY).ljust(256 * 1024 + 1)), [False, True]),
         (path.unlink, [False, True]),
-        (lambda: replace(jwks(RSA, EC)), [True, True]),
+        (lambda: replace(jwk_set(ISSUER_KEY, EC)), [True, True]),
     ]:
         change()
         clock.now += 1
@@ -661,7 +623,7 @@ OTHERS: list[Metadata] = [
 @pytest.mark.parametrize("metadata", OTHERS, ids=str)
 async def test_anonymous_is_not_told_otherwise(metadata: Metadata) -> None:
     """Without an identity source, who brings credentials is refused: they would be ignored."""
-    async with asked(source_of(settings())) as channel:
+    async with asked(source_of(identity_settings())) as channel:
         assert INVALID == await refusal(channel, metadata)
         assert ["", "local", {}] == await who(channel, [("x-request-id", "1"), ("x-principal-other", "a")])
 
@@ -671,7 +633,7 @@ async def test_upper_case_is_the_same_name(metadata: Metadata) -> None:
     """A key that reached us in capitals is not another key."""
     shouted = [(key.upper(), value) for key, value in metadata]
     with pytest.raises(errors.CredentialsInvalid):
-        await source_of(settings()).principal(Seen(shouted))
+        await source_of(identity_settings()).principal(Seen(shouted))
 
 
 # --- the proxy
@@ -741,58 +703,17 @@ async def test_proxy_over_tcp_is_refused(socket_path: str) -> None:
 # --- certificates
 
 
-class Authority:
-    """A CA that signs what it is asked to."""
-
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
-        self._numbers = 1
-        self.pem = self._signed(self._name, self._key, [], authority=True)
-
-    def _signed(self, subject: x509.Name, key: Any, names: list[x509.GeneralName], *, authority: bool = False) -> bytes:
-        self._numbers += 1
-        now = datetime.now(UTC)
-        built = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(self._numbers)
-            .not_valid_before(now - timedelta(minutes=5))
-            .not_valid_after(now + timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-        )
-        if names:
-            built = built.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return built.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    def issue(self, common_name: str, *uris: str) -> tuple[bytes, bytes]:
-        """Private key and certificate chain."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name(
-            [
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Example"),
-                x509.NameAttribute(NameOID.COMMON_NAME, common_name),
-            ]
-        )
-        names = [x509.DNSName("localhost"), *map(x509.UniformResourceIdentifier, uris)]
-        form = serialization.PrivateFormat.PKCS8
-        pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-        return pem, self._signed(subject, key, names)
-
-
 @pytest.fixture(scope="module")
-def authority() -> Authority:
+def authority() -> CertificateAuthority:
     """The one that clients and the server trust."""
-    return Authority()
+    return CertificateAuthority()
 
 
 @pytest.fixture(scope="module")
-def tls_files(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def tls_files(authority: CertificateAuthority, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The settings of TLS."""
     folder = tmp_path_factory.mktemp("tls")
-    key, certificate = authority.issue("localhost")
+    certificate, key = authority.issue("localhost")
     files = {"tls_key": key, "tls_certificate": certificate, "tls_client_ca": authority.pem}
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -800,9 +721,11 @@ def tls_files(authority: Authority, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @asynccontextmanager
-async def tls_client(address: str, authority: Authority, pair: tuple[bytes, bytes] | None) -> AsyncIterator[Any]:
+async def tls_client(
+    address: str, authority: CertificateAuthority, pair: tuple[bytes, bytes] | None
+) -> AsyncIterator[Any]:
     """A stub with a client certificate, or none."""
-    key, chain = pair or (None, None)
+    chain, key = pair or (None, None)
     credentials = grpc.ssl_channel_credentials(authority.pem, key, chain)
     options = [("grpc.ssl_target_name_override", "localhost")]
     async with grpc.aio.secure_channel(address, credentials, options=options) as channel:
@@ -827,25 +750,29 @@ OWNERS = [
 ]
 
 
-async def test_certificates(postgres: str, template: str, authority: Authority, tls_files: dict[str, Path]) -> None:
+async def test_certificates(
+    postgres: str, template: str, authority: CertificateAuthority, tls_files: dict[str, Path]
+) -> None:
     """The real service: the one SPIFFE id of a listed domain owns what it makes; any other certificate is refused."""
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(fresh_database(postgres, template))
         values = {"identity": "mtls", "mtls_trust_domains": "prod.example", "purge_every_minutes": 0, **tls_files}
-        chosen = settings(database_url=url, grace_seconds=1, **values)
+        chosen = identity_settings(database_url=url, grace_seconds=1, **values)
         served = await stack.enter_async_context(run_service(chosen))
-        for names, owner in OWNERS:
-            async with tls_client(served.address, authority, authority.issue(*names)) as stub:
+        for (name, *uris), owner in OWNERS:
+            pair = authority.issue(name, uris=uris)
+            async with tls_client(served.address, authority, pair) as stub:
                 call = stub.CreateConversation(pb.CreateConversationRequest())
                 if owner:
                     assert owner == (await call).owner
                 else:
-                    assert ("UNAUTHENTICATED", "CREDENTIALS_INVALID") == _known(await problem(call)), names
-        pair = authority.issue(*OWNERS[0][0])
+                    assert ("UNAUTHENTICATED", "CREDENTIALS_INVALID") == _known(await problem(call)), (name, uris)
+        name, *uris = OWNERS[0][0]
+        pair = authority.issue(name, uris=uris)
         async with tls_client(served.address, authority, pair) as stub:
             call = stub.CreateConversation(pb.CreateConversationRequest(), metadata=[("x-principal", "admin")])
             assert "CREDENTIALS_INVALID" == (await problem(call)).reason
-        for stranger in (None, Authority().issue(*OWNERS[0][0])):
+        for stranger in (None, CertificateAuthority().issue(name, uris=uris)):
             async with tls_client(served.address, authority, stranger) as stub:
                 call = stub.CreateConversation(pb.CreateConversationRequest(), timeout=5)
                 assert ("UNAVAILABLE", "") == _known(await problem(call))  # TLS lets nobody in
@@ -865,7 +792,7 @@ async def test_subjects_and_the_file(tls_files: dict[str, Path], tmp_path: Path)
     """By subject it is the whole subject; with a file only those in it, with their tenant and attributes."""
     file = tmp_path / "principals.yaml"
     file.write_text("CN=backup,O=Example: {tenant: acme, attributes: {roles: [writer, reader]}}\n")
-    chosen = settings(identity="mtls", mtls_subjects=True, **tls_files)
+    chosen = identity_settings(identity="mtls", mtls_subjects=True, **tls_files)
     subject = peer(x509_subject="CN=backup,O=Example", x509_common_name="backup", peer_uri="spiffe://prod.example/a")
     found = await source_of(chosen).principal(Seen([], auth=subject))
     assert Principal(tenant="", id="CN=backup,O=Example") == found
@@ -916,7 +843,7 @@ def test_broken_file_of_principals(tmp_path: Path, text: str) -> None:
 
 async def test_proxy_with_a_certificate(tls_files: dict[str, Path]) -> None:
     """A proxy with a listed SPIFFE id is trusted over TCP; another one, or one of its names, is not."""
-    chosen = settings(identity="proxy", proxy_spiffe_ids="spiffe://prod.example/mesh", **tls_files)
+    chosen = identity_settings(identity="proxy", proxy_spiffe_ids="spiffe://prod.example/mesh", **tls_files)
     source, metadata = source_of(chosen), [("x-principal", "alice")]
     assert "alice" == (await source.principal(Seen([*metadata], auth=peer(peer_uri="spiffe://prod.example/mesh")))).id
     for uris in ([], ["spiffe://prod.example/other"], ["spiffe://prod.example/mesh", "https://a.example"]):
@@ -924,17 +851,17 @@ async def test_proxy_with_a_certificate(tls_files: dict[str, Path]) -> None:
             await source.principal(Seen([*metadata], auth=peer(peer_uri=uris)))
 
 
-def test_tls_files_are_checked(tls_files: dict[str, Path], authority: Authority, tmp_path: Path) -> None:
+def test_tls_files_are_checked(tls_files: dict[str, Path], authority: CertificateAuthority, tmp_path: Path) -> None:
     """A file that is missing, no PEM or of another pair is told at the start, by the setting's name."""
     other, text = tmp_path / "key", tmp_path / "text"
-    other.write_bytes(authority.issue("x")[0])
+    other.write_bytes(authority.issue("x")[1])
     text.write_text("no PEM")
-    assert watched(settings()) is None
-    assert watched(settings(**tls_files)) is not None
+    assert watched(identity_settings()) is None
+    assert watched(identity_settings(**tls_files)) is not None
     wrong = [("tls_key", other), ("tls_key", text), ("tls_certificate", text), ("tls_client_ca", text)]
     for name, path in [*wrong, ("tls_key", tmp_path / "none")]:
         with pytest.raises(TlsConfigError, match=name):
-            watched(settings(**tls_files | {name: path}))
+            watched(identity_settings(**tls_files | {name: path}))
 
 
 # --- the whole service
@@ -945,7 +872,7 @@ async def test_two_callers_two_owners(postgres: str, template: str, key_file: Pa
     values = {"identity": "jwt", "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_jwks": str(key_file)}
     async with (
         fresh_database(postgres, template) as url,
-        running(url, jwt_tenant_claim="org", **values) as service,
+        running_service(url, jwt_tenant_claim="org", **values) as service,
     ):
         made = {}
         for name in ("alice", "bob"):

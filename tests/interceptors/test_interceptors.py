@@ -18,7 +18,8 @@ from server.identity.anonymous import Anonymous
 from server.interceptors import interceptors
 from server.interceptors.drain_gate import DrainGate
 from server.settings.service import load
-from tests.conftest import Service, problem
+from tests.support.problems import problem
+from tests.support.service import Service
 
 ORDER = [
     "Observe",

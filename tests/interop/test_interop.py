@@ -19,9 +19,9 @@ from tempfile import TemporaryDirectory
 import asyncpg
 import pytest
 
-from tests.cli.test_cli import ROOT, client, environment
-from tests.conftest import fresh_database
 from tests.support.build import create
+from tests.support.commands import ROOT, connect, environment
+from tests.support.postgres import fresh_database
 
 BUILD = ROOT / "build" / "interop"
 PROGRAMS = ROOT / "tests" / "interop"
@@ -174,7 +174,7 @@ async def server(url: str, folder: Path) -> AsyncIterator[Server]:
 @asynccontextmanager
 async def locked(url: str, address: str) -> AsyncIterator[str]:
     """The id of a conversation whose row is locked as long as this is open."""
-    async with client(address) as stub:
+    async with connect(address) as stub:
         made = await stub.CreateConversation(create())
     connection = await asyncpg.connect(url, server_settings={"idle_in_transaction_session_timeout": "0"})
     try:

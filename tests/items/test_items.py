@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import protovalidate
 import pytest
@@ -16,11 +15,8 @@ from hypothesis import strategies as st
 from server.items import ItemJsonError, check_item, new_item_from_json, role_name, status_name, to_json
 from server.items.codec import from_json
 from server.items.names import item_type
+from tests.support.samples import ITEM_TYPES, SAMPLES, as_stored, strictly
 
-SAMPLES = {
-    line["name"]: line["item"]
-    for line in map(json.loads, (Path(__file__).parents[1] / "cases" / "samples.jsonl").read_text().splitlines())
-}
 # The items whose typed body is not enough, and why.
 NEED_JSON = {
     # the order of keys in tool definitions and other free JSON
@@ -47,68 +43,7 @@ NEED_JSON = {
     "future/known_type_unknown_field",
     "future/unknown_enum_value",
 }
-TYPES = set(
-    """message function_call function_call_output file_search_call web_search_call image_generation_call
-    computer_call computer_call_output tool_search_call tool_search_output additional_tools
-    configuration_update reasoning program program_output compaction code_interpreter_call local_shell_call
-    local_shell_call_output shell_call shell_call_output apply_patch_call apply_patch_call_output
-    mcp_list_tools mcp_approval_request mcp_approval_response mcp_call custom_tool_call
-    custom_tool_call_output""".split()
-)
 ARMS = [arm for arm in Item.DESCRIPTOR.oneofs_by_name["body"].fields if arm.name != "unknown"]
-
-# Keys, by the `type` of their object, in which null is a value.
-NULL_KEPT = {
-    ("computer_screenshot", "image_url"),
-    ("computer_screenshot", "file_id"),
-    ("image_generation_call", "result"),
-    ("image_generation_user_error", "param"),
-    ("double_click", "keys"),
-    ("tool_search_call", "call_id"),
-    ("tool_search_output", "call_id"),
-    ("code_interpreter_call", "code"),
-    ("code_interpreter_call", "outputs"),
-    ("shell_call", "environment"),
-    ("shell_call_output", "max_output_length"),
-    (None, "timeout_ms"),
-    (None, "max_output_length"),
-}
-FREE = {
-    ("additional_tools", "tools"),
-    ("tool_search_output", "tools"),
-    ("tool_search_call", "arguments"),
-    ("mcp_tool_execution_error", "content"),
-    ("json_schema", "schema"),
-    (None, "input_schema"),
-}
-
-
-def without_nulls(value):
-    """The value as it is stored: null means absent, but where it is a value or free JSON."""
-    if isinstance(value, list):
-        return [without_nulls(each) for each in value]
-    if not isinstance(value, dict):
-        return value
-    kind = value.get("type") if isinstance(value.get("type"), str) else None
-    return {
-        key: child if (kind, key) in FREE else without_nulls(child)
-        for key, child in value.items()
-        if child is not None or (kind, key) in NULL_KEPT
-    }
-
-
-def stored(item):
-    """What reading gives back for ``item``, worked out without the code under test."""
-    if item.get("type") is None and "role" in item:
-        item = {**item, "type": "message"}
-    if not isinstance(item.get("type"), str) or item["type"] not in TYPES:
-        return item
-    if item["type"] == "message" and isinstance(item.get("content"), str):
-        assistant = item["role"] == "assistant"
-        part = {"type": "output_text" if assistant else "input_text", "text": item["content"]}
-        more: dict[str, list[object]] = {"annotations": [], "logprobs": []} if assistant else {}
-        item = {**item, "content": [part | more]}
-    return without_nulls(item)
 
 
 def through_the_wire(item):
@@ -116,22 +51,13 @@ def through_the_wire(item):
     return Item.FromString(item.SerializeToString())
 
 
-def exact(value):
-    """Something that compares equal for equal JSON only: True is not 1."""
-    if isinstance(value, dict):
-        return {key: exact(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [exact(child) for child in value]
-    return (isinstance(value, bool), value)
-
-
 @pytest.mark.parametrize("name", SAMPLES)
 def test_sample_comes_back(name):
     """Every documented form of an item comes back as it was stored, twice as well."""
-    expected = stored(SAMPLES[name])
+    expected = as_stored(SAMPLES[name])
     actual = to_json(through_the_wire(from_json(SAMPLES[name])))
-    assert exact(expected) == exact(actual)
-    assert exact(expected) == exact(to_json(from_json(json.dumps(actual))))
+    assert strictly(expected) == strictly(actual)
+    assert strictly(expected) == strictly(to_json(from_json(json.dumps(actual))))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -139,7 +65,7 @@ def test_sample_begins_with_type_id_status(name):
     """The keys everybody looks for come first."""
     actual = to_json(from_json(SAMPLES[name]))
     first = [key for key in ("type", "id", "status") if key in actual]
-    if item_type(from_json(SAMPLES[name])) in TYPES:
+    if item_type(from_json(SAMPLES[name])) in ITEM_TYPES:
         assert first == list(actual)[: len(first)]
 
 
@@ -162,12 +88,12 @@ def test_sample_passes_its_check(name):
 
 def test_every_type_is_sampled():
     """The samples reach each arm of the body."""
-    assert TYPES <= {item_type(from_json(item)) for item in SAMPLES.values()}
+    assert ITEM_TYPES <= {item_type(from_json(item)) for item in SAMPLES.values()}
 
 
 def test_arms_are_the_types():
     """The arms of the body are the item types of the OpenAI API, by name."""
-    assert {arm.name for arm in ARMS} == TYPES
+    assert {arm.name for arm in ARMS} == ITEM_TYPES
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
@@ -286,7 +212,7 @@ def test_deep_json(levels):
 def test_what_the_schema_has_no_place_for(changed):
     """Newer keys, kinds and values come back, those of the envelope's names too."""
     item = through_the_wire(from_json(MESSAGE | changed))
-    assert exact(MESSAGE | changed) == exact(to_json(item))
+    assert strictly(MESSAGE | changed) == strictly(to_json(item))
 
 
 def test_unknown_values_are_unspecified():
@@ -456,7 +382,7 @@ def names_below(message, seen):
 
 
 NAMES = sorted({*names_below(Item.DESCRIPTOR, set()), "later", "type", "status"})
-WORDS = sorted({*NAMES, *TYPES, "user", "assistant", "completed", "high", "url", "exec", "", "é", "iVBORw0KGgo="})
+WORDS = sorted({*NAMES, *ITEM_TYPES, "user", "assistant", "completed", "high", "url", "exec", "", "é", "iVBORw0KGgo="})
 leaves = (
     st.none()
     | st.booleans()
@@ -479,7 +405,7 @@ def documents(draw):
     item = draw(st.just({}) | st.sampled_from(list(SAMPLES.values())))
     item = item | draw(st.dictionaries(st.sampled_from(NAMES), values, max_size=6))
     if draw(st.booleans()):
-        item["type"] = draw(st.sampled_from([*sorted(TYPES), "hologram_call", "item_reference"]))
+        item["type"] = draw(st.sampled_from([*sorted(ITEM_TYPES), "hologram_call", "item_reference"]))
     if item.get("type") in ("message", None) and item.get("role") is None:
         item["role"] = "user"
     return item
@@ -499,5 +425,5 @@ def no_nulls(value):
 def test_any_object_comes_back(document):
     """No JSON object loses anything but nulls, and what is stored never changes again."""
     actual = to_json(through_the_wire(from_json(document)))
-    assert exact(no_nulls(stored(document))) == exact(no_nulls(actual))
+    assert strictly(no_nulls(as_stored(document))) == strictly(no_nulls(actual))
     assert json.dumps(actual) == json.dumps(to_json(through_the_wire(from_json(actual))))

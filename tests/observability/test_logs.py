@@ -18,8 +18,8 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from tests.conftest import Service
 from tests.support.build import create, get
+from tests.support.service import Service
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "generated")))}

@@ -5,9 +5,6 @@ import math
 import platform
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,103 +13,41 @@ import asyncpg
 import grpc
 import grpc.aio
 import pytest
-from aiohttp import web
 from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
-from cryptography import x509
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 
-from server.app.service import run_service
 from server.errors import StartFailed
 from server.identity import jwks_url
 from server.observability.histogram import Histogram
 from server.settings.addresses import of_worker
-from server.settings.service import load
-from tests.conftest import Service, problem
 from tests.support.build import append, create, delete, get, user_message
-from tests.transport.test_tls import CA, Files
+from tests.support.metrics import MeasuredService, Scrape, fully_measured_service, http_get, measured_service
+from tests.support.problems import problem
+from tests.support.service import Service
 
 SERVICE = "conversations.v1.ConversationsService"
 Labels = Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Scrape:
-    """The families of one scrape."""
-
-    families: Mapping[str, Metric]
-
-    def value(self, name: str, **labels: str) -> float:
-        """The one sample with these labels, among others it may have."""
-        found = [
-            sample.value
-            for family in self.families.values()
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        ]
-        assert 1 == len(found), (name, labels, found)
-        return found[0]
-
-    def labels(self) -> set[str]:
-        """Every value of every label."""
-        samples = (sample for family in self.families.values() for sample in family.samples)
-        return {value for sample in samples for value in sample.labels.values()}
-
-
-async def fetched(address: str, path: str = "/metrics", **headers: str) -> tuple[int, str, str]:
-    """Status, kind and text of an answer."""
-    async with aiohttp.ClientSession() as session, session.get(f"http://{address}{path}", headers=headers) as answer:
-        return answer.status, answer.headers["Content-Type"], await answer.text()
-
-
-async def scraped(address: str) -> Scrape:
-    """A scrape, as Prometheus makes it today."""
-    _, _, text = await fetched(address, Accept="application/openmetrics-text; version=1.0.0")
-    return Scrape({family.name: family for family in openmetrics(text)})
-
-
-@dataclass(frozen=True)
-class Measured(Service):
-    """A service with metrics."""
-
-    metrics: str
-
-    async def scrape(self) -> Scrape:
-        """What it says now."""
-        return await scraped(self.metrics)
-
-
-@asynccontextmanager
-async def measured(url: str, **settings: Any) -> AsyncIterator[Measured]:
-    """A service with metrics on the database at ``url``."""
-    values = {"listen": "127.0.0.1:0", "database_url": url, "purge_every_minutes": 0, "grace_seconds": 1}
-    async with (
-        run_service(load(**values | {"metrics_listen": "127.0.0.1:0"} | settings)) as served,
-        grpc.aio.insecure_channel(served.address) as channel,
-    ):
-        stub = ConversationsServiceStub(channel)
-        yield Measured(served.address, url, served.store.database, channel, stub, served.metrics)
-
-
 @pytest.fixture
-async def service_(service: Service) -> AsyncIterator[Measured]:
+async def service_(service: Service) -> AsyncIterator[MeasuredService]:
     """A service that has counted nothing yet."""
-    async with measured(service.url) as found:
+    async with measured_service(service.url) as found:
         yield found
 
 
-async def until(service: Measured, holds: Callable[[Scrape], bool]) -> None:
+async def until(service: MeasuredService, holds: Callable[[Scrape], bool]) -> None:
     """Scrapes until something holds."""
     async with asyncio.timeout(10):
         while not holds(await service.scrape()):  # noqa: ASYNC110 - it may change at any time
             await asyncio.sleep(0.05)
 
 
-async def test_calls_by_method_and_code(service_: Measured) -> None:
+async def test_calls_by_method_and_code(service_: MeasuredService) -> None:
     """Calls count with the code the caller got, under the names that boards know; before the first there are zeros."""
     before = await service_.scrape()
     own = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": "GetConversation"}
@@ -135,7 +70,7 @@ async def test_calls_by_method_and_code(service_: Measured) -> None:
     assert 0 < after.value("grpc_server_handling_seconds_sum", **own) < 60
 
 
-async def test_a_method_that_is_not_served(service_: Measured) -> None:
+async def test_a_method_that_is_not_served(service_: MeasuredService) -> None:
     """Names that callers make up are counted as one, and become no label."""
     for name in ("/made.Up/One", "/conversations.v1.ConversationsService/Two"):
         call: Any = service_.channel.unary_unary(name)
@@ -149,7 +84,7 @@ async def test_a_method_that_is_not_served(service_: Measured) -> None:
     assert set() == scrape.labels() & {"made.Up", "One", "Two"}
 
 
-async def test_streams(service_: Measured) -> None:
+async def test_streams(service_: MeasuredService) -> None:
     """Messages of a stream count one by one, and the stream as running until it ends."""
     made = await service_.stub.CreateConversation(create())
     call = service_.stub.AppendItems()
@@ -169,7 +104,7 @@ async def test_streams(service_: Measured) -> None:
     assert 3 == scrape.value("conversations_items_appended_total") == scrape.value("conversations_appends_total")
 
 
-async def test_what_a_caller_cancels(service_: Measured) -> None:
+async def test_what_a_caller_cancels(service_: MeasuredService) -> None:
     """A stream that its caller leaves ends as CANCELLED."""
     call = service_.stub.AppendItems()
     await call.write(append("conv_none", user_message("a")))
@@ -179,7 +114,7 @@ async def test_what_a_caller_cancels(service_: Measured) -> None:
     assert 1 == (await service_.scrape()).value("grpc_server_handled_total", **own)
 
 
-async def test_health_counts(service_: Measured) -> None:
+async def test_health_counts(service_: MeasuredService) -> None:
     """Health is counted like any other method that is served."""
     await HealthStub(service_.channel).Check(HealthCheckRequest())
     own = {"grpc_service": "grpc.health.v1.Health", "grpc_method": "Check", "grpc_code": "OK"}
@@ -189,19 +124,19 @@ async def test_health_counts(service_: Measured) -> None:
 async def test_nobody_is_named(service: Service, tmp_path: Any) -> None:
     """No principal, tenant, attribute or id is in a scrape."""
     listen = f"unix:{tmp_path}/s"
-    async with measured(service.url, listen=listen, identity="proxy") as found:
+    async with measured_service(service.url, listen=listen, identity="proxy") as found:
         who = (("x-principal", "secret-alice"), ("x-tenant", "secret-acme"), ("x-attributes", "teams=secret-red"))
         options = [("grpc.default_authority", "localhost")]
         async with grpc.aio.insecure_channel(listen, options=options) as channel:
             made = await ConversationsServiceStub(channel).CreateConversation(
                 create(metadata={"secret-key": "v"}), metadata=who
             )
-        _, _, text = await fetched(found.metrics)
+        _, _, text = await http_get(found.metrics)
     assert "secret" not in text
     assert made.id not in text
 
 
-async def test_statements_by_kind(service_: Measured) -> None:
+async def test_statements_by_kind(service_: MeasuredService) -> None:
     """Statements are timed as reads, appends and writes; the pool says how large it is."""
     before = await service_.scrape()
     made = await service_.stub.CreateConversation(create())
@@ -217,7 +152,7 @@ async def test_statements_by_kind(service_: Measured) -> None:
     assert 1 <= after.value("conversations_pool_open") <= 10
 
 
-async def test_reads_that_share_a_round_trip(service_: Measured) -> None:
+async def test_reads_that_share_a_round_trip(service_: MeasuredService) -> None:
     """Reads at the same moment are fewer round trips, and the scrape says how many."""
     made = await service_.stub.CreateConversation(create())
     await asyncio.gather(*(service_.stub.GetConversation(get(made.id)) for _ in range(40)))
@@ -228,7 +163,7 @@ async def test_reads_that_share_a_round_trip(service_: Measured) -> None:
     assert 0 < trips
 
 
-async def test_appends_that_share_a_statement(service_: Measured) -> None:
+async def test_appends_that_share_a_statement(service_: MeasuredService) -> None:
     """Appends to several conversations at once are fewer statements."""
     made = await asyncio.gather(*(service_.stub.CreateConversation(create()) for _ in range(20)))
     for _ in range(3):
@@ -242,7 +177,7 @@ async def test_appends_that_share_a_statement(service_: Measured) -> None:
 
 async def test_waits_and_failures_of_statements(service: Service) -> None:
     """A full pool shows as statements that wait, as their wait and as refusals; a locked row as a timeout."""
-    async with measured(service.url, pool_size=1) as found:
+    async with measured_service(service.url, pool_size=1) as found:
         made = await found.stub.CreateConversation(create())
         connection = await asyncpg.connect(service.url)
         async with connection.transaction():
@@ -267,7 +202,7 @@ async def test_waits_and_failures_of_statements(service: Service) -> None:
 
 async def test_lost_connections_are_counted_with_their_retries(service: Service) -> None:
     """A statement that lost its connection is a failure and, repeated, a retry."""
-    async with measured(service.url) as found:
+    async with measured_service(service.url) as found:
         made = await found.stub.CreateConversation(create())
         connection = await asyncpg.connect(service.url)
         backends = [each.get_server_pid() for each in found.database._connections._idle]
@@ -281,7 +216,7 @@ async def test_lost_connections_are_counted_with_their_retries(service: Service)
 
 async def test_refusals_for_capacity(service: Service) -> None:
     """Calls beyond the limit are counted, and the limit is there to be compared with."""
-    async with measured(service.url, max_calls=1) as found:
+    async with measured_service(service.url, max_calls=1) as found:
         made = await found.stub.CreateConversation(create())
         calls = [found.stub.GetConversation(get(made.id)).code() for _ in range(30)]
         codes = [code.name for code in await asyncio.gather(*calls)]
@@ -294,7 +229,7 @@ async def test_readiness_and_policy(service: Service, tmp_path: Any) -> None:
     """A broken policy shows as refused and stale until it is mended."""
     policy = tmp_path / "policy.yaml"
     policy.write_text("- permit: {actions: [create, read, update, delete, share]}\n")
-    async with measured(service.url, policy_file=policy) as found:
+    async with measured_service(service.url, policy_file=policy) as found:
         assert (1, 0) == tuple(
             [(await found.scrape()).value(f"conversations_{name}") for name in ("ready", "draining")]
         )
@@ -314,7 +249,7 @@ async def test_readiness_and_policy(service: Service, tmp_path: Any) -> None:
 
 async def test_purges(service: Service) -> None:
     """A purge shows with what it removed and when."""
-    async with measured(service.url, purge_every_minutes=0.003, purge_after_hours=0) as found:
+    async with measured_service(service.url, purge_every_minutes=0.003, purge_after_hours=0) as found:
         made = await found.stub.CreateConversation(create(user_message("a"), user_message("b")))
         await found.stub.DeleteConversation(delete(made.id))
         await until(found, lambda scrape: scrape.value("conversations_purge_rows_total", kind="items") >= 2)
@@ -324,41 +259,11 @@ async def test_purges(service: Service) -> None:
     assert 1.7e9 < scrape.value("conversations_purge_last_success_timestamp_seconds")
 
 
-@asynccontextmanager
-async def measured_with_all(url: str, folder: Path) -> AsyncIterator[tuple[Measured, web.AppRunner, datetime]]:
-    """A service with all there is to measure, the issuer it gets keys from, and when its certificate expires."""
-
-    async def keys(_request: web.Request) -> web.Response:
-        return web.json_response({"keys": []})
-
-    application = web.Application()
-    application.router.add_get("/jwks", keys)
-    issuer = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-    await issuer.setup()
-    await web.TCPSite(issuer, "127.0.0.1", 0).start()
-    certificate, key = CA.issue("server", left=timedelta(days=3))
-    files = Files(folder).put(certificate, key)
-    settings = {
-        "identity": "jwt",
-        "jwt_issuer": "https://issuer.example",
-        "jwt_audience": "conversations",
-        "jwt_jwks": f"http://127.0.0.1:{issuer.addresses[0][1]}/jwks",
-        "purge_every_minutes": 60,
-        **files.settings,
-    }
-    expiry = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
-    try:
-        async with measured(url, **settings) as found:
-            yield found, issuer, expiry
-    finally:
-        await issuer.cleanup()
-
-
 async def test_keys_and_certificate(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How old the issuer's keys are, that it does not answer, and when the certificate expires."""
     monkeypatch.setattr(jwks_url, "FRESH_SECONDS", 0.2)
     monkeypatch.setattr(jwks_url, "RETRY_SECONDS", 0.2)
-    async with measured_with_all(service.url, tmp_path) as (found, issuer, expiry):
+    async with fully_measured_service(service.url, tmp_path) as (found, issuer, expiry):
         scrape = await found.scrape()
         assert expiry.timestamp() == scrape.value("conversations_certificate_expiry_timestamp_seconds")
         assert 0 == scrape.value("conversations_certificate_reloads_total", outcome="taken")
@@ -369,13 +274,13 @@ async def test_keys_and_certificate(service: Service, tmp_path: Path, monkeypatc
         assert 0.2 < (await found.scrape()).value("conversations_jwks_age_seconds") < 20
 
 
-async def test_what_is_not_there_says_nothing(service_: Measured) -> None:
+async def test_what_is_not_there_says_nothing(service_: MeasuredService) -> None:
     """No certificate, no issuer and no purge: nothing about them, or an alert would fire for ever."""
-    _, _, text = await fetched(service_.metrics)
+    _, _, text = await http_get(service_.metrics)
     assert [] == [word for word in ("certificate", "jwks", "purge") if word in text]
 
 
-async def test_the_loop_and_the_process(service_: Measured) -> None:
+async def test_the_loop_and_the_process(service_: MeasuredService) -> None:
     """The loop's lag is measured, and what runs is said."""
     await asyncio.sleep(0.6)
     scrape = await service_.scrape()
@@ -385,7 +290,7 @@ async def test_the_loop_and_the_process(service_: Measured) -> None:
     assert 0 <= scrape.value("python_gc_collections_total", generation="0")
 
 
-async def test_a_blocked_loop_shows(service_: Measured) -> None:
+async def test_a_blocked_loop_shows(service_: MeasuredService) -> None:
     """What holds the loop for half a second is in the tail of the lag."""
     await asyncio.sleep(0.05)
     time.sleep(0.5)  # noqa: ASYNC251 - the fault that is looked for
@@ -402,9 +307,9 @@ async def test_a_blocked_loop_shows(service_: Measured) -> None:
         ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0", openmetrics),
     ],
 )
-async def test_both_formats(service_: Measured, accept: str, kind: str, parse: Any) -> None:
+async def test_both_formats(service_: MeasuredService, accept: str, kind: str, parse: Any) -> None:
     """Text of the kind that was asked for, which its own parser takes, without a family twice."""
-    status, found, text = await fetched(service_.metrics, Accept=accept)
+    status, found, text = await http_get(service_.metrics, Accept=accept)
     assert 200 == status
     assert found.startswith(kind)
     names = [family.name for family in parse(text)]
@@ -412,38 +317,38 @@ async def test_both_formats(service_: Measured, accept: str, kind: str, parse: A
     assert {"grpc_server_started", "conversations_ready"} <= {name.removesuffix("_total") for name in names}
 
 
-async def test_only_metrics_are_served(service_: Measured) -> None:
+async def test_only_metrics_are_served(service_: MeasuredService) -> None:
     """Nothing else is on the address."""
-    assert 404 == (await fetched(service_.metrics, "/"))[0]
+    assert 404 == (await http_get(service_.metrics, "/"))[0]
 
 
 async def test_several_servers_in_a_process(service: Service) -> None:
     """Each counts its own calls."""
-    async with measured(service.url) as one, measured(service.url) as two:
+    async with measured_service(service.url) as one, measured_service(service.url) as two:
         await one.stub.CreateConversation(create())
         own = {"grpc_method": "CreateConversation", "grpc_code": "OK"}
         found = [(await each.scrape()).value("grpc_server_handled_total", **own) for each in (one, two)]
     assert [1, 0] == found
 
 
-async def test_a_taken_address_stops_the_start(service_: Measured) -> None:
+async def test_a_taken_address_stops_the_start(service_: MeasuredService) -> None:
     """The operator learns which setting it is."""
     with pytest.raises(StartFailed, match=r"metrics_listen: cannot listen on 127\.0\.0\.1:\d+"):
-        async with measured(service_.url, metrics_listen=service_.metrics):
+        async with measured_service(service_.url, metrics_listen=service_.metrics):
             pass
 
 
 async def test_closed_with_the_service(service: Service) -> None:
     """The address is free again."""
-    async with measured(service.url) as found:
+    async with measured_service(service.url) as found:
         address = found.metrics
     with pytest.raises(aiohttp.ClientConnectorError):
-        await fetched(address)
+        await http_get(address)
 
 
 async def test_without_an_address_there_are_none(service: Service) -> None:
     """Off by default."""
-    async with measured(service.url, metrics_listen="") as found:
+    async with measured_service(service.url, metrics_listen="") as found:
         assert "" == found.metrics
 
 

@@ -31,10 +31,12 @@ from server.observability.otlp import TracingConfigError
 from server.settings.service import load
 from server.store.append_batching import AppendBatcher
 from server.store.connection.database import Database
-from tests.authorization.test_audit import BOB, logged, served
-from tests.conftest import Service, _execute, fresh_database, problem, running
-from tests.store.test_appends import behind
+from tests.support.audit import BOB, audit_lines, audited_service
+from tests.support.batching import outcomes_behind
 from tests.support.build import append, create, get, user_message
+from tests.support.postgres import execute, fresh_database
+from tests.support.problems import problem
+from tests.support.service import Service, running_service
 
 TRACE, PARENT = "a" * 32, "b" * 16
 TRACEPARENT = ("traceparent", f"00-{TRACE}-{PARENT}-01")
@@ -123,7 +125,7 @@ async def url(postgres: str, template: str) -> AsyncIterator[str]:
 @asynccontextmanager
 async def tracing_service(url: str, **settings: Any) -> AsyncIterator[Service]:
     """A service with tracing; when it has ended, all spans have been sent."""
-    async with running(url, tracing=True, **settings) as service:
+    async with running_service(url, tracing=True, **settings) as service:
         yield service
 
 
@@ -223,7 +225,7 @@ async def test_codes(url: str, collector: Collector) -> None:
         assert "NOT_FOUND" == (await problem(stub.GetConversation(get("conv_none")))).code
         assert "INVALID_ARGUMENT" == (await problem(stub.GetConversation(get("none")))).code
         assert 0 < service.database.answered
-        await _execute(url, "ALTER TABLE conversations RENAME TO gone")
+        await execute(url, "ALTER TABLE conversations RENAME TO gone")
         assert "INTERNAL" == (await problem(stub.GetConversation(get("conv_none")))).code
     calls = collector.servers("GetConversation")
     told = [values(list(call.attributes)) for call in calls]
@@ -319,7 +321,9 @@ async def test_shared_appends(url: str, collector: Collector) -> None:
     async with tracing_service(url) as service:
         made = [await service.stub.CreateConversation(create()) for _ in range(6)]
         requests = [append(each.id, user_message()) for each in made]
-        answers, texts = await behind(service, *(lambda each=each: service.stub.CreateItems(each) for each in requests))
+        answers, texts = await outcomes_behind(
+            service, *(lambda each=each: service.stub.CreateItems(each) for each in requests)
+        )
         assert (6, 1) == (len(answers), len(texts))
         await service.stub.CreateItems(requests[0])  # it queues: the last statement was for several
         await service.stub.CreateItems(requests[0])
@@ -340,7 +344,9 @@ async def test_a_bad_append(url: str, collector: Collector) -> None:
         made = await service.stub.CreateConversation(create(user_message(id="msg_taken")))
         other = await service.stub.CreateConversation(create())
         requests = [append(made.id, user_message(id="msg_taken")), append(other.id, user_message())]
-        answers, _ = await behind(service, *(lambda each=each: service.stub.CreateItems(each) for each in requests))
+        answers, _ = await outcomes_behind(
+            service, *(lambda each=each: service.stub.CreateItems(each) for each in requests)
+        )
         assert "ALREADY_EXISTS" == answers[0].code
     _, bad, good = collector.servers("CreateItems")
     (undone,) = [span for span in collector.statements() if span.links]
@@ -368,9 +374,9 @@ async def test_a_stream(url: str, collector: Collector) -> None:
 
 async def test_the_log_has_the_trace(url: str, collector: Collector) -> None:
     """Audit lines name the trace that the collector gets, begun here or by the caller."""
-    async with served(url, tracing=True) as channel:
+    async with audited_service(url, tracing=True) as channel:
         for who in (BOB, (*BOB, TRACEPARENT)):
-            _, (line,) = await logged(channel, "GetConversation", get("conv_none"), who)
+            _, (line,) = await audit_lines(channel, "GetConversation", get("conv_none"), who)
             assert 32 == len(line["trace"])
             last = line["trace"]
         assert TRACE == last
@@ -460,8 +466,8 @@ async def test_a_collector_that_does_not_answer(
 async def test_traces_without_a_collector(url: str, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     """With OTEL_TRACES_EXPORTER=none nothing is sent, and the log still has traces."""
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
-    async with served(url, tracing=True) as channel:
-        _, (line,) = await logged(channel, "GetConversation", get("conv_none"), BOB)
+    async with audited_service(url, tracing=True) as channel:
+        _, (line,) = await audit_lines(channel, "GetConversation", get("conv_none"), BOB)
     assert 32 == len(line["trace"])
     assert [] == collector.bodies
 

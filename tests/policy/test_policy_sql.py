@@ -11,7 +11,7 @@ from server.authorization.index_ranges import IndexRanges, index_ranges
 from server.policy.plan import Plan
 from server.policy.residual import Shares
 from server.store.sql import conversations, items, predicate
-from tests.conftest import fresh_database
+from tests.support.postgres import fresh_database
 from tests.support.proof import Mismatch, Proof, proof_on
 
 SEED = 20260101

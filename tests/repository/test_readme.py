@@ -16,9 +16,11 @@ from tempfile import TemporaryDirectory
 import pytest
 from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 
-from tests.cli.test_cli import environment
-from tests.conftest import Service, fresh_database
-from tests.identity.test_identity import RSA, Authority, jwks, token
+from tests.support.certificates import CertificateAuthority
+from tests.support.commands import environment
+from tests.support.jwt import ISSUER_KEY, jwk_set, token
+from tests.support.postgres import fresh_database
+from tests.support.service import Service
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -125,13 +127,13 @@ def place() -> Iterator[Path]:
     """A folder with the files that the commands name; short, for the path of a socket has a limit."""
     with TemporaryDirectory() as name:
         place = Path(name)
-        authority = Authority()
+        authority = CertificateAuthority()
         for who, uris in (("server", ()), ("client", ("spiffe://prod.example/billing",))):
-            key, certificate = authority.issue(who, *uris)
+            certificate, key = authority.issue(who, uris=uris)
             (place / f"{who}.key").write_bytes(key)
             (place / f"{who}.pem").write_bytes(certificate)
         (place / "ca.pem").write_bytes(authority.pem)
-        (place / "jwks.json").write_bytes(jwks(RSA))
+        (place / "jwks.json").write_bytes(jwk_set(ISSUER_KEY))
         (place / "generated").symlink_to(ROOT / "generated")
         yield place
 

@@ -28,8 +28,8 @@ from server.items import new_item_from_json
 from server.requests import validation
 from server.requests.validation import validate
 from server.requests.validation_fast_path import FastPath
-from tests.items.test_items import SAMPLES
 from tests.support.build import append, user_message
+from tests.support.samples import SAMPLES
 
 AUTHORITY = Validator()
 REQUESTS = sorted(

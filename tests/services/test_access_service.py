@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -10,7 +9,8 @@ import pytest
 from conversations.v1 import access_service_pb2 as pb
 from google.protobuf.json_format import MessageToDict
 
-from tests.authorization.test_access import (
+from tests.support import reference
+from tests.support.access import (
     ANN,
     BOB,
     CALLERS,
@@ -21,32 +21,16 @@ from tests.authorization.test_access import (
     READERS,
     RITA,
     ROWS,
-    Guarded,
+    GuardedService,
     caller,
-    guarded_service,
 )
-from tests.conftest import problem, statements
-from tests.support import reference
 from tests.support.build import append, delete, delete_item, get, get_item, sets, update, user_message
+from tests.support.problems import problem
 from tests.support.reference import What
+from tests.support.service import recorded_statements
 
 MISSING = "conv_" + "9" * 16
 ASKED = [("conversation", action) for action in EVERYTHING[:5]] + [("item", action) for action in EVERYTHING[:4]]
-
-
-@pytest.fixture(scope="module")
-async def shared(postgres: str, template: str) -> AsyncIterator[Guarded]:
-    """One service for the module."""
-    async with guarded_service(postgres, template) as served:
-        yield served
-
-
-@pytest.fixture
-def guarded(shared: Guarded) -> Iterator[Guarded]:
-    """The service under the default policy."""
-    shared.obey([])
-    yield shared
-    shared.obey([])
 
 
 def check(conversation_id: str, *asked: tuple[str, str], item_id: str = "") -> pb.CheckAccessRequest:
@@ -67,7 +51,7 @@ def given(response: pb.CheckAccessResponse) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", CALLERS)
-async def test_check_is_the_reference(guarded: Guarded, policy: str, name: str) -> None:
+async def test_check_is_the_reference(guarded: GuardedService, policy: str, name: str) -> None:
     """The subset that the policy allows, in the order asked; nothing on what the caller does not see."""
     guarded.obey(POLICIES[policy])
     who = CALLERS[name]
@@ -89,7 +73,7 @@ async def test_check_is_the_reference(guarded: Guarded, policy: str, name: str) 
     assert [] == given(await guarded.by(who).CheckAccess(check(MISSING, *ASKED)))
 
 
-async def test_check_is_what_happens(guarded: Guarded) -> None:
+async def test_check_is_what_happens(guarded: GuardedService) -> None:
     """What it allows is done, what it leaves out is refused."""
     guarded.obey(POLICIES["auditor"])
     calls = [
@@ -110,19 +94,19 @@ async def test_check_is_what_happens(guarded: Guarded) -> None:
             assert (await problem(call(client, row))).code in {"NOT_FOUND", "PERMISSION_DENIED"}, (who, asked)
 
 
-async def test_check_costs_one_statement(guarded: Guarded) -> None:
+async def test_check_costs_one_statement(guarded: GuardedService) -> None:
     """However many questions; and none where nothing can be read."""
     row = await guarded.row("ann")
-    with statements(guarded.database) as texts:
+    with recorded_statements(guarded.database) as texts:
         await guarded.by(ANN).CheckAccess(check(row, *ASKED, *ASKED))
     assert 1 == len(texts)
     guarded.obey(POLICIES["deny all"])
-    with statements(guarded.database) as texts:
+    with recorded_statements(guarded.database) as texts:
         assert [] == given(await guarded.by(ANN).CheckAccess(check(row, *ASKED)))
     assert [] == texts
 
 
-async def test_check_without_an_item(guarded: Guarded) -> None:
+async def test_check_without_an_item(guarded: GuardedService) -> None:
     """An item about which no rule says anything by its id, also where a pattern would match nothing at all."""
     guarded.obey(
         [
@@ -137,7 +121,7 @@ async def test_check_without_an_item(guarded: Guarded) -> None:
     assert asked[2:] == given(await guarded.by(BOB).CheckAccess(check(row, *asked)))
 
 
-async def test_check_of_the_policy(guarded: Guarded) -> None:
+async def test_check_of_the_policy(guarded: GuardedService) -> None:
     """Whether the caller may ask for explanations."""
     guarded.obey([*READERS, {"permit": {"actions": ["explain"], "resource": "policy::*", "principal": "bob"}}])
     row = await guarded.row("ann", {"teams": ["red"]})
@@ -145,7 +129,7 @@ async def test_check_of_the_policy(guarded: Guarded) -> None:
         assert expected == given(await guarded.by(who).CheckAccess(check(row, ("policy", "explain"))))
 
 
-async def test_check_is_the_same_for_all_that_is_hidden(guarded: Guarded) -> None:
+async def test_check_is_the_same_for_all_that_is_hidden(guarded: GuardedService) -> None:
     """Missing, deleted, another tenant's and unreadable conversations give one answer, byte for byte."""
     kinds = [
         await guarded.row("ann"),
@@ -168,7 +152,7 @@ async def test_check_is_the_same_for_all_that_is_hidden(guarded: Guarded) -> Non
         (check("conv_a", ("item", "read"), item_id="a b"), "item_id"),
     ],
 )
-async def test_check_refuses_what_is_no_question(guarded: Guarded, request_: Any, field: str) -> None:
+async def test_check_refuses_what_is_no_question(guarded: GuardedService, request_: Any, field: str) -> None:
     """A resource or an action that nobody has is INVALID_ARGUMENT, not a no."""
     refused = await problem(guarded.by(ANN).CheckAccess(request_))
     assert ("INVALID_ARGUMENT", [field]) == (refused.code, list(refused.fields))
@@ -192,7 +176,7 @@ def truths(response: pb.ExplainAccessResponse) -> list[int]:
     return [rule.truth for rule in response.rules]
 
 
-async def test_explain_a_condition(guarded: Guarded) -> None:
+async def test_explain_a_condition(guarded: GuardedService) -> None:
     """What is left for the row is a tree of the subject's own values; the rules stand beside it as in the file."""
     guarded.obey(TEXT)
     answer = await guarded.by(BOB).ExplainAccess(explain("conversation", "delete"))
@@ -212,7 +196,7 @@ async def test_explain_a_condition(guarded: Guarded) -> None:
     assert sha256(TEXT.encode()).hexdigest() == answer.policy_digest
 
 
-async def test_explain_always_and_never(guarded: Guarded) -> None:
+async def test_explain_always_and_never(guarded: GuardedService) -> None:
     """Plans that no row changes name the rule that decides, where there is one."""
     guarded.obey(TEXT)
     boss = await guarded.by(caller("zoe", roles="boss")).ExplainAccess(explain("conversation", "share"))
@@ -225,7 +209,7 @@ async def test_explain_always_and_never(guarded: Guarded) -> None:
     assert (pb.DECISION_ALLOWED, pb.PLAN_KIND_ALWAYS, 5) == (policy.decision, policy.plan.kind, policy.deciding_rule)
 
 
-async def test_explain_on_a_row(guarded: Guarded) -> None:
+async def test_explain_on_a_row(guarded: GuardedService) -> None:
     """On a conversation, and on an item of it, the first rule that matches decides."""
     guarded.obey(TEXT)
     row = await guarded.row("ann", {"teams": ["red"]})
@@ -240,7 +224,7 @@ async def test_explain_on_a_row(guarded: Guarded) -> None:
         assert DEPENDS not in truths(answer)
 
 
-async def test_explain_for_another(guarded: Guarded) -> None:
+async def test_explain_for_another(guarded: GuardedService) -> None:
     """The subject is of the caller's tenant; what the caller sees is asked about, with the subject's eyes."""
     guarded.obey(TEXT)
     row = await guarded.row("ann", {"teams": ["red"]})
@@ -255,7 +239,7 @@ async def test_explain_for_another(guarded: Guarded) -> None:
         assert "CONVERSATION_NOT_FOUND" == (await problem(guarded.by(who).ExplainAccess(hidden))).reason
 
 
-async def test_explain_needs_to_see_the_conversation(guarded: Guarded) -> None:
+async def test_explain_needs_to_see_the_conversation(guarded: GuardedService) -> None:
     """Unseen, deleted and missing conversations are one NOT_FOUND, also for those who may read none."""
     guarded.obey([{"permit": {"actions": ["explain"], "resource": "policy::*"}}, *READERS])
     kinds = [await guarded.row("ann"), await guarded.row("eve", deleted=True), MISSING]
@@ -272,12 +256,12 @@ async def test_explain_needs_to_see_the_conversation(guarded: Guarded) -> None:
     assert "NOT_FOUND" == told.pop()[0]
 
 
-async def test_explain_takes_a_permission_of_its_own(guarded: Guarded) -> None:
+async def test_explain_takes_a_permission_of_its_own(guarded: GuardedService) -> None:
     """Without explain on the policy it is refused before anything is looked up, about oneself too."""
     guarded.obey(TEXT)
     row = await guarded.row("ann")
     nosy = caller("ann", roles="nosy")
-    with statements(guarded.database) as texts:
+    with recorded_statements(guarded.database) as texts:
         for asked in (explain("conversation", "read"), explain("conversation", "read", conversation_id=row)):
             refused = await problem(guarded.by(nosy).ExplainAccess(asked))
             assert ("PERMISSION_DENIED", {"resource": "policy", "action": "explain"}) == (
@@ -287,7 +271,7 @@ async def test_explain_takes_a_permission_of_its_own(guarded: Guarded) -> None:
     assert [] == texts
 
 
-async def test_explain_tells_no_values_of_the_row(guarded: Guarded) -> None:
+async def test_explain_tells_no_values_of_the_row(guarded: GuardedService) -> None:
     """Owner, attributes, metadata and ids of rows are not in the answer; nor is SQL."""
     guarded.obey([{"permit": {"actions": EVERYTHING}, "when": "user in owners teams"}, *POLICIES["secret item"]])
     row = await guarded.row("ownersname", {"teams": ["red", "crimson"], "projects": ["manhattan"]})
@@ -301,12 +285,12 @@ async def test_explain_tells_no_values_of_the_row(guarded: Guarded) -> None:
         assert [] == [word for word in words if word in answer]
 
 
-async def test_explain_is_the_reference(guarded: Guarded) -> None:
+async def test_explain_is_the_reference(guarded: GuardedService) -> None:
     """Its decision is the policy's for every caller and row."""
     grant = [{"permit": {"actions": ["explain"], "resource": "policy::*"}}]
     everybody = caller("root", roles="root")
     for name, rules in POLICIES.items():
-        full: list[Mapping[str, Any]] = [
+        full: list[Any] = [
             {"permit": {"actions": ["read", "explain"]}, "when": "user with root in roles"},
             *grant,
             *rules,

@@ -28,11 +28,11 @@ from server.errors import StartFailed
 from server.observability import logs
 from server.settings.addresses import of_worker
 from server.store.migrate import HEAD
-from tests.cli.test_cli import address_of as callers_of
-from tests.cli.test_cli import client, ended
-from tests.cli.test_cli import run_service as process
-from tests.conftest import Service, fresh_database, problem, running
 from tests.support.build import create, get
+from tests.support.commands import address_in, connect, finish, server_process
+from tests.support.postgres import fresh_database
+from tests.support.problems import problem
+from tests.support.service import Service, running_service
 
 HOST = "127.0.0.1"
 
@@ -59,7 +59,7 @@ async def operated(url: str, **settings: Any) -> AsyncIterator[Operated]:
     """A service with an admin address."""
     address, listen = (f"{HOST}:{free_port()}" for _ in range(2))
     async with (
-        running(url, listen=listen, admin_listen=address, **settings) as service,
+        running_service(url, listen=listen, admin_listen=address, **settings) as service,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield Operated(service, address, channel, AdminServiceStub(channel))
@@ -145,7 +145,7 @@ async def test_the_drain_can_be_seen(url: str) -> None:
         await lock.execute("BEGIN")
         await lock.execute("LOCK TABLE conversations")
         async with operated(url, grace_seconds=5) as admin:
-            callers = await stack.enter_async_context(client(admin.service.address))
+            callers = await stack.enter_async_context(connect(admin.service.address))
             call = asyncio.create_task(callers.CreateConversation(create()).code())
             status = pb.Status()
             async with asyncio.timeout(5):
@@ -175,15 +175,15 @@ async def draining(address: str) -> tuple[bool, bool, int]:
 async def test_log_level(url: str) -> None:
     """The level changes for loggers that have been used already; the log tells, and audit lines come at any level."""
     address = f"{HOST}:{free_port()}"
-    async with process(url, admin_listen=address, log_format="json") as (service, line):
-        async with grpc.aio.insecure_channel(address) as channel, client(callers_of(line)) as stub:
+    async with server_process(url, admin_listen=address, log_format="json") as (service, line):
+        async with grpc.aio.insecure_channel(address) as channel, connect(address_in(line)) as stub:
             for level in (None, pb.LEVEL_DEBUG, pb.LEVEL_ERROR):
                 if level:
                     answer = await AdminServiceStub(channel).SetLogLevel(pb.SetLogLevelRequest(level=level))
                     assert pb.LogLevel(level=level, configured=pb.LEVEL_INFO) == answer
                 assert "NOT_FOUND" == (await problem(stub.GetConversation(get("conv_none")))).code
         service.terminate()
-        _, _, errors = await ended(service)
+        _, _, errors = await finish(service)
     lines = sorted(
         map(json.loads, errors.splitlines()), key=lambda line: line["timestamp"]
     )  # those of calls come later
@@ -329,7 +329,7 @@ def test_address(listen: str, worker: int, expected: str) -> None:
 async def test_each_worker_has_one(url: str) -> None:
     """So that each of several processes can be asked; worker 1 answers at the next port."""
     first = free_port()
-    async with process(url, workers="2", admin_listen=f"{HOST}:{first}"):
+    async with server_process(url, workers="2", admin_listen=f"{HOST}:{first}"):
         for worker in (0, 1):
             async with grpc.aio.insecure_channel(f"{HOST}:{first + worker}") as channel:
                 status = await AdminServiceStub(channel).GetStatus(pb.GetStatusRequest())
@@ -339,13 +339,13 @@ async def test_each_worker_has_one(url: str) -> None:
 async def test_a_taken_address(admin: Operated) -> None:
     """A second service does not get the first one's admin address, nor half of its connections."""
     with pytest.raises(StartFailed, match=admin.address):
-        async with running(admin.service.url, admin_listen=admin.address):
+        async with running_service(admin.service.url, admin_listen=admin.address):
             pass
 
 
 async def test_off(url: str) -> None:
     """Without an admin address gRPC keeps no statistics: channelz is of the process, and another one's is asked."""
-    async with operated(url) as admin, running(url, listen=f"{HOST}:{free_port()}") as silent:
+    async with operated(url) as admin, running_service(url, listen=f"{HOST}:{free_port()}") as silent:
         await silent.stub.CreateConversation(create())
         ports = set(await servers(admin.channel))
     assert int(admin.service.address.rpartition(":")[2]) in ports

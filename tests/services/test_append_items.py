@@ -17,12 +17,11 @@ from structlog.testing import capture_logs
 from server.services.append_stream import AHEAD
 from server.services.new_items import BatchBuilder
 from server.store.connection.database import Database
-from tests.authorization.test_access import Caller, Guarded, caller, guarded_service
-from tests.conftest import Service, problem_of, running, statements
-from tests.services.test_concurrency import listed
-from tests.services.test_wire import SERVICE
-from tests.store.test_appends import held, told
+from tests.support.access import Caller, GuardedService, caller, guarded_service
+from tests.support.batching import held_statement, outcome
 from tests.support.build import ahead, append, copy_of, create, delete, get, text_of, user_message
+from tests.support.problems import problem_of
+from tests.support.service import Service, list_all_items, recorded_statements, running_service
 
 ANN = caller("ann", teams="red")
 MANY_MESSAGES = 10_000
@@ -47,7 +46,7 @@ async def sent(stub: Any, *requests: Any) -> tuple[list[Any], str]:
 
 async def sent_first(database: Database, call: Any, *requests: Any, closes: bool = False) -> tuple[list[Any], str]:
     """Likewise, of a stream that has sent all before anything is placed: a client's send may not meet the end."""
-    async with held(database):
+    async with held_statement(database):
         for request in requests:
             await call.write(request)
         if closes:
@@ -86,7 +85,7 @@ async def test_a_thousand_messages_sent_ahead(service: Service) -> None:
     requests = [
         ahead("" if n else target, *(user_message(f"{n}/{place}") for place in range(n % 3 + 1))) for n in range(1000)
     ]
-    with statements(service.database) as texts:
+    with recorded_statements(service.database) as texts:
         found, end = await sent(service.stub, *requests)
     assert "OK" == end
     expected, place = [], 1
@@ -94,7 +93,7 @@ async def test_a_thousand_messages_sent_ahead(service: Service) -> None:
         expected.append(place)
         place += len(request.items)
     assert expected == firsts(found)
-    items = await listed(service.stub, target, ORDER_ASCENDING)
+    items = await list_all_items(service.stub, target, ORDER_ASCENDING)
     assert [f"{n}/{place}" for n in range(1000) for place in range(n % 3 + 1)] == list(map(text_of, items))
     assert [item.id for item in items] == [each for answer in found for each in answer.appended.item_ids]
     assert list(range(1, place)) == [item.sequence for item in items]
@@ -104,7 +103,7 @@ async def test_a_thousand_messages_sent_ahead(service: Service) -> None:
 async def test_a_message_at_a_time(service: Service, target: str) -> None:
     """Who waits for each answer gets it, with one statement for each."""
     call = service.stub.AppendItems()
-    with statements(service.database) as texts:
+    with recorded_statements(service.database) as texts:
         for n in range(5):
             await call.write(ahead(target if n in (0, 3) else "", user_message(id=f"msg_{n}")))
             answer = await call.read()
@@ -118,7 +117,7 @@ async def test_a_message_at_a_time(service: Service, target: str) -> None:
 
 async def test_a_stream_without_messages(service: Service) -> None:
     """A stream that is closed at once ends well, and takes no statement."""
-    with statements(service.database) as texts:
+    with recorded_statements(service.database) as texts:
         assert ([], "OK") == await sent(service.stub)
     assert [] == texts
 
@@ -132,7 +131,7 @@ async def test_large_ones_and_references_keep_the_order(service: Service, target
     items[20] = user_message("20" + "x" * 300_000)
     found, end = await sent(service.stub, *(ahead(target, each) for each in items))
     assert ("OK", list(range(2, 42))) == (end, firsts(found))
-    texts = [text_of(each) for each in await listed(service.stub, target, ORDER_ASCENDING)]
+    texts = [text_of(each) for each in await list_all_items(service.stub, target, ORDER_ASCENDING)]
     assert ["hi", *(("copied" if n == 19 else str(n)) for n in range(40))] == [each[:6].rstrip("x") for each in texts]
 
 
@@ -157,12 +156,12 @@ BAD: dict[str, dict[str, Any]] = {
 async def test_a_bad_message_does_not_end_the_stream(stub: Any, target: str, name: str) -> None:
     """It is answered with the status that CreateItems gives, and those around it are appended."""
     items, fields = BAD[name]["items"], {key: value for key, value in BAD[name].items() if key != "items"}
-    failure = await told(stub.CreateItems(append(target, *items, **fields)))
+    failure = await outcome(stub.CreateItems(append(target, *items, **fields)))
     good = ahead("", user_message())
     found, end = await sent(stub, ahead(target, user_message()), good, ahead("", *items, **fields), good, good)
     assert "OK" == end
     assert [2, 3, failure.reason, 4, 5] == firsts(found)
-    alone = await told(stub.CreateItems(append(target, *items, **fields)))  # by now the conversation is longer
+    alone = await outcome(stub.CreateItems(append(target, *items, **fields)))  # by now the conversation is longer
     status = found[2].error
     bad = error_details_pb2.BadRequest()
     for detail in status.details:
@@ -211,7 +210,7 @@ async def test_what_ends_a_stream(service: Service, target: str, name: str) -> N
 async def test_malformed_bytes(service: Service, target: str, place: int) -> None:
     """What is no message ends the stream, after the answers of those before it."""
     bodies = [*[ahead(target, user_message()).SerializeToString()] * place, b"\xff"]
-    method: Any = service.channel.stream_stream(f"/{SERVICE.full_name}/AppendItems")
+    method: Any = service.channel.stream_stream("/conversations.v1.ConversationsService/AppendItems")
     found, end = await sent_first(service.database, method(), *bodies)
     assert "INVALID_ARGUMENT FIELD_INVALID" == end
     assert list(range(2, 2 + place)) == firsts(map(AppendItemsResponse.FromString, found))
@@ -254,7 +253,7 @@ RULES = [
 
 
 @pytest.fixture(scope="module")
-async def guarded(postgres: str, template: str) -> AsyncIterator[Guarded]:
+async def guarded(postgres: str, template: str) -> AsyncIterator[GuardedService]:
     """A service behind a proxy."""
     async with guarded_service(postgres, template) as served:
         yield served
@@ -270,7 +269,7 @@ ROWS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", list(ROWS))
-async def test_who_may_append(guarded: Guarded, name: str) -> None:
+async def test_who_may_append(guarded: GuardedService, name: str) -> None:
     """A stream is held to the same rules as a call, and a refused one leaves a line in the audit."""
     guarded.obey(RULES)
     fields, expected = ROWS[name]
@@ -285,7 +284,7 @@ async def test_who_may_append(guarded: Guarded, name: str) -> None:
     assert ([] if expected == "OK" else [(expected.split()[1], row)]) == lines
 
 
-async def test_the_policy_changes_meanwhile(guarded: Guarded) -> None:
+async def test_the_policy_changes_meanwhile(guarded: GuardedService) -> None:
     """Each message is decided by the policy in force: who loses a right is told at the next one."""
     guarded.obey(RULES)
     row = await guarded.row("ann")
@@ -305,7 +304,7 @@ NOBODY: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize("metadata, code", [pytest.param(m, code, id=name) for name, m, code in NOBODY])
-async def test_who_may_never_is_refused_unread(guarded: Guarded, metadata: Any, code: str) -> None:
+async def test_who_may_never_is_refused_unread(guarded: GuardedService, metadata: Any, code: str) -> None:
     """Without identity, or when no row could permit it, a stream ends before it has sent anything."""
     guarded.obey([{"permit": {"actions": ["create", "read"], "principal": "ann"}}])
     async with asyncio.timeout(20):
@@ -346,7 +345,7 @@ async def test_exactly_once_over_broken_streams(service: Service, by: str) -> No
         except asyncio.CancelledError:
             assert cutting
     assert len(texts) == done
-    items = await listed(service.stub, target, ORDER_ASCENDING)
+    items = await list_all_items(service.stub, target, ORDER_ASCENDING)
     assert texts == list(map(text_of, items))
 
 
@@ -354,9 +353,9 @@ async def test_a_cancelled_stream_is_left_out_whole(service: Service, target: st
     """At no moment is an append out of line while one behind it is in: a statement might begin then."""
     other = await new(service.stub)
     call = service.stub.AppendItems()
-    async with held(service.database) as line:
+    async with held_statement(service.database) as line:
         holding = asyncio.ensure_future(service.stub.CreateItems(append(other, user_message("holds the line"))))
-        await line.begun.wait()
+        await line.started.wait()
         for n in range(5):
             await call.write(ahead(target, user_message(str(n))))
         await line.until(lambda: len(line.appends) == 5)
@@ -374,16 +373,16 @@ async def test_a_cancelled_stream_is_left_out_whole(service: Service, target: st
 async def test_a_cancelled_stream(service: Service, target: str) -> None:
     """What was not begun is not appended, and the server goes on."""
     call = service.stub.AppendItems()
-    async with held(service.database) as line:
+    async with held_statement(service.database) as line:
         await call.write(ahead(target, user_message("begun")))
-        await line.begun.wait()
+        await line.started.wait()
         for n in range(20):
             await call.write(ahead("", user_message(str(n))))
         await line.until(lambda: len(line.appends) == 20)
         call.cancel()
         await line.until(lambda: all(each.placed.done() for each in line.appends))
     await service.stub.CreateItems(append(target, user_message("after")))
-    texts = [text_of(each) for each in await listed(service.stub, target, ORDER_ASCENDING)]
+    texts = [text_of(each) for each in await list_all_items(service.stub, target, ORDER_ASCENDING)]
     assert texts in (["hi", "begun", "after"], ["hi", "after"])
 
 
@@ -419,7 +418,7 @@ async def test_a_caller_that_does_not_read(service: Service, target: str) -> Non
 
 async def test_no_default_deadline(service: Service, target: str) -> None:
     """The server's own deadlines are for calls: a stream may stay open as long as its caller wants."""
-    async with running(service.url, default_deadline_seconds=0.2, max_deadline_seconds=0.2) as served:
+    async with running_service(service.url, default_deadline_seconds=0.2, max_deadline_seconds=0.2) as served:
         call = served.stub.AppendItems()
         for n in range(4):
             await call.write(ahead(target, user_message()))
@@ -439,16 +438,16 @@ async def test_a_drain(service: Service, target: str, count: int | None) -> None
     """What was taken is answered, then the stream is told to go elsewhere; nobody waits for the grace."""
     stub = service.stub
     async with asyncio.timeout(30), AsyncExitStack() as clients, AsyncExitStack() as server:
-        served = await server.enter_async_context(running(service.url, grace_seconds=3600))
+        served = await server.enter_async_context(running_service(service.url, grace_seconds=3600))
         channel = await clients.enter_async_context(grpc.aio.insecure_channel(served.address))
         call = ConversationsServiceStub(channel).AppendItems()
-        async with held(served.database) as line:
+        async with held_statement(served.database) as line:
             if not count:
-                line.let_go.set()
+                line.release.set()
             for _ in range(count if count is not None else 0):
                 await call.write(ahead(target, user_message()))
             if count:
-                await line.begun.wait()
+                await line.started.wait()
                 await line.until(lambda: len(line.appends) >= min(count, AHEAD) - 1)
             elif count == 0:
                 await call.write(ahead(target, user_message()))
@@ -457,7 +456,7 @@ async def test_a_drain(service: Service, target: str, count: int | None) -> None
                 await call.wait_for_connection()
             draining = asyncio.create_task(server.aclose())
             await asyncio.sleep(0.1)  # whatever it does meanwhile, it may not forget what waits
-            line.let_go.set()
+            line.release.set()
             found, end = await answers(call)
             await draining
     assert "UNAVAILABLE SHUTTING_DOWN" == end

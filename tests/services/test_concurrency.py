@@ -11,12 +11,10 @@ from uuid import uuid4
 import asyncpg
 import grpc
 import grpc.aio
-from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ORDER_DESCENDING, ListItemsResponse
+from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ORDER_DESCENDING
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
-from conversations.v1.item_pb2 import Item
 from google.protobuf.message import Message
 
-from tests.conftest import Service, problem_of
 from tests.support.build import (
     append,
     batch_get,
@@ -29,6 +27,8 @@ from tests.support.build import (
     update,
     user_message,
 )
+from tests.support.problems import problem_of
+from tests.support.service import Service, list_all_items
 
 WRITERS, CALLS, CHANNELS = 32, 25, 4
 CROWD = 50
@@ -58,19 +58,6 @@ async def all_outcomes(calls: Iterable[Awaitable[Any]]) -> tuple[Counter[str], l
     return Counter(reason for reason, _ in ended), [answer for reason, answer in ended if reason == "OK"]
 
 
-async def listed(stub: Any, conversation_id: str, order: Any) -> list[Item]:
-    """All items, page by page."""
-    found: list[Item] = []
-    token = ""
-    while True:
-        request = list_items(conversation_id, order=order, page_size=100, page_token=token)
-        page: ListItemsResponse = await stub.ListItems(request)
-        found += page.items
-        token = page.next_page_token
-        if not token:
-            return found
-
-
 def keys(answers: Iterable[Message]) -> set[bytes]:
     """The answers without their doubles."""
     return {answer.SerializeToString(deterministic=True) for answer in answers}
@@ -78,7 +65,7 @@ def keys(answers: Iterable[Message]) -> set[bytes]:
 
 async def test_concurrent_appends_have_one_order(service: Service) -> None:
     """Of 32 writers nothing is lost or tied, calls stay in one piece and writers in order, whoever reads."""
-    answered: list[list[Item]] = []
+    answered: list[list[Any]] = []
 
     async def write(stub: Any, conversation_id: str, writer: int) -> None:
         number = 0
@@ -92,8 +79,8 @@ async def test_concurrent_appends_have_one_order(service: Service) -> None:
     async with stubs(service) as clients:
         made = await clients[0].CreateConversation(create())
         await asyncio.gather(*(write(clients[writer % CHANNELS], made.id, writer) for writer in range(WRITERS)))
-    up = await listed(service.stub, made.id, ORDER_ASCENDING)
-    down = await listed(service.stub, made.id, ORDER_DESCENDING)
+    up = await list_all_items(service.stub, made.id, ORDER_ASCENDING)
+    down = await list_all_items(service.stub, made.id, ORDER_DESCENDING)
     total = sum(map(len, answered))
 
     assert list(range(1, total + 1)) == [item.sequence for item in up]
@@ -143,7 +130,7 @@ async def test_one_request_id_appends_once(service: Service) -> None:
         ended, answers = await all_outcomes(clients[n % CHANNELS].CreateItems(request) for n in range(CROWD))
         assert {"OK": CROWD} == ended
         assert 1 == len(keys(answers))
-        assert answers[0].items == await listed(clients[0], made.id, ORDER_ASCENDING)
+        assert answers[0].items == await list_all_items(clients[0], made.id, ORDER_ASCENDING)
         assert 2 == (await clients[0].GetConversation(get(made.id))).last_sequence
 
 
@@ -154,7 +141,9 @@ async def test_one_request_id_creates_once(own_service: Service) -> None:
         ended, answers = await all_outcomes(clients[n % CHANNELS].CreateConversation(request) for n in range(CROWD))
         assert {"OK": CROWD} == ended
         assert 1 == len(keys(answers))
-        assert ["a", "b"] == [text_of(item) for item in await listed(clients[0], answers[0].id, ORDER_ASCENDING)]
+        assert ["a", "b"] == [
+            text_of(item) for item in await list_all_items(clients[0], answers[0].id, ORDER_ASCENDING)
+        ]
     assert (1, 2) == await _counts(own_service.url)
 
 
@@ -235,7 +224,7 @@ async def test_one_expected_sequence_appends_once(service: Service) -> None:
             clients[n % CHANNELS].CreateItems(request) for n, request in enumerate(requests)
         )
         assert {"OK": 1, "ABORTED SEQUENCE_MISMATCH": CROWD - 1} == ended
-        assert list(answers[0].items) == (await listed(clients[0], made.id, ORDER_ASCENDING))[1:]
+        assert list(answers[0].items) == (await list_all_items(clients[0], made.id, ORDER_ASCENDING))[1:]
 
 
 async def test_one_item_id_is_given_once(service: Service) -> None:
@@ -245,7 +234,7 @@ async def test_one_item_id_is_given_once(service: Service) -> None:
         request = append(made.id, user_message("free"), user_message("mine", id="msg_mine"))
         ended, _ = await all_outcomes(clients[n % CHANNELS].CreateItems(request) for n in range(CROWD))
         assert {"OK": 1, "ALREADY_EXISTS ITEM_EXISTS": CROWD - 1} == ended
-        assert [1, 2] == [item.sequence for item in await listed(clients[0], made.id, ORDER_ASCENDING)]
+        assert [1, 2] == [item.sequence for item in await list_all_items(clients[0], made.id, ORDER_ASCENDING)]
 
 
 async def test_crossing_item_ids_do_not_deadlock(service: Service) -> None:
@@ -268,7 +257,7 @@ async def test_an_item_is_deleted_once(service: Service) -> None:
             clients[n % CHANNELS].DeleteItem(delete_item(made.id, "msg_a")) for n in range(CROWD)
         )
         assert {"OK": 1, "NOT_FOUND ITEM_NOT_FOUND": CROWD - 1} == ended
-        assert ["msg_b"] == [item.id for item in await listed(clients[0], made.id, ORDER_ASCENDING)]
+        assert ["msg_b"] == [item.id for item in await list_all_items(clients[0], made.id, ORDER_ASCENDING)]
 
 
 async def test_a_conversation_is_deleted_once(service: Service) -> None:
@@ -302,7 +291,7 @@ async def test_an_id_is_taken_and_freed(service: Service) -> None:
             "delete OK",
             "delete NOT_FOUND ITEM_NOT_FOUND",
         }
-        left = await listed(clients[0], made.id, ORDER_ASCENDING)
+        left = await list_all_items(clients[0], made.id, ORDER_ASCENDING)
         assert counts["append OK"] - counts["delete OK"] == len(left)
         assert counts["append OK"] == (await clients[0].GetConversation(get(made.id))).last_sequence
 
@@ -366,7 +355,7 @@ async def test_cancelled_appends_are_repaired_by_their_request_id(service: Servi
 
         cancelled = await asyncio.gather(*(write(clients[n % CHANNELS], n) for n in range(60)))
         assert sum(cancelled) > 10  # else nothing was tried
-        up = await listed(clients[0], made.id, ORDER_ASCENDING)
+        up = await list_all_items(clients[0], made.id, ORDER_ASCENDING)
         assert list(range(1, 121)) == [item.sequence for item in up]
         assert {text: 1 for n in range(60) for text in (f"{n}/0", f"{n}/1")} == Counter(map(text_of, up))
         found = await clients[0].BatchGetItems(batch_get(made.id, *(item.id for item in up[:100])))
@@ -386,7 +375,7 @@ async def test_conversations_do_not_wait_for_each_other(service: Service) -> Non
         ended, _ = await all_outcomes(calls)
         assert {"OK": 120} == ended
         for each in made:
-            items = await listed(clients[0], each.id, ORDER_ASCENDING)
+            items = await list_all_items(clients[0], each.id, ORDER_ASCENDING)
             assert [1, 2, 3] == [item.sequence for item in items]
 
 

@@ -11,7 +11,6 @@ from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 from google.protobuf.empty_pb2 import Empty
 
-from tests.conftest import Service, problem
 from tests.support.build import (
     append,
     batch_get,
@@ -24,11 +23,12 @@ from tests.support.build import (
     list_items,
     plain,
     sets,
-    shared_service,
     text_of,
     update,
     user_message,
 )
+from tests.support.problems import problem
+from tests.support.service import Service, shared_service
 
 ASTRAL = "😀"  # one code point, two UTF-16 units, four bytes
 UNKNOWN_ID = "conv_" + "0" * 48

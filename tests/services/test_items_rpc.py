@@ -21,7 +21,6 @@ from conversations.v1.item_status_pb2 import ItemStatus
 from conversations.v1.options_pb2 import item_type
 
 from server.items.codec import from_json
-from tests.conftest import Service, problem
 from tests.support.build import (
     append,
     batch_get,
@@ -33,10 +32,11 @@ from tests.support.build import (
     get_item,
     list_items,
     new_item,
-    shared_service,
     text_of,
     user_message,
 )
+from tests.support.problems import problem
+from tests.support.service import Service, shared_service
 
 HEX = "[0-9a-f]{48}"
 ARMS = {arm.name: arm for arm in Item.DESCRIPTOR.oneofs_by_name["body"].fields if arm.name != "unknown"}

@@ -32,9 +32,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.conftest import Service, problem, problem_of
 from tests.support import build
 from tests.support.model import CODES, Entry, Log, Model, New, Page, Refused
+from tests.support.problems import problem, problem_of
+from tests.support.service import Service
 
 EXAMPLES, STEPS = 60, 50
 UNKNOWN_ITEM = "msg_nobody"

@@ -9,7 +9,6 @@ import pytest
 from conversations.v1.conversation_pb2 import Conversation
 from google.protobuf.empty_pb2 import Empty
 
-from tests.conftest import Service, problem
 from tests.support.build import (
     append,
     batch_get,
@@ -23,6 +22,8 @@ from tests.support.build import (
     update,
     user_message,
 )
+from tests.support.problems import problem
+from tests.support.service import Service
 
 # One request of each write, on a conversation that has an item `msg_1`.
 WRITES: dict[str, Callable[[str, str], Any]] = {

@@ -11,8 +11,8 @@ from conversations.v1.item_pb2 import Item, NewItem
 from server.items import new_item_from_json, status_name, to_json
 from server.items.codec import from_json
 from server.items.names import item_type
-from tests.items.test_items import FREE, SAMPLES, TYPES, exact, stored
 from tests.support.build import append, create, get_item, list_items
+from tests.support.samples import FREE_JSON, ITEM_TYPES, SAMPLES, as_stored, strictly
 
 
 class Text(str):
@@ -29,17 +29,17 @@ def lettered(value: Any, kind: Any = None) -> Any:
         return value
     kind = value.get("type") if isinstance(value.get("type"), str) else None
     return {
-        key: Text(json.dumps(child)) if (kind, key) in FREE or (None, key) in FREE else lettered(child)
+        key: Text(json.dumps(child)) if (kind, key) in FREE_JSON or (None, key) in FREE_JSON else lettered(child)
         for key, child in value.items()
     }
 
 
 def expected(sample: dict[str, Any], item: Item) -> dict[str, Any]:
     """The JSON of a sample once it is stored: ``item`` says the id, the contract the status where none was sent."""
-    whole: dict[str, Any] = stored(sample)
+    whole: dict[str, Any] = as_stored(sample)
     given: dict[str, Any] = {} if whole.get("id") else {"id": item.id}
     arm = Item.DESCRIPTOR.fields_by_name.get(str(whole.get("type")))
-    if arm is not None and whole["type"] in TYPES and not whole.get("status"):
+    if arm is not None and whole["type"] in ITEM_TYPES and not whole.get("status"):
         default = arm.GetOptions().Extensions[options_pb2.item_type].default_status
         given |= {"status": status_name(default)} if default else {}
     return whole | given
@@ -61,7 +61,7 @@ async def test_sample_is_stored(stub: Any, name: str) -> None:
     assert item == await stub.GetItem(get_item(made.id, item.id))
 
     whole, actual = expected(SAMPLES[name], item), to_json(item)
-    assert exact(whole) == exact(actual)
+    assert strictly(whole) == strictly(actual)
     assert lettered(whole) == lettered(actual)
     first = [key for key in ("type", "id", "status") if key in actual]
     assert first == list(actual)[: len(first)]
@@ -74,7 +74,7 @@ async def test_sample_is_a_first_item(stub: Any, name: str) -> None:
     made = await stub.CreateConversation(create(new_item_from_json(SAMPLES[name])))
     listed = await stub.ListItems(list_items(made.id))
     (item,) = listed.items
-    assert exact(expected(SAMPLES[name], item)) == exact(to_json(item))
+    assert strictly(expected(SAMPLES[name], item)) == strictly(to_json(item))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -110,7 +110,7 @@ async def test_one_conversation_holds_them_all(stub: Any) -> None:
         token = page.next_page_token
     assert len(names) == len(items) > 140
     for name, item in zip(names, items, strict=True):
-        assert exact(expected(SAMPLES[name], item)) == exact(to_json(item)), name
+        assert strictly(expected(SAMPLES[name], item)) == strictly(to_json(item)), name
 
 
 BIG = [

@@ -4,8 +4,7 @@ import asyncio
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from itertools import chain
 from time import monotonic
 from typing import Any
@@ -22,7 +21,6 @@ from structlog.testing import capture_logs
 
 from server import errors
 from server.store.conversations import ConversationStore
-from tests.conftest import Problem, Service, problem, problem_of, running
 from tests.support.build import (
     ahead,
     append,
@@ -40,6 +38,9 @@ from tests.support.build import (
     update,
     user_message,
 )
+from tests.support.postgres import row_locked
+from tests.support.problems import Problem, problem, problem_of
+from tests.support.service import Service, running_service
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ConversationsService"]
 METHODS = [method.name for method in SERVICE.methods]
@@ -278,7 +279,7 @@ async def _after(seconds: float, call: Any) -> Any:
 
 async def test_item_size(service: Service) -> None:
     """Items of up to the limit are stored, one of a byte more is not."""
-    async with running(service.url, max_item_bytes=2048) as served:
+    async with running_service(service.url, max_item_bytes=2048) as served:
         item = await sized(served.stub, 2048)
         made = await served.stub.CreateConversation(create())
         # A time below 0.27 of a second takes a byte less: try for longer than that.
@@ -300,7 +301,7 @@ async def test_item_size(service: Service) -> None:
 
 async def test_an_append_is_answered_or_not_made(service: Service) -> None:
     """Items whose answer would not fit into a message are refused before they are written."""
-    async with running(service.url, max_item_bytes=32 * 1024, max_message_bytes=64 * 1024) as served:
+    async with running_service(service.url, max_item_bytes=32 * 1024, max_message_bytes=64 * 1024) as served:
         item = await sized(served.stub, 32 * 1024)
         made = await served.stub.CreateConversation(create())
         failure = await problem(served.stub.CreateItems(append(made.id, item, item)))
@@ -352,7 +353,7 @@ async def test_a_page_of_items_of_any_size_can_be_sent(service: Service) -> None
 
 async def test_a_page_fits_the_configured_message(service: Service) -> None:
     """Where messages are set to be smaller, pages are too."""
-    async with running(service.url, max_message_bytes=256 * 1024, max_item_bytes=128 * 1024) as served:
+    async with running_service(service.url, max_message_bytes=256 * 1024, max_item_bytes=128 * 1024) as served:
         conversation_id = await filled(served.stub, [100 * 1024] * 5)
         found = await read_through(served.stub, conversation_id)
         assert list(chain(*found)) == ["msg_4", "msg_3", "msg_2", "msg_1", "msg_0"]
@@ -451,24 +452,12 @@ def test_every_reason_is_documented() -> None:
 # Time, and a database that goes away
 
 
-@asynccontextmanager
-async def locked(url: str, conversation_id: str) -> AsyncIterator[None]:
-    """Meanwhile another connection holds the conversation's row."""
-    connection = await asyncpg.connect(url)
-    try:
-        async with connection.transaction():
-            await connection.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", conversation_id)
-            yield
-    finally:
-        await connection.close()
-
-
 @pytest.mark.parametrize("settings", [{"max_deadline_seconds": 0.3}, {"default_deadline_seconds": 0.3}])
 async def test_the_server_has_a_deadline_of_its_own(service: Service, settings: dict[str, float]) -> None:
     """A call that waits longer than the server allows ends with its reason, and writes nothing later."""
     made = await service.stub.CreateConversation(create())
-    async with running(service.url, **settings) as served:
-        async with locked(service.url, made.id):
+    async with running_service(service.url, **settings) as served:
+        async with row_locked(service.url, made.id):
             began = monotonic()
             failure: Problem = await problem(served.stub.UpdateConversation(update(made.id, metadata={"a": "1"})))
             assert (failure.code, failure.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
@@ -479,7 +468,7 @@ async def test_the_server_has_a_deadline_of_its_own(service: Service, settings: 
 async def test_a_statement_has_a_limit(service: Service) -> None:
     """A statement that takes longer than its own limit ends the call."""
     made = await service.stub.CreateConversation(create())
-    async with running(service.url, statement_timeout_seconds=0.3) as served, locked(service.url, made.id):
+    async with running_service(service.url, statement_timeout_seconds=0.3) as served, row_locked(service.url, made.id):
         failure = await problem(served.stub.CreateItems(append(made.id, user_message())))
         assert (failure.code, failure.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
 
@@ -488,7 +477,7 @@ async def test_a_caller_that_leaves_stops_its_statement(service: Service) -> Non
     """When the caller's deadline passes, nothing is left waiting in the database, and nothing is written."""
     made = await service.stub.CreateConversation(create())
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with locked(service.url, made.id):
+    async with row_locked(service.url, made.id):
         call = service.stub.UpdateConversation(update(made.id, metadata={"a": "1"}), timeout=0.2)
         assert await code_of(call) == "DEADLINE_EXCEEDED"
         for _ in range(100):

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -11,97 +11,22 @@ from typing import Any
 from uuid import uuid4
 
 import asyncpg
-import grpc.aio
 import pytest
 from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING
 from conversations.v1.item_pb2 import Item
 
 from server.policy.load import load as load_policy
 from server.policy.rules import Policy
-from server.store.append_batching import Append, AppendBatcher
 from server.store.connection.database import Database
-from tests.authorization.test_access import Caller, Guarded, caller, guarded_service
-from tests.conftest import Problem, Service, fresh_database, problem_of, running
-from tests.services.test_concurrency import listed
-from tests.services.test_wire import locked
+from tests.support.access import Caller, GuardedService, caller, guarded_service
+from tests.support.batching import Call, outcome, outcomes_behind, queued_behind
 from tests.support.build import append, copy_of, create, get, text_of, user_message
+from tests.support.postgres import fresh_database, row_locked
+from tests.support.problems import Problem
+from tests.support.service import Service, list_all_items, running_service
 from tests.support.worlds import random_world
 
-Call = Callable[[], Awaitable[Any]]
 MANY = "bumped.number"  # in a statement of many appends, and in no other
-
-
-async def told(call: Awaitable[Any]) -> Any:
-    """The answer, or the problem."""
-    try:
-        return await call
-    except grpc.aio.AioRpcError as error:
-        return problem_of(error)
-
-
-class Line:
-    """The appends of a server that gather behind a statement that does not end."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []  # of the statements, the first included
-        self.appends: list[Append] = []
-        self.begun = asyncio.Event()
-        self.let_go = asyncio.Event()
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        """Waits for what the server does without our help."""
-        async with asyncio.timeout(20):
-            while not holds():  # noqa: ASYNC110 - what it looks at is no event
-                await asyncio.sleep(0.001)
-
-
-@asynccontextmanager
-async def held(database: Database) -> AsyncIterator[Line]:
-    """Holds the first statement of a server back until it is let go."""
-    line, run, queue = Line(), database._run, AppendBatcher.queue
-
-    async def waiting(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        line.texts.append(text)
-        if not line.begun.is_set():
-            line.begun.set()
-            await line.let_go.wait()
-        return await run(text, arguments)
-
-    def seen(appends: AppendBatcher, append: Append) -> None:
-        queue(appends, append)
-        if line.begun.is_set():
-            line.appends.append(append)
-
-    database._run, AppendBatcher.queue = waiting, seen  # type: ignore[method-assign,assignment]
-    try:
-        yield line
-    finally:
-        line.let_go.set()
-        database._run, AppendBatcher.queue = run, queue  # type: ignore[method-assign]
-
-
-@asynccontextmanager
-async def gathered(database: Database, first: Call, *calls: Call) -> AsyncIterator[tuple[Line, list[Any]]]:
-    """The calls behind ``first``, in line in their order, or ended if nothing of theirs can wait in line."""
-    async with held(database) as line:
-        tasks = [asyncio.create_task(told(first()))]
-        await line.begun.wait()
-        for number, call in enumerate(calls, 1):
-            tasks.append(asyncio.create_task(told(call())))
-            await line.until(lambda want=number: want <= len(line.appends) + sum(task.done() for task in tasks))  # type: ignore[misc]
-        yield line, tasks
-        line.let_go.set()
-        await asyncio.wait(tasks)
-
-
-async def behind(service: Service, *calls: Call) -> tuple[list[Any], list[str]]:
-    """What becomes of calls that gather behind another append, and the statements they took."""
-    stub = service.stub
-    made = await stub.CreateConversation(create())
-    first = lambda: stub.CreateItems(append(made.id, user_message()))  # noqa: E731
-    async with gathered(service.database, first, *calls) as (line, tasks):
-        pass
-    return [task.result() for task in tasks[1:]], line.texts[1:]
 
 
 async def new(stub: Any, *ids: str) -> str:
@@ -131,14 +56,14 @@ async def test_many_appends_are_one_statement(service: Service, ids: bool) -> No
         append(targets[n % 20], user_message(f"{n}/0"), user_message(f"{n}/1"), request_id=str(uuid4()) if ids else "")
         for n in range(80)
     ]
-    answers, texts = await behind(service, *appends(service.stub, *requests))
+    answers, texts = await outcomes_behind(service, *appends(service.stub, *requests))
     assert 1 == len(texts)
     assert [[2 * (n // 20) + 1, 2 * (n // 20) + 2] for n in range(80)] == sequences(answers)
     assert [[f"{n}/0", f"{n}/1"] for n in range(80)] == [list(map(text_of, answer.items)) for answer in answers]
     assert 160 == len({item.id for answer in answers for item in answer.items})
     for number, target in enumerate(targets):
         expected = [item for answer in answers[number::20] for item in answer.items]
-        assert expected == await listed(service.stub, target, ORDER_ASCENDING)
+        assert expected == await list_all_items(service.stub, target, ORDER_ASCENDING)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +75,7 @@ async def test_a_statement_has_limits(service: Service, count: int, items: int, 
     """What is too much for one statement goes with the next, and a large append by itself."""
     targets = [await new(service.stub) for _ in range(count)]
     requests = [append(each, *(user_message("x" * size) for _ in range(items))) for each in targets]
-    answers, texts = await behind(service, *appends(service.stub, *requests))
+    answers, texts = await outcomes_behind(service, *appends(service.stub, *requests))
     assert expected == len(texts)
     assert [list(range(1, items + 1))] * count == sequences(answers)
 
@@ -161,7 +86,7 @@ async def test_versions_move_as_alone(service: Service) -> None:
     pool = service.database.pool
     before = await pool.fetchval("SELECT version FROM conversations WHERE id = $1", target)
     requests = [append(target, user_message(), user_message()) for _ in range(5)]
-    _, texts = await behind(service, *appends(service.stub, *requests))
+    _, texts = await outcomes_behind(service, *appends(service.stub, *requests))
     assert 1 == len(texts)
     assert before + 5 == await pool.fetchval("SELECT version FROM conversations WHERE id = $1", target)
     rows = await pool.fetch("SELECT version FROM items WHERE conversation_id = $1 ORDER BY sequence", target)
@@ -177,10 +102,10 @@ async def test_appends_keep_the_order_of_the_calls(service: Service) -> None:
     """Appends to one conversation that share a statement lie in the order in which they were called."""
     target = await new(service.stub)
     requests = [append(target, *(user_message(f"{n}") for _ in range(n))) for n in range(1, 7)]
-    answers, texts = await behind(service, *appends(service.stub, *requests))
+    answers, texts = await outcomes_behind(service, *appends(service.stub, *requests))
     assert 1 == len(texts)
     assert [1, 2, 4, 7, 11, 16] == [each[0] for each in sequences(answers)]
-    found = await listed(service.stub, target, ORDER_ASCENDING)
+    found = await list_all_items(service.stub, target, ORDER_ASCENDING)
     assert [f"{n}" for n in range(1, 7) for _ in range(n)] == list(map(text_of, found))
 
 
@@ -208,7 +133,7 @@ async def test_chains_of_expectations(service: Service, chain: str, company: int
     for each in wanted:
         place, item_id = (each[0], "msg_a") if isinstance(each, tuple) else (each, "")
         requests.append(append(target, user_message(id=item_id), expected_last_sequence=place))
-    answers, texts = await behind(service, *appends(service.stub, *requests, *others))
+    answers, texts = await outcomes_behind(service, *appends(service.stub, *requests, *others))
     ended = [each.reason if isinstance(each, Problem) else str(each.items[0].sequence) for each in answers]
     assert [*expected, *["1"] * company] == ended
     assert chain != "all as expected" or 1 == len(texts)
@@ -225,7 +150,7 @@ BIG = "x" * (1024 * 1024)
 
 
 @pytest.fixture(scope="module")
-async def guarded(postgres: str, template: str) -> AsyncIterator[Guarded]:
+async def guarded(postgres: str, template: str) -> AsyncIterator[GuardedService]:
     """A service behind a proxy."""
     async with guarded_service(postgres, template) as served:
         yield served
@@ -234,7 +159,7 @@ async def guarded(postgres: str, template: str) -> AsyncIterator[Guarded]:
 class World:
     """Conversations of all kinds, by what becomes of an append to them by Ann."""
 
-    def __init__(self, guarded: Guarded) -> None:
+    def __init__(self, guarded: GuardedService) -> None:
         self.guarded = guarded
         self.stub = guarded.by(ANN)
         self.ids: dict[str, str] = {}
@@ -302,28 +227,28 @@ REUSED = {"reused": "FAILED_PRECONDITION REQUEST_ID_REUSED"}
     [{}, *({name: code} for name, code in (REFUSED | CLASHES).items()), REFUSED, CLASHES | INVALID],
     ids=lambda bad: " and ".join(bad) if len(bad) < 3 else "all",
 )
-async def test_a_bad_append_fails_alone(guarded: Guarded, bad: dict[str, str], ids: bool) -> None:  # noqa: FBT001
+async def test_a_bad_append_fails_alone(guarded: GuardedService, bad: dict[str, str], ids: bool) -> None:  # noqa: FBT001
     """Each gets the error it gets by itself, the good ones succeed, and nothing is half written."""
     await _fails_alone(guarded, bad, ids=ids)
 
 
-async def test_a_taken_request_id_fails_alone(guarded: Guarded) -> None:
+async def test_a_taken_request_id_fails_alone(guarded: GuardedService) -> None:
     """A repeated request gets its first answer, another one under its id an error; the rest does not notice."""
     await _fails_alone(guarded, REUSED, ids=True)
     await _fails_alone(guarded, REUSED | REFUSED | CLASHES | INVALID, ids=True)
 
 
-async def _fails_alone(guarded: Guarded, bad: dict[str, str], *, ids: bool) -> None:
+async def _fails_alone(guarded: GuardedService, bad: dict[str, str], *, ids: bool) -> None:
     guarded.obey(RULES)
     world = World(guarded)
     names = [*GOOD[:2], *bad, "repeated", *GOOD[2:]] if ids else [*GOOD[:2], *bad, *GOOD[2:]]
     requests = {name: await world.request(name, str(uuid4()) if ids else "") for name in names}
-    done = {name: await told(world.stub.CreateItems(requests[name])) for name in names if name not in GOOD}
+    done = {name: await outcome(world.stub.CreateItems(requests[name])) for name in names if name not in GOOD}
     assert bad == {name: f"{done[name].code} {done[name].reason}" for name in bad}
     before = dict(zip(world.ids, await world.rows(), strict=True))
     first = append(await guarded.row("ann"), user_message())
     calls = appends(world.stub, *requests.values())
-    async with gathered(guarded.database, lambda: world.stub.CreateItems(first), *calls) as (_, tasks):
+    async with queued_behind(guarded.database, lambda: world.stub.CreateItems(first), *calls) as (_, tasks):
         pass
     answers = dict(zip(names, (task.result() for task in tasks[1:]), strict=True))
     assert done == {name: answers[name] for name in done}
@@ -342,7 +267,7 @@ async def test_a_large_append_does_not_wait(service: Service) -> None:
     calls = appends(service.stub, append(small, user_message()), append(large, user_message(BIG)))
     made = await new(service.stub)
     first = lambda: service.stub.CreateItems(append(made, user_message()))  # noqa: E731
-    async with gathered(service.database, first, *calls) as (line, tasks):
+    async with queued_behind(service.database, first, *calls) as (line, tasks):
         assert [False, False, True] == [task.done() for task in tasks]
         assert [small] == [each.conversation_id for each in line.appends]
     assert [[1]] * 3 == sequences([task.result() for task in tasks])
@@ -359,7 +284,7 @@ def _code(answer: Any) -> str:
 
 
 async def codes_together(
-    guarded: Guarded, policy: Policy, asked: Sequence[tuple[Caller, str]]
+    guarded: GuardedService, policy: Policy, asked: Sequence[tuple[Caller, str]]
 ) -> tuple[list[str], int]:
     """How appends by callers to conversations end when they gather, and how many statements of many there were."""
     guarded.obey(OPEN)
@@ -369,7 +294,7 @@ async def codes_together(
         guarded.policy.accesses.replace(policy)
 
     calls = appending(guarded, asked)
-    async with gathered(guarded.database, lambda: guarded.by(ANN).CreateItems(first), in_force, *calls) as (
+    async with queued_behind(guarded.database, lambda: guarded.by(ANN).CreateItems(first), in_force, *calls) as (
         line,
         tasks,
     ):
@@ -377,7 +302,7 @@ async def codes_together(
     return [_code(task.result()) for task in tasks[2:]], sum(MANY in text for text in line.texts)
 
 
-def appending(guarded: Guarded, asked: Sequence[tuple[Caller, str]]) -> list[Call]:
+def appending(guarded: GuardedService, asked: Sequence[tuple[Caller, str]]) -> list[Call]:
     """A call for each caller and conversation."""
     return [
         lambda who=who, row=row: guarded.by(who).CreateItems(append(row, user_message()))  # type: ignore[misc]
@@ -385,7 +310,7 @@ def appending(guarded: Guarded, asked: Sequence[tuple[Caller, str]]) -> list[Cal
     ]
 
 
-async def test_nobody_gets_in_by_the_permission_of_another(guarded: Guarded) -> None:
+async def test_nobody_gets_in_by_the_permission_of_another(guarded: GuardedService) -> None:
     """In random worlds appends of many callers end together as they end one by one."""
     rng, seen, statements = Random(21), Counter[str](), 0
     for _ in range(24):
@@ -403,7 +328,7 @@ async def test_nobody_gets_in_by_the_permission_of_another(guarded: Guarded) -> 
         asked = [(who, row) for row in rows for who in callers]
         rng.shuffle(asked)
         guarded.policy.accesses.replace(world.policy)
-        alone = [_code(await told(call())) for call in appending(guarded, asked)]
+        alone = [_code(await outcome(call())) for call in appending(guarded, asked)]
         if "OK" not in alone:
             continue
         codes, shared = await codes_together(guarded, world.policy, asked)
@@ -417,7 +342,7 @@ async def test_nobody_gets_in_by_the_permission_of_another(guarded: Guarded) -> 
     assert min(seen["OK"], seen["NOT_FOUND"]) > 10, seen
 
 
-async def test_values_are_sent_as_they_are(guarded: Guarded) -> None:
+async def test_values_are_sent_as_they_are(guarded: GuardedService) -> None:
     """Signs that mean something to an array let nobody in elsewhere, and keep nobody out of their own."""
     policy = load_policy(json.dumps([{"permit": {"actions": ["read", "create"]}, "when": "user in owners teams"}]))
     values = [[value] for value in VALUES] + [VALUES[3:], VALUES[:3]]
@@ -432,7 +357,7 @@ async def test_values_are_sent_as_they_are(guarded: Guarded) -> None:
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "{x}", "\\", "NULL", "%", "a{b"])
-async def test_owners_are_compared_as_they_are(guarded: Guarded, name: str) -> None:
+async def test_owners_are_compared_as_they_are(guarded: GuardedService, name: str) -> None:
     """An owner appends to its own conversations only, whatever signs its id has."""
     policy = load_policy(json.dumps([{"permit": {"actions": ["read", "create"]}, "when": "user is owner"}]))
     people = [name, "ann", name + "x"]
@@ -452,14 +377,14 @@ async def test_a_caller_that_leaves_the_line(service: Service) -> None:
     stub, targets, made = service.stub, [await new(service.stub) for _ in range(3)], await new(service.stub)
     requests = [append(each, user_message(str(n))) for n in range(3) for each in targets]
     first = lambda: stub.CreateItems(append(made, user_message()))  # noqa: E731
-    async with gathered(service.database, first, *appends(stub, *requests)) as (line, tasks):
+    async with queued_behind(service.database, first, *appends(stub, *requests)) as (line, tasks):
         for gone in (1, 3, 8):
             tasks[1 + gone].cancel()  # and with it its call
             await line.until(line.appends[gone].placed.done)
     left = [n for n in range(9) if n not in (1, 3, 8)]
     assert {"OK"} == {_code(tasks[1 + n].result()) for n in left}
     for place, target in enumerate(targets):
-        found = await listed(stub, target, ORDER_ASCENDING)
+        found = await list_all_items(stub, target, ORDER_ASCENDING)
         assert [str(n // 3) for n in left if n % 3 == place] == list(map(text_of, found))
         assert list(range(1, len(found) + 1)) == [item.sequence for item in found]
 
@@ -470,10 +395,10 @@ async def test_a_caller_that_leaves_its_statement(service: Service) -> None:
     requests = [append(each, user_message(), user_message()) for each in targets]
     first = lambda: stub.CreateItems(append(made, user_message()))  # noqa: E731
     async with (
-        gathered(service.database, first, *appends(stub, *requests)) as (line, tasks),
-        locked(service.url, targets[1]),
+        queued_behind(service.database, first, *appends(stub, *requests)) as (line, tasks),
+        row_locked(service.url, targets[1]),
     ):
-        line.let_go.set()
+        line.release.set()
         await waiting(service)
         tasks[1].cancel()
         await line.until(line.appends[0].placed.done)
@@ -496,13 +421,13 @@ async def test_a_deadline_in_line(service: Service, own: bool) -> None:  # noqa:
     """A deadline that passes in line ends its call only, and nothing of it is appended."""
     settings: dict[str, Any] = {} if own else {"default_deadline_seconds": 0.3}
     late, kept, made = [await new(service.stub) for _ in range(3)]
-    async with running(service.url, **settings) as served:
+    async with running_service(service.url, **settings) as served:
         calls: list[Call] = [
             lambda: served.stub.CreateItems(append(late, user_message()), timeout=0.3 if own else None),
             lambda: served.stub.CreateItems(append(kept, user_message()), timeout=20),
         ]
         first = lambda: served.stub.CreateItems(append(made, user_message()), timeout=20)  # noqa: E731
-        async with gathered(served.database, first, *calls) as (line, tasks):
+        async with queued_behind(served.database, first, *calls) as (line, tasks):
             await line.until(lambda: tasks[1].done() and line.appends[0].placed.done())
         assert "DEADLINE_EXCEEDED" == tasks[1].result().code
         assert own or "DEADLINE_EXCEEDED" == tasks[1].result().reason
@@ -518,8 +443,8 @@ async def test_a_locked_conversation_fails_alone(service: Service) -> None:
     made = await new(stub)
     first = lambda: stub.CreateItems(append(made, user_message()))  # noqa: E731
     async with (
-        locked(service.url, held_one),
-        gathered(service.database, first, *appends(stub, *requests)) as (_, tasks),
+        row_locked(service.url, held_one),
+        queued_behind(service.database, first, *appends(stub, *requests)) as (_, tasks),
     ):
         pass
     answers = [task.result() for task in tasks[1:]]
@@ -546,10 +471,10 @@ async def test_a_connection_lost_under_a_statement(own_service: Service, ids: bo
     async with AsyncExitStack() as stack:
         if committed:
             await stack.enter_async_context(lost_once(service.database))
-        line, tasks = await stack.enter_async_context(gathered(service.database, first, *appends(stub, *requests)))
+        line, tasks = await stack.enter_async_context(queued_behind(service.database, first, *appends(stub, *requests)))
         if not committed:
-            async with locked(service.url, targets[2]):
-                line.let_go.set()
+            async with row_locked(service.url, targets[2]):
+                line.release.set()
                 for process in await waiting(service):
                     await service.database.pool.fetchval("SELECT pg_terminate_backend($1)", process)
                 await line.until(lambda: len(line.texts) > 2 if ids else all(task.done() for task in tasks))
@@ -557,7 +482,7 @@ async def test_a_connection_lost_under_a_statement(own_service: Service, ids: bo
     assert ["OK" if ids else "UNAVAILABLE"] * 8 == ended
     for place, target in enumerate(targets):
         texts = [str(n) for n in range(place, 8, 4) for _ in range(2)] if ids or committed else []
-        assert texts == list(map(text_of, await listed(stub, target, ORDER_ASCENDING)))
+        assert texts == list(map(text_of, await list_all_items(stub, target, ORDER_ASCENDING)))
     if ids:
         again = [await stub.CreateItems(request) for request in requests]
         assert again == [task.result() for task in tasks[1:]]
@@ -616,7 +541,7 @@ class Crowd:
             await rng.choice(ways)(rng, attempt)
 
     async def _plainly(self, rng: Random, attempt: Attempt, **fields: Any) -> Any:
-        answer = await told(rng.choice(self.stubs).CreateItems(self._request(attempt, **fields)))
+        answer = await outcome(rng.choice(self.stubs).CreateItems(self._request(attempt, **fields)))
         attempt.code = answer.reason if isinstance(answer, Problem) else "OK"
         attempt.sequences = [] if isinstance(answer, Problem) else [item.sequence for item in answer.items]
         return answer
@@ -647,7 +572,7 @@ class Crowd:
 
 async def test_a_crowd_on_two_servers(postgres: str, template: str) -> None:
     """Whatever thirty-two writers do on two servers: no gap, nothing lost or twice, each writer's order kept."""
-    async with fresh_database(postgres, template) as url, running(url) as one, running(url) as other:
+    async with fresh_database(postgres, template) as url, running_service(url) as one, running_service(url) as other:
         targets = [await new(one.stub) for _ in range(4)]
         crowd = Crowd([one.stub, other.stub], targets)
         await asyncio.gather(*(crowd.write(writer, 12) for writer in range(32)))
@@ -657,7 +582,7 @@ async def test_a_crowd_on_two_servers(postgres: str, template: str) -> None:
             # A write of our own behind all that were left: they are over by then, or were never begun.
             for server in (one, other):
                 await server.stub.CreateItems(append(target, user_message("last")))
-            items = await listed(one.stub, target, ORDER_ASCENDING)
+            items = await list_all_items(one.stub, target, ORDER_ASCENDING)
             assert list(range(1, len(items) + 1)) == [item.sequence for item in items]
             _check(items, [each for each in crowd.attempts if each.target == target])
             assert len(items) == (await one.stub.GetConversation(get(target))).last_sequence
@@ -680,7 +605,7 @@ def _check(items: list[Item], attempts: list[Attempt]) -> None:
 
 async def test_two_servers_do_not_wait_for_each_other(postgres: str, template: str) -> None:
     """Statements of many to the same conversations at the same time end without an error."""
-    async with fresh_database(postgres, template) as url, running(url) as one, running(url) as other:
+    async with fresh_database(postgres, template) as url, running_service(url) as one, running_service(url) as other:
         targets = [await new(one.stub) for _ in range(20)]
         for start in range(5):
             orders = [targets[start:] + targets[:start], targets[::-1]]
@@ -690,9 +615,11 @@ async def test_two_servers_do_not_wait_for_each_other(postgres: str, template: s
                     made, stub = await new(server.stub), server.stub
                     first = lambda stub=stub, made=made: stub.CreateItems(append(made, user_message()))  # noqa: E731
                     calls = appends(stub, *(append(each, user_message(), user_message()) for each in order))
-                    waits.append((await stack.enter_async_context(gathered(server.database, first, *calls)), order))
+                    waits.append(
+                        (await stack.enter_async_context(queued_behind(server.database, first, *calls)), order)
+                    )
                 for (line, _), _ in waits:
-                    line.let_go.set()
+                    line.release.set()
             for (_, tasks), _ in waits:
                 assert {"OK"} == {_code(task.result()) for task in tasks}
         assert {20} == {(await one.stub.GetConversation(get(each))).last_sequence for each in targets}

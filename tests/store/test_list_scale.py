@@ -14,7 +14,8 @@ from server.policy.principal import Principal
 from server.policy.rules import DEFAULT, Policy
 from server.store.connection.database import Bounds, Database, connected
 from server.store.conversations import ConversationStore
-from tests.conftest import fresh_database, statements
+from tests.support.postgres import fresh_database
+from tests.support.service import recorded_statements
 
 ROWS = 20_000
 PAGE = 20
@@ -65,7 +66,7 @@ async def test_a_list_reads_what_the_caller_sees(
 
     large._run = kept  # type: ignore[method-assign]
     try:
-        with statements(large) as texts:
+        with recorded_statements(large) as texts:
             rows = await store.page(access, (), None, PAGE + 1, descending=descending)
     finally:
         large._run = run  # type: ignore[method-assign]

@@ -22,8 +22,6 @@ from conversations.v1 import conversations_service_pb2 as pb
 
 from server.errors import StoreUnavailable
 from server.store.connection.database import Bounds, DatabaseConfigError, connected
-from tests.conftest import Service, fresh_database, problem, running
-from tests.store.test_store import EMPTY, run
 from tests.support.build import (
     ahead,
     append,
@@ -38,6 +36,9 @@ from tests.support.build import (
     update,
     user_message,
 )
+from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database
+from tests.support.problems import problem
+from tests.support.service import Service, running_service
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(not PROGRAM, reason="pgbouncer is not installed: apt-get install pgbouncer")
@@ -144,7 +145,7 @@ async def behind(postgres: str, template: str) -> AsyncIterator[Service]:
     """A service that works through PgBouncer."""
     async with fresh_database(postgres, template) as direct:
         with bouncer(direct) as way:
-            async with running(direct, pgbouncer_url=way.url) as served:
+            async with running_service(direct, pgbouncer_url=way.url) as served:
                 yield served
 
 
@@ -209,7 +210,7 @@ async def test_many_callers_on_two_connections(behind: Service) -> None:
     places = await asyncio.gather(*map(caller, range(callers)))
     assert all(each == sorted(each) for each in places)
     assert list(range(1, callers * turns + 1)) == sorted(chain.from_iterable(places))
-    assert SERVERS == len(await run(behind.url, BACKENDS))
+    assert SERVERS == len(await fetch(behind.url, BACKENDS))
 
 
 async def test_request_ids(behind: Service) -> None:
@@ -237,13 +238,13 @@ async def test_nothing_stays_behind(behind: Service) -> None:
     await asyncio.gather(*map(refused, range(32)))
     await stub.GetConversation(get(made.id))
     for _ in range(100):  # a cancelled statement may take a moment more
-        states = {(row["state"], row["in_transaction"]) for row in await run(behind.url, BACKENDS)}
+        states = {(row["state"], row["in_transaction"]) for row in await fetch(behind.url, BACKENDS)}
         if states == {("idle", False)}:
             break
         await asyncio.sleep(0.05)
     assert {("idle", False)} == states
     locks = "SELECT FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    assert [] == await run(behind.url, f"{locks} AND pid <> pg_backend_pid()")
+    assert [] == await fetch(behind.url, f"{locks} AND pid <> pg_backend_pid()")
     rows = await behind.database.pool.fetch("SELECT count(*) AS count FROM pg_prepared_statements WHERE name <> ''")
     assert 0 == rows[0]["count"]
 
@@ -282,18 +283,18 @@ async def test_a_lost_session_is_replaced(behind: Service) -> None:
     made = await behind.stub.CreateConversation(create())
     end = f"SELECT pg_terminate_backend(pid) FROM ({BACKENDS}) AS backends"
     for number in range(3):
-        await run(behind.url, end)
+        await fetch(behind.url, end)
         request = append(made.id, message(), request_id=str(uuid4()))
         assert number + 1 == (await behind.stub.CreateItems(request)).items[0].sequence
-        await run(behind.url, end)
+        await fetch(behind.url, end)
         assert number + 1 == (await behind.stub.GetConversation(get(made.id))).last_sequence
 
 
 async def test_migrations_go_to_the_database_itself(postgres: str) -> None:
     """An empty database is brought up to date at the start: its session lock needs no PgBouncer."""
-    async with fresh_database(postgres, EMPTY) as direct:
+    async with fresh_database(postgres, EMPTY_TEMPLATE) as direct:
         with bouncer(direct) as way:
-            async with running(direct, pgbouncer_url=way.url) as served:
+            async with running_service(direct, pgbouncer_url=way.url) as served:
                 await served.stub.CreateConversation(create())
 
 

@@ -10,7 +10,6 @@ import pytest
 from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConversationsRequest
 
-from tests.conftest import Service, statements
 from tests.support.build import (
     append,
     batch_get,
@@ -22,10 +21,10 @@ from tests.support.build import (
     get_item,
     list_items,
     sets,
-    shared_service,
     update,
     user_message,
 )
+from tests.support.service import Service, recorded_statements, shared_service
 
 ROWS = 20_000
 BIG = "conv_big"
@@ -79,7 +78,7 @@ CALLS: list[tuple[str, str, Any]] = [
 async def test_one_statement(service: Service, conversation: Conversation, method: str, build: Any) -> None:
     """A call that succeeds is one round trip."""
     request = build(conversation.id)
-    with statements(service.database) as texts:
+    with recorded_statements(service.database) as texts:
         await getattr(service.stub, method)(request)
     assert len(texts) == 1, texts
 
@@ -89,7 +88,7 @@ async def test_a_page_by_token_is_one_statement(service: Service, conversation: 
     items = await service.stub.ListItems(list_items(conversation.id, page_size=2))
     await service.stub.CreateConversation(create())
     chats = await service.stub.ListConversations(ListConversationsRequest(page_size=1))
-    with statements(service.database) as texts:
+    with recorded_statements(service.database) as texts:
         await service.stub.ListItems(list_items(conversation.id, page_size=2, page_token=items.next_page_token))
         await service.stub.ListConversations(ListConversationsRequest(page_size=1, page_token=chats.next_page_token))
     assert len(texts) == 2, texts
@@ -98,10 +97,10 @@ async def test_a_page_by_token_is_one_statement(service: Service, conversation: 
 async def test_one_text_for_every_length(service: Service, conversation: Conversation) -> None:
     """The number of items or ids changes no statement, so that each is prepared once."""
     stub = service.stub
-    with statements(service.database) as appended:
+    with recorded_statements(service.database) as appended:
         for count in (1, 2, 20):
             await stub.CreateItems(append(conversation.id, *(user_message() for _ in range(count))))
-    with statements(service.database) as fetched:
+    with recorded_statements(service.database) as fetched:
         for count in (1, 2, 100):
             await stub.BatchGetItems(batch_get(conversation.id, *["msg_1"] * count))
     assert (len(set(appended)), len(set(fetched))) == (1, 1)
@@ -110,7 +109,7 @@ async def test_one_text_for_every_length(service: Service, conversation: Convers
 async def test_values_are_never_in_the_text(service: Service, conversation: Conversation) -> None:
     """What a caller sends travels beside a statement, not in it."""
     value = "needle"
-    with statements(service.database) as texts:
+    with recorded_statements(service.database) as texts:
         await service.stub.UpdateConversation(update(conversation.id, f"metadata.{value}", metadata={value: value}))
         await service.stub.ListConversations(ListConversationsRequest(filter=f'metadata.{value} = "{value}"'))
         await service.stub.ListItems(list_items(conversation.id, filter=f'type = "{value}" AND role != "{value}"'))

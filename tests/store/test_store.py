@@ -31,7 +31,6 @@ from server.store.embedded import embedded
 from server.store.migrate import HEAD, MigrationFailed, migrate, revision
 from server.store.purge import Purged, purge
 from server.store.sql.schema import metadata
-from tests.conftest import Service, fresh_database, problem, problem_of, running, with_database
 from tests.support.build import (
     append,
     batch_get,
@@ -44,23 +43,13 @@ from tests.support.build import (
     update,
     user_message,
 )
+from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database, with_database
+from tests.support.problems import problem, problem_of
+from tests.support.service import Service, running_service
 
-EMPTY = "template0"  # PostgreSQL's own database without anything
 NOW = timedelta(0)
 BOUNDS = Bounds(connect=2, acquire=0.5)
 MIGRATIONS = Path(__file__).parents[2] / "server" / "store" / "migrations"
-
-
-async def run(url: str, *statements: str) -> list[asyncpg.Record]:
-    """The rows of the last statement."""
-    connection = await asyncpg.connect(url)
-    try:
-        rows: list[asyncpg.Record] = []
-        for statement in statements:
-            rows = await connection.fetch(statement)
-        return rows
-    finally:
-        await connection.close()
 
 
 @asynccontextmanager
@@ -112,13 +101,13 @@ async def test_migrated_and_created_tables_are_the_same(postgres: str, template:
     """PostgreSQL describes a migrated database as it does one made from the tables of the code."""
     async with (
         fresh_database(postgres, template) as migrated,
-        fresh_database(postgres, EMPTY) as created,
+        fresh_database(postgres, EMPTY_TEMPLATE) as created,
         engine_of(created) as engine,
     ):
         async with engine.begin() as connection:
             await connection.run_sync(metadata.create_all)
-        ours = [tuple(row) for row in await run(migrated, SCHEMA[part])]
-        assert [tuple(row) for row in await run(created, SCHEMA[part])] == ours
+        ours = [tuple(row) for row in await fetch(migrated, SCHEMA[part])]
+        assert [tuple(row) for row in await fetch(created, SCHEMA[part])] == ours
         assert ours
 
 
@@ -131,27 +120,27 @@ def test_head_is_the_newest_script() -> None:
 
 async def test_a_second_migration_does_nothing(postgres: str) -> None:
     """Migrating says whether anything was done, and a second time nothing is."""
-    async with fresh_database(postgres, EMPTY) as url:
+    async with fresh_database(postgres, EMPTY_TEMPLATE) as url:
         assert await revision(url) is None
         assert await migrate(url)
         assert HEAD == await revision(url)
-        keys = await run(url, "SELECT * FROM page_token_keys")
+        keys = await fetch(url, "SELECT * FROM page_token_keys")
         assert not await migrate(url)
-        assert keys == await run(url, "SELECT * FROM page_token_keys")
+        assert keys == await fetch(url, "SELECT * FROM page_token_keys")
         assert 1 == len(keys)
 
 
 async def test_concurrent_migrations_succeed(postgres: str) -> None:
     """Of processes that migrate an empty database at once one does it and the others wait."""
-    async with fresh_database(postgres, EMPTY) as url:
+    async with fresh_database(postgres, EMPTY_TEMPLATE) as url:
         assert [False, False, True] == sorted(await asyncio.gather(*(migrate(url) for _ in range(3))))
         assert HEAD == await revision(url)
-        assert 1 == len(await run(url, "SELECT * FROM page_token_keys"))
+        assert 1 == len(await fetch(url, "SELECT * FROM page_token_keys"))
 
 
 async def test_a_migration_waits_no_longer_than_told(postgres: str) -> None:
     """A migration that another holds up ends with a sentence about it."""
-    async with fresh_database(postgres, EMPTY) as url:
+    async with fresh_database(postgres, EMPTY_TEMPLATE) as url:
         other = await asyncpg.connect(url)
         try:
             await other.execute("SELECT pg_advisory_lock($1)", 0x636F6E76)
@@ -164,14 +153,14 @@ async def test_a_migration_waits_no_longer_than_told(postgres: str) -> None:
 
 async def test_a_failed_migration_leaves_nothing(postgres: str) -> None:
     """A revision that fails half way is undone whole, and the next try succeeds."""
-    async with fresh_database(postgres, EMPTY) as url:
-        await run(url, "CREATE TABLE items (other int)")
+    async with fresh_database(postgres, EMPTY_TEMPLATE) as url:
+        await fetch(url, "CREATE TABLE items (other int)")
         with pytest.raises(MigrationFailed, match="rolled back"):
             await migrate(url)
-        tables = await run(url, "SELECT relname FROM pg_class WHERE relname IN ('conversations', 'requests')")
+        tables = await fetch(url, "SELECT relname FROM pg_class WHERE relname IN ('conversations', 'requests')")
         assert [] == tables
         assert await revision(url) is None
-        await run(url, "DROP TABLE items")
+        await fetch(url, "DROP TABLE items")
         assert await migrate(url)
 
 
@@ -184,7 +173,7 @@ COUNTS = """
 
 async def rows(url: str) -> tuple[int, int, int]:
     """How many conversations, items and request ids are stored."""
-    (row,) = await run(url, COUNTS)
+    (row,) = await fetch(url, COUNTS)
     return row["conversations"], row["items"], row["requests"]
 
 
@@ -203,7 +192,7 @@ async def test_purge_removes_what_was_deleted(own_service: Service) -> None:
     await stub.CreateItems(young)
     await stub.DeleteItem(delete_item(living.id, "msg_a"))
     await stub.DeleteConversation(delete(gone.id))
-    await run(url, f"UPDATE requests SET create_time = now() - interval '25 h' WHERE request_id = '{request_id}'")
+    await fetch(url, f"UPDATE requests SET create_time = now() - interval '25 h' WHERE request_id = '{request_id}'")
     assert (2, 6, 2) == await rows(url)
 
     assert Purged(conversations=1, items=4, requests=1) == await purge(url, NOW)
@@ -225,7 +214,9 @@ async def test_purge_keeps_what_is_young(own_service: Service) -> None:
     await stub.DeleteConversation(delete(made[1].id))
     await stub.DeleteItem(delete_item(made[2].id, "msg_a"))
     assert Purged() == await purge(url, timedelta(hours=1))
-    await run(url, f"UPDATE conversations SET delete_time = delete_time - interval '61 min' WHERE id = '{made[0].id}'")
+    await fetch(
+        url, f"UPDATE conversations SET delete_time = delete_time - interval '61 min' WHERE id = '{made[0].id}'"
+    )
     assert Purged(conversations=1, items=2) == await purge(url, timedelta(hours=1))
     assert (2, 4, 0) == await rows(url)
 
@@ -234,7 +225,7 @@ async def test_purge_takes_more_than_one_step(own_service: Service) -> None:
     """More rows than one statement removes all go in one purge."""
     stub, url = own_service.stub, own_service.url
     made = await stub.CreateConversation(create())
-    await run(
+    await fetch(
         url,
         "INSERT INTO items SELECT id, n, 'msg_' || n, 1, 'message', 'user', '', now(), now(), ''"
         f" FROM conversations, generate_series(1, 10001) AS n WHERE id = '{made.id}'",
@@ -259,7 +250,7 @@ async def test_purge_leaves_no_item_behind(own_service: Service, began: str) -> 
     """A conversation that is deleted while a purge runs keeps its items or loses them, but never leaves them alone."""
     stub, url = own_service.stub, own_service.url
     made = await stub.CreateConversation(create(message(), request_id=str(uuid4())))
-    await run(url, "UPDATE requests SET create_time = now() - interval '25 h'")
+    await fetch(url, "UPDATE requests SET create_time = now() - interval '25 h'")
     async with locked(url, "requests") as purge_may_go_on:
         async with locked(url, "conversations") as delete_may_go_on:
             if began == "before the purge":
@@ -274,7 +265,7 @@ async def test_purge_leaves_no_item_behind(own_service: Service, began: str) -> 
         await purge_may_go_on()
         await purging
     alone = "SELECT FROM items WHERE conversation_id NOT IN (SELECT id FROM conversations)"
-    assert [] == await run(url, alone)
+    assert [] == await fetch(url, alone)
 
 
 async def _delete(stub: Any, conversation_id: str) -> None:
@@ -298,7 +289,7 @@ async def waiting(url: str, statement: str) -> None:
     """Returns when a statement with this text waits for a lock."""
     query = f"SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{statement}%'"
     async with asyncio.timeout(5):
-        while not await run(url, query):  # noqa: ASYNC110 - the database tells nobody
+        while not await fetch(url, query):  # noqa: ASYNC110 - the database tells nobody
             await asyncio.sleep(0.01)
 
 
@@ -319,7 +310,7 @@ async def test_a_creation_is_repeated_after_its_request_id_was_purged(own_servic
     stub, url = own_service.stub, own_service.url
     request = create(request_id=str(uuid4()))
     await stub.CreateConversation(request)
-    await run(url, "UPDATE requests SET create_time = now() - interval '25 h'")
+    await fetch(url, "UPDATE requests SET create_time = now() - interval '25 h'")
     assert Purged(requests=1) == await purge(url, NOW)
     try:
         await stub.CreateConversation(request)
@@ -334,7 +325,7 @@ async def test_a_lax_database_is_refused(postgres: str, template: str) -> None:
     """Without synchronous commits the service does not start, unless it is told that this is fine."""
     async with fresh_database(postgres, template) as url:
         name = url.partition("?")[0].rpartition("/")[2]
-        await run(url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+        await fetch(url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
         with pytest.raises(DatabaseConfigError, match=r"synchronous_commit off.*CONVERSATIONS_UNSAFE_DURABILITY"):
             async with connected(url, 2, BOUNDS, unsafe_durability=False):
                 pass
@@ -348,8 +339,8 @@ async def test_a_database_without_fsync_is_refused() -> None:
     with TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)
         async with embedded(Path(folder) / "data") as private:
-            await run(private.url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-            while (await run(private.url, "SHOW fsync"))[0]["fsync"] != "off":  # noqa: ASYNC110 - likewise
+            await fetch(private.url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+            while (await fetch(private.url, "SHOW fsync"))[0]["fsync"] != "off":  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.01)
             with pytest.raises(DatabaseConfigError, match="fsync off"):
                 async with connected(private.url, 2, BOUNDS, unsafe_durability=False):
@@ -412,10 +403,10 @@ async def test_lost_connections_are_made_again(own_service: Service) -> None:
     made = await stub.CreateConversation(create())
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'conversations'"
     for number in range(3):
-        await run(own_service.url, f"{end} AND datname = current_database()")
+        await fetch(own_service.url, f"{end} AND datname = current_database()")
         request = append(made.id, message(f"msg_{number}"), request_id=str(uuid4()))
         assert number + 1 == (await stub.CreateItems(request)).items[0].sequence
-        await run(own_service.url, f"{end} AND datname = current_database()")
+        await fetch(own_service.url, f"{end} AND datname = current_database()")
         assert number + 1 == (await stub.GetConversation(get(made.id))).last_sequence
 
 
@@ -442,7 +433,7 @@ async def given_back(database: Database, size: int) -> None:
 async def test_connections_keep_no_state(postgres: str, template: str) -> None:
     """After calls of every kind, pooled connections have no setting, lock, channel or transaction of their own."""
     size = 4
-    async with fresh_database(postgres, template) as url, running(url, pool_size=size) as served:
+    async with fresh_database(postgres, template) as url, running_service(url, pool_size=size) as served:
         stub = served.stub
 
         async def calls(number: int) -> None:
@@ -476,17 +467,17 @@ async def test_connections_keep_no_state(postgres: str, template: str) -> None:
 async def test_old_keys_still_verify(postgres: str, template: str) -> None:
     """A page token outlives a restart and a new key, and not the key that signed it."""
     async with fresh_database(postgres, template) as url:
-        async with running(url) as served:
+        async with running_service(url) as served:
             made = await served.stub.CreateConversation(create(*(message() for _ in range(5))))
             old = (await served.stub.ListItems(list_items(made.id, page_size=2))).next_page_token
-        await run(url, "INSERT INTO page_token_keys VALUES (2, sha256('a new key'))")
-        async with running(url) as served:
+        await fetch(url, "INSERT INTO page_token_keys VALUES (2, sha256('a new key'))")
+        async with running_service(url) as served:
             page = await served.stub.ListItems(list_items(made.id, page_size=2, page_token=old))
             assert [3, 2] == [item.sequence for item in page.items]
             new = (await served.stub.ListItems(list_items(made.id, page_size=2))).next_page_token
             assert old != new
-        await run(url, "DELETE FROM page_token_keys WHERE id = 1")
-        async with running(url) as served:
+        await fetch(url, "DELETE FROM page_token_keys WHERE id = 1")
+        async with running_service(url) as served:
             page = await served.stub.ListItems(list_items(made.id, page_size=2, page_token=new))
             assert [3, 2] == [item.sequence for item in page.items]
             failure = await problem(served.stub.ListItems(list_items(made.id, page_size=2, page_token=old)))
@@ -497,9 +488,9 @@ async def test_databases_sign_with_keys_of_their_own(postgres: str) -> None:
     """Each database that is migrated makes a key that no other has."""
     secrets = set()
     for _ in range(2):
-        async with fresh_database(postgres, EMPTY) as url:
+        async with fresh_database(postgres, EMPTY_TEMPLATE) as url:
             await migrate(url)
-            (row,) = await run(url, "SELECT secret FROM page_token_keys")
+            (row,) = await fetch(url, "SELECT secret FROM page_token_keys")
             assert 32 == len(row["secret"])
             secrets.add(row["secret"])
     assert 2 == len(secrets)

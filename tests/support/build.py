@@ -1,11 +1,7 @@
 """Requests in a line each, so that a test says only what matters to it."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from secrets import token_hex
 from typing import Any
 
-import asyncpg
 from conversations.v1.content_pb2 import ROLE_USER, Content, InputText
 from conversations.v1.conversation_pb2 import AttributeValues, Conversation
 from conversations.v1.conversations_service_pb2 import (
@@ -23,22 +19,6 @@ from conversations.v1.conversations_service_pb2 import (
 from conversations.v1.item_body_pb2 import Message
 from conversations.v1.item_pb2 import Item, ItemReference, NewItem
 from google.protobuf.field_mask_pb2 import FieldMask
-
-from tests.conftest import Service, running, with_database
-
-
-@asynccontextmanager
-async def shared_service(postgres: str, template: str) -> AsyncIterator[Service]:
-    """A service with a database of its own, for the tests of one module."""
-    name = f"shared_{token_hex(8)}"
-    connection = await asyncpg.connect(postgres)
-    try:
-        await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-        async with running(with_database(postgres, name)) as served:
-            yield served
-        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    finally:
-        await connection.close()
 
 
 def user_message(text: str = "hi", **fields: Any) -> NewItem:

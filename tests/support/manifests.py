@@ -4,16 +4,18 @@ Each check takes the objects of one rendering and yields a sentence for each thi
 those of all checks. "Ours" is a container with the service's image.
 """
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
 from typing import Any
 
 import typer.main
+import yaml
 from pydantic import ValidationError
 
 from server.app.supervisor import _MARGIN as TO_CLOSE_UP
@@ -32,6 +34,31 @@ CONNECTIONS = 100 - 3 - 2  # of PostgreSQL by default, but those of superusers, 
 MADE_ELSEWHERE = {"conversations-database": {"url"}, "conversations-tls": {"tls.crt", "tls.key", "ca.crt"}}
 OWNERS = ("Deployment", "Job")
 PROBES = {"startupProbe": STARTUP, "readinessProbe": READINESS, "livenessProbe": LIVENESS}
+
+
+ROOT = Path(__file__).parents[2]
+
+
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+
+
+KUSTOMIZE = (
+    ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"] * bool(shutil.which("kubectl"))
+)
+
+
+@cache
+def render(name: str) -> str:
+    """Of a folder, as `kubectl apply -k` would send it."""
+    done = subprocess.run([*KUSTOMIZE, str(KUBERNETES / name)], capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr
+    assert not done.stderr, done.stderr  # a deprecated field
+    return done.stdout
+
+
+def render_objects(name: str) -> Objects:
+    """The objects, to look at or to spoil."""
+    return list(yaml.safe_load_all(render(name)))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 )
 
 from server.app.service import CONTRACT, SERVICES
-from tests.conftest import Service
+from tests.support.service import Service
 
 SERVICE = SERVICES[0]
 

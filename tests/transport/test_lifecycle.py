@@ -18,10 +18,10 @@ from server.app.service import SERVICES, run_service
 from server.settings.service import load
 from server.store.migrate import HEAD, migrate
 from server.transport import readiness
-from tests.conftest import Service, fresh_database, problem, running
-from tests.store.test_store import EMPTY
-from tests.store.test_store import run as sql
 from tests.support.build import create, get
+from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database
+from tests.support.problems import problem
+from tests.support.service import Service, running_service
 
 READY = ("", "readiness", *SERVICES)
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
@@ -87,7 +87,7 @@ async def test_everything_serves(service: Service) -> None:
 
 async def test_start_without_a_database(way: Way) -> None:
     """Without a database it is alive, not ready, and refuses calls to be tried again; with it, it serves."""
-    async with running(way.url) as served:
+    async with running_service(way.url) as served:
         assert {NOT_SERVING} == await health(served, *READY, "startup")
         assert {SERVING} == await health(served, "liveness")
         failure = await problem(served.stub.CreateConversation(create()))
@@ -102,7 +102,7 @@ async def test_start_without_a_database(way: Way) -> None:
 async def test_a_database_that_goes_and_comes(way: Way) -> None:
     """While it is away the service is alive and started but not ready; afterwards all is as before."""
     way.open()
-    async with running(way.url) as served:
+    async with running_service(way.url) as served:
         made = await served.stub.CreateConversation(create())
         await way.close()
         await until(served, "readiness", NOT_SERVING)
@@ -145,18 +145,18 @@ async def test_a_problem_while_waiting_does_not_end_it(postgres: str, template: 
     """What would end a start is waited out once the service is up: an operator may mend it."""
     async with fresh_database(postgres, template) as url:
         way = Way(url, tmp_path)
-        await sql(url, f'ALTER DATABASE "{url.partition("?")[0].rpartition("/")[2]}" SET synchronous_commit = off')
-        async with running(way.url) as served:
+        await fetch(url, f'ALTER DATABASE "{url.partition("?")[0].rpartition("/")[2]}" SET synchronous_commit = off')
+        async with running_service(way.url) as served:
             way.open()
             await asyncio.sleep(1)
             assert {NOT_SERVING} == await health(served, "readiness")
-            await sql(url, f'ALTER DATABASE "{url.partition("?")[0].rpartition("/")[2]}" RESET synchronous_commit')
+            await fetch(url, f'ALTER DATABASE "{url.partition("?")[0].rpartition("/")[2]}" RESET synchronous_commit')
             await until(served, "readiness", SERVING)
 
 
 async def test_a_schema_is_waited_for(postgres: str) -> None:
     """Told not to migrate, it becomes ready when another process has."""
-    async with fresh_database(postgres, EMPTY) as url, running(url, migrate=False) as served:
+    async with fresh_database(postgres, EMPTY_TEMPLATE) as url, running_service(url, migrate=False) as served:
         assert {NOT_SERVING} == await health(served, "readiness", "startup")
         await migrate(url)
         await until(served, "readiness", SERVING)
@@ -167,8 +167,8 @@ async def test_a_schema_is_waited_for(postgres: str) -> None:
 async def test_a_newer_schema_is_served(postgres: str, template: str, migrating: bool) -> None:  # noqa: FBT001
     """A process of the last version starts beside those of the next: migrations only add."""
     async with fresh_database(postgres, template) as url:
-        await sql(url, "UPDATE alembic_version SET version_num = '9999'")
-        async with running(url, migrate=migrating) as served:
+        await fetch(url, "UPDATE alembic_version SET version_num = '9999'")
+        async with running_service(url, migrate=migrating) as served:
             assert (await served.stub.CreateConversation(create())).id
     assert HEAD < "9999"
 

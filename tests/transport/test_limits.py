@@ -16,8 +16,9 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from tests.conftest import Service, problem, running
 from tests.support.build import ahead, append, create, get, user_message
+from tests.support.problems import problem
+from tests.support.service import Service, running_service
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS, PING, GOAWAY = 4, 6, 7  # frames of HTTP/2 (RFC 9113 §6)
@@ -47,7 +48,7 @@ async def answers(service: Service) -> bool:
 
 async def test_calls_at_once(service: Service) -> None:
     """As many calls run as may; one more is refused with a time to come again, and health is not."""
-    async with running(service.url, max_calls=3) as served:
+    async with running_service(service.url, max_calls=3) as served:
         async with locked(served) as name:
             held = [asyncio.ensure_future(served.stub.CreateItems(append(name, user_message()))) for _ in range(3)]
             await asyncio.sleep(0.3)
@@ -69,7 +70,7 @@ async def test_calls_at_once(service: Service) -> None:
 )
 async def test_streams_at_once(service: Service, limits: dict[str, Any], limit: str) -> None:
     """As many streams run as may, of all or of one principal; one more ends, and a place that is free is given."""
-    async with running(service.url, **limits) as served:
+    async with running_service(service.url, **limits) as served:
         name = (await served.stub.CreateConversation(create())).id
         streams = [served.stub.AppendItems() for _ in range(2)]
         for each in streams:
@@ -100,7 +101,7 @@ async def test_metadata(service: Service) -> None:
     """Metadata up to the limit passes; from a quarter beyond it on no call does."""
     limit = 4096
     room = 1000  # of the metadata that gRPC itself sends
-    async with running(service.url, max_metadata_bytes=limit) as served:
+    async with running_service(service.url, max_metadata_bytes=limit) as served:
         made = await served.stub.CreateConversation(create())
         passes = (("x-note", "n" * (limit - room)),)
         assert made.id == (await served.stub.GetConversation(get(made.id), metadata=passes)).id
@@ -112,7 +113,7 @@ async def test_metadata(service: Service) -> None:
 
 async def test_calls_of_a_connection(service: Service) -> None:
     """A connection carries so many calls at once; the next waits, and another connection's does not."""
-    async with running(service.url, max_calls_per_connection=2) as served:
+    async with running_service(service.url, max_calls_per_connection=2) as served:
         async with locked(served) as name:
             held = [asyncio.ensure_future(served.stub.CreateItems(append(name, user_message()))) for _ in range(2)]
             await asyncio.sleep(0.3)
@@ -181,7 +182,7 @@ def goaway(address: str) -> tuple[int, bytes, float]:
 
 async def seen(service: Service, **limits: Any) -> tuple[int, bytes, float]:
     """How a service ends the connection of a peer that says nothing."""
-    async with running(service.url, **limits) as served:
+    async with running_service(service.url, **limits) as served:
         return await asyncio.to_thread(goaway, served.address)
 
 
@@ -190,7 +191,7 @@ async def test_connections_are_renewed(service: Service) -> None:
     code, words, seconds = await seen(service, connection_age_seconds=1)
     assert (NO_ERROR, b"max_age") == (code, words)
     assert 0.8 < seconds < 3  # gRPC adds up to a tenth, so that not all connections end at once
-    async with running(service.url, connection_age_seconds=0.2, connection_age_grace_seconds=5) as served:
+    async with running_service(service.url, connection_age_seconds=0.2, connection_age_grace_seconds=5) as served:
         made = await served.stub.CreateConversation(create())
         until = time.monotonic() + 2  # several connections long
         while time.monotonic() < until:
@@ -223,5 +224,5 @@ async def test_pings_of_a_peer(service: Service, interval: float, calm: bool) ->
             kinds = itertools.takewhile(lambda kind: kind != GOAWAY, (kind for kind, _ in peer.frames()))
             return len(list(itertools.islice((kind for kind in kinds if kind == PING), 6)))
 
-    async with running(service.url, min_ping_interval_seconds=interval) as served:
+    async with running_service(service.url, min_ping_interval_seconds=interval) as served:
         assert calm == (await asyncio.to_thread(answered, served.address) == 6)

@@ -6,10 +6,10 @@ import signal
 import socket
 import ssl
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,6 @@ import grpc.aio
 import pytest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -33,13 +32,13 @@ from server.transport import tls
 from server.transport.certificates import PemFile, name_of
 from server.transport.server import bind
 from server.transport.tls import Credentials, TlsConfigError
-from tests.cli.test_cli import complaint, printed
-from tests.cli.test_cli import run_service as process
-from tests.conftest import Service, fresh_database
-from tests.identity.test_identity import RSA, jwks, jwt_settings, token
 from tests.support.build import create
+from tests.support.certificates import CA, HOUR, OTHER_CA, TlsFiles, private_key_pem
+from tests.support.commands import error_line_of, output_of, server_process
+from tests.support.jwt import ISSUER_KEY, jwk_set, jwt_settings, token
+from tests.support.postgres import fresh_database
+from tests.support.service import Service
 
-HOUR = timedelta(hours=1)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 # gRPC says nothing to whom it refuses, and closes the connection; a newer one may send the alert.
 BY_THE_SERVER = re.compile("^UNEXPECTED_EOF_WHILE_READING$|^ConnectionResetError$|_ALERT_(PROTOCOL|HANDSHAKE)_")
@@ -49,87 +48,13 @@ NO_TLS = (ssl.SSLError, ConnectionError, EOFError)
 # -- certificates
 
 
-def pem(key: Any, password: bytes = b"") -> bytes:
-    """A private key."""
-    way = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    return bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, way))
-
-
-class Authority:
-    """A CA; all of them have the same name."""
-
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.pem = self._signed("CA", self._key, [], HOUR, ca=True)
-
-    def issue(
-        self, name: str, key: Any = None, left: timedelta = HOUR, hosts: tuple[str, ...] = ("localhost",)
-    ) -> tuple[bytes, bytes]:
-        """Certificate and private key."""
-        key = key or ec.generate_private_key(ec.SECP256R1())
-        names: list[x509.GeneralName] = [x509.DNSName(host) for host in hosts]
-        return self._signed(name, key, names, left), pem(key)
-
-    def _signed(self, name: str, key: Any, names: list[Any], left: timedelta, *, ca: bool = False) -> bytes:
-        now = datetime.now(UTC).replace(microsecond=0)
-        common = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA")])
-        built = x509.CertificateBuilder(issuer, common, key.public_key(), x509.random_serial_number())
-        built = built.not_valid_before(now - HOUR * 24).not_valid_after(now + left)
-        built = built.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        of_ours, of_it = self._key.public_key(), key.public_key()
-        built = built.add_extension(x509.SubjectKeyIdentifier.from_public_key(of_it), critical=False)
-        built = built.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(of_ours), critical=False)
-        if names:
-            built = built.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return built.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-CA, OTHER_CA = Authority(), Authority()
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 
 
-@dataclass(frozen=True)
-class Files:
-    """The three files, in a folder."""
-
-    folder: Path
-
-    def path(self, name: str) -> Path:
-        """Of a setting."""
-        return self.folder / name
-
-    @property
-    def settings(self) -> dict[str, Path]:
-        """Those of TLS."""
-        return {name.name: name for name in sorted(self.folder.iterdir()) if name.name.startswith("tls_")}
-
-    def credentials(self) -> Credentials:
-        """What a server takes from them."""
-        made = tls.watched(load(**self.settings))
-        assert made
-        return made
-
-    def put(self, certificate: bytes, key: bytes, client_ca: bytes | None = None) -> "Files":
-        """Writes them, in place."""
-        self.path("tls_certificate").write_bytes(certificate)
-        self.path("tls_key").write_bytes(key)
-        if client_ca:
-            self.path("tls_client_ca").write_bytes(client_ca)
-        return self
-
-
 @pytest.fixture
-def files(tmp_path: Path) -> Files:
+def files(tmp_path: Path) -> TlsFiles:
     """A pair named `old`."""
-    return Files(tmp_path).put(*CA.issue("old"))
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: that of a socket has about a hundred characters at most."""
-    with TemporaryDirectory() as name:
-        yield Path(name)
+    return TlsFiles(tmp_path).put(*CA.issue("old"))
 
 
 @asynccontextmanager
@@ -162,11 +87,11 @@ def context(*, alpn: tuple[str, ...] = ("h2",), client: tuple[bytes, bytes] | No
         made.set_alpn_protocols(list(alpn))
     if client:
         with TemporaryDirectory() as name:
-            _load(made, Files(Path(name)).put(*client))
+            _load(made, TlsFiles(Path(name)).put(*client))
     return made
 
 
-def _load(made: ssl.SSLContext, files: Files) -> None:
+def _load(made: ssl.SSLContext, files: TlsFiles) -> None:
     made.load_cert_chain(files.path("tls_certificate"), files.path("tls_key"))
 
 
@@ -213,7 +138,7 @@ async def _is_let_in_by_others(client: ssl.SSLContext) -> bool:
     """Whether a server without any rule takes it: then it is not the client that refuses."""
     lax = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with TemporaryDirectory() as name:
-        _load(lax, Files(Path(name)).put(*CA.issue("lax", RSA_KEY)))
+        _load(lax, TlsFiles(Path(name)).put(*CA.issue("lax", RSA_KEY)))
     lax.set_ciphers("ALL:eNULL:@SECLEVEL=0")
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         lax.minimum_version = ssl.TLSVersion.TLSv1
@@ -233,7 +158,7 @@ async def _is_let_in_by_others(client: ssl.SSLContext) -> bool:
 @pytest.fixture(scope="module")
 async def strict(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """A server with an RSA key, as most ciphers need."""
-    files = Files(tmp_path_factory.mktemp("strict")).put(*CA.issue("strict", RSA_KEY))
+    files = TlsFiles(tmp_path_factory.mktemp("strict")).put(*CA.issue("strict", RSA_KEY))
     async with served(files.credentials()) as (address,):
         yield address
 
@@ -289,7 +214,7 @@ async def test_only_h2_is_spoken(strict: str, alpn: tuple[str, ...], version: st
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
-async def test_client_certificates(files: Files, version: str) -> None:
+async def test_client_certificates(files: TlsFiles, version: str) -> None:
     """Only one of the CA gets in, and only while it is valid."""
     files.path("tls_client_ca").write_bytes(CA.pem)
     async with served(files.credentials()) as (address,):
@@ -322,7 +247,7 @@ def trusting(address: str, roots: bytes) -> grpc.aio.Channel:
     return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(roots), options=options)
 
 
-async def test_a_new_certificate(files: Files) -> None:
+async def test_a_new_certificate(files: TlsFiles) -> None:
     """All addresses serve it to new connections without a restart; the connections that are there live on."""
     credentials = files.credentials()
     async with served(credentials, 2) as addresses, trusting(addresses[0], CA.pem) as old:
@@ -339,7 +264,7 @@ async def test_a_new_certificate(files: Files) -> None:
     assert {"taken": 1, "refused": 0} == credentials.reloads
 
 
-async def test_a_new_client_ca(files: Files) -> None:
+async def test_a_new_client_ca(files: TlsFiles) -> None:
     """Who gets in is decided by the file as it is now."""
     files.path("tls_client_ca").write_bytes(CA.pem)
     ours, theirs = context(client=CA.issue("ours")), context(client=OTHER_CA.issue("theirs"))
@@ -360,11 +285,11 @@ async def test_a_secret_of_kubernetes(tmp_path: Path) -> None:
     """A link to the folder of all files is swapped: nothing else changes, not even a file's name or size."""
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
-        Files(tmp_path / name).put(*CA.issue(name), client_ca=CA.pem)
+        TlsFiles(tmp_path / name).put(*CA.issue(name), client_ca=CA.pem)
     (tmp_path / "..data").symlink_to("old")
     for name in ("tls_certificate", "tls_key", "tls_client_ca"):
         (tmp_path / name).symlink_to(f"..data/{name}")
-    credentials, client = Files(tmp_path).credentials(), context(client=CA.issue("client"))
+    credentials, client = TlsFiles(tmp_path).credentials(), context(client=CA.issue("client"))
     async with served(credentials) as (address,):
         assert "old" == (await greeting(address, client)).name
         (tmp_path / "..next").symlink_to("new")
@@ -374,7 +299,7 @@ async def test_a_secret_of_kubernetes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", ["tls_certificate", "tls_key"])
-async def test_half_a_pair(files: Files, first: str) -> None:
+async def test_half_a_pair(files: TlsFiles, first: str) -> None:
     """While one file of two is new, what was there is served and nobody warned; after a while somebody is."""
     credentials = files.credentials()
     new = dict(zip(("tls_certificate", "tls_key"), CA.issue("new"), strict=True))
@@ -402,10 +327,10 @@ BROKEN: dict[str, Callable[[], tuple[str, bytes | None]]] = {
     "cut off": lambda: ("tls_certificate", CA.issue("new")[0][:-40]),
     "expired": lambda: ("tls_certificate", b"expired"),  # of the pair that is there
     "a key of another": lambda: ("tls_key", CA.issue("new")[1]),
-    "a key with a password": lambda: ("tls_key", pem(RSA_KEY, b"sesame")),
+    "a key with a password": lambda: ("tls_key", private_key_pem(RSA_KEY, b"sesame")),
     "a key that is gone": lambda: ("tls_key", None),
-    "a weak key": lambda: ("tls_key", pem(rsa.generate_private_key(65537, 1024))),  # noqa: S505
-    "a key that gRPC cannot serve": lambda: ("tls_key", pem(K1)),
+    "a weak key": lambda: ("tls_key", private_key_pem(rsa.generate_private_key(65537, 1024))),  # noqa: S505
+    "a key that gRPC cannot serve": lambda: ("tls_key", private_key_pem(K1)),
     "no CA": lambda: ("tls_client_ca", b"sesame"),
     "half a CA": lambda: ("tls_client_ca", CA.pem + CA.pem[:-40]),
     "CAs that are gone": lambda: ("tls_client_ca", None),
@@ -413,7 +338,7 @@ BROKEN: dict[str, Callable[[], tuple[str, bytes | None]]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-async def test_broken_files(files: Files, case: str) -> None:
+async def test_broken_files(files: TlsFiles, case: str) -> None:
     """They change nothing, are told once by the setting's name and without content, and would stop a start."""
     key = ec.generate_private_key(ec.SECP256R1())
     good = (*CA.issue("good", key), CA.pem)
@@ -441,7 +366,7 @@ async def test_broken_files(files: Files, case: str) -> None:
         assert "better" == (await greeting(address, client)).name
 
 
-async def test_each_broken_change_is_told(files: Files) -> None:
+async def test_each_broken_change_is_told(files: TlsFiles) -> None:
     """Another fault is another line, and the same files written again are no change."""
     credentials = files.credentials()
     good = [files.path(name).read_bytes() for name in ("tls_certificate", "tls_key")]
@@ -457,7 +382,7 @@ async def test_each_broken_change_is_told(files: Files) -> None:
     assert {"taken": 0, "refused": 3} == credentials.reloads
 
 
-async def test_a_signal_is_not_waited_for(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_signal_is_not_waited_for(files: TlsFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked to, the files are looked at without waiting for the next time."""
     monkeypatch.setattr(tls, "_PERIOD", 3600.0)
     credentials = files.credentials()
@@ -476,9 +401,9 @@ def unmigrated(url: str, **settings: Any) -> dict[str, Any]:
     return {"database_url": url, "purge_every_minutes": 0, "grace_seconds": 1, **settings}
 
 
-async def test_tls_is_for_tcp_only(service: Service, files: Files, folder: Path) -> None:
+async def test_tls_is_for_tcp_only(service: Service, files: TlsFiles, short_folder: Path) -> None:
     """One server: TLS, and nothing else, on host:port; plain on a Unix socket."""
-    settings = load(**unmigrated(service.url, listen=f"127.0.0.1:0,unix:{folder}/s", **files.settings))
+    settings = load(**unmigrated(service.url, listen=f"127.0.0.1:0,unix:{short_folder}/s", **files.settings))
     async with run_service(settings) as running:
         tcp, unix = running.addresses
         async with trusting(tcp, CA.pem) as channel:
@@ -495,10 +420,10 @@ async def test_tls_is_for_tcp_only(service: Service, files: Files, folder: Path)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_the_process_takes_new_files(service: Service, files: Files, workers: int) -> None:
+async def test_the_process_takes_new_files(service: Service, files: TlsFiles, workers: int) -> None:
     """Every process watches; the signal of a reload has them look at once."""
     paths = {name: str(path) for name, path in files.settings.items()}
-    async with process(service.url, workers=str(workers), **paths) as (running, line):
+    async with server_process(service.url, workers=str(workers), **paths) as (running, line):
         address = line.split()[3].rstrip(",")
         assert "old" == (await greeting(address)).name
         files.put(*CA.issue("new"))
@@ -524,7 +449,7 @@ async def own_url(postgres: str, template: str) -> AsyncIterator[str]:
         yield url
 
 
-async def test_commands_by_tls(own_url: str, files: Files) -> None:
+async def test_commands_by_tls(own_url: str, files: TlsFiles) -> None:
     """A file of CAs, or the system's, and a name if the address is none; anything else is one line."""
     ca, other = files.folder / "ca", files.folder / "other"
     ca.write_bytes(CA.pem)
@@ -532,12 +457,12 @@ async def test_commands_by_tls(own_url: str, files: Files) -> None:
     line = '{"type": "message", "role": "user", "content": "Hello"}\n'
     async with service_with(own_url, **files.settings) as address:
         by_options = ("--target", address, "--ca", str(ca), "--authority", "localhost")
-        made = (await printed("import-jsonl", "-", *by_options, given=line)).strip()
+        made = (await output_of("import-jsonl", "-", *by_options, given=line)).strip()
         by_name = ("--target", f"localhost:{address.rpartition(':')[2]}", "--ca", str(ca))
-        assert "Hello" in await printed("export-jsonl", made, *by_name)
+        assert "Hello" in await output_of("export-jsonl", made, *by_name)
         variables = {"target": address, "target_ca": str(ca), "target_authority": "localhost"}
-        assert "Hello" in await printed("export-jsonl", made, **variables)
-        assert "SERVING\n" == await printed("healthcheck", **variables)
+        assert "Hello" in await output_of("export-jsonl", made, **variables)
+        assert "SERVING\n" == await output_of("healthcheck", **variables)
         wrong: list[tuple[str, ...]] = [
             ("--target", address),
             ("--target", address, "--ca", str(ca)),
@@ -545,38 +470,38 @@ async def test_commands_by_tls(own_url: str, files: Files) -> None:
             ("--target", address, "--tls", "--authority", "localhost"),
         ]
         for options in wrong:
-            assert "UNAVAILABLE" in await complaint("export-jsonl", made, *options)
+            assert "UNAVAILABLE" in await error_line_of("export-jsonl", made, *options)
 
 
-async def test_the_systems_authorities(own_url: str, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_systems_authorities(own_url: str, files: TlsFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--tls` alone trusts whom the system trusts."""
     ca = files.folder / "ca"
     ca.write_bytes(CA.pem)
     async with service_with(own_url, **files.settings) as address:
         options = ("--target", f"localhost:{address.rpartition(':')[2]}", "--tls")
         monkeypatch.setenv("SSL_CERT_FILE", str(ca))
-        assert "SERVING\n" == await printed("healthcheck", *options)
+        assert "SERVING\n" == await output_of("healthcheck", *options)
 
 
-async def test_commands_with_a_certificate(own_url: str, files: Files, tmp_path_factory: Any) -> None:
+async def test_commands_with_a_certificate(own_url: str, files: TlsFiles, tmp_path_factory: Any) -> None:
     """Where clients need a certificate, commands have one."""
     files.path("tls_client_ca").write_bytes(CA.pem)
-    ours = Files(tmp_path_factory.mktemp("client")).put(*CA.issue("backup"))
+    ours = TlsFiles(tmp_path_factory.mktemp("client")).put(*CA.issue("backup"))
     certificate, key = map(str, (ours.path("tls_certificate"), ours.path("tls_key")))
     identity = {"identity": "mtls", "mtls_subjects": True}
     async with service_with(own_url, **identity, **files.settings) as address:
         options = ("--target", address, "--ca", str(files.path("tls_client_ca")), "--authority", "localhost")
         with_ours = (*options, "--cert", certificate, "--key", key)
-        made = (await printed("import-jsonl", "-", *with_ours, given='{"role": "user", "content": "Hello"}')).strip()
-        assert "Hello" in await printed("export-jsonl", made, *with_ours)
-        assert "UNAVAILABLE" in await complaint("export-jsonl", made, *options)
+        made = (await output_of("import-jsonl", "-", *with_ours, given='{"role": "user", "content": "Hello"}')).strip()
+        assert "Hello" in await output_of("export-jsonl", made, *with_ours)
+        assert "UNAVAILABLE" in await error_line_of("export-jsonl", made, *options)
 
 
-async def test_commands_with_a_token(own_url: str, files: Files) -> None:
+async def test_commands_with_a_token(own_url: str, files: TlsFiles) -> None:
     """A token comes from a file or a variable, is sent with each call, and is never shown."""
-    (files.folder / "jwks").write_bytes(jwks(RSA))
+    (files.folder / "jwks").write_bytes(jwk_set(ISSUER_KEY))
     (files.folder / "ca").write_bytes(CA.pem)
-    secret = token(key=RSA)
+    secret = token(key=ISSUER_KEY)
     (files.folder / "token").write_text(f"{secret}\n")
     values = jwt_settings(str(files.folder / "jwks")).model_dump(
         include={"identity", "jwt_issuer", "jwt_audience", "jwt_jwks"}
@@ -584,10 +509,10 @@ async def test_commands_with_a_token(own_url: str, files: Files) -> None:
     async with service_with(own_url, **values, **files.settings) as address:
         options = ("--target", address, "--ca", str(files.folder / "ca"), "--authority", "localhost")
         with_file = (*options, "--token-file", str(files.folder / "token"))
-        made = (await printed("import-jsonl", "-", *with_file, given='{"role": "user", "content": "Hello"}')).strip()
-        assert "Hello" in await printed("export-jsonl", made, *options, target_token=secret)
-        assert "UNAUTHENTICATED" in await complaint("export-jsonl", made, *options)
-        told = await complaint("export-jsonl", made, *options, target_token=secret[:-4] + "AAAA")
+        made = (await output_of("import-jsonl", "-", *with_file, given='{"role": "user", "content": "Hello"}')).strip()
+        assert "Hello" in await output_of("export-jsonl", made, *options, target_token=secret)
+        assert "UNAUTHENTICATED" in await error_line_of("export-jsonl", made, *options)
+        told = await error_line_of("export-jsonl", made, *options, target_token=secret[:-4] + "AAAA")
         assert "UNAUTHENTICATED" in told
         assert secret[:-4] not in told
 
@@ -609,7 +534,7 @@ WRONG = [
 @pytest.mark.parametrize("options, named", WRONG, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
 async def test_wrong_options(options: tuple[str, ...], named: str) -> None:
     """What cannot be meant is told by the option's name before anything is sent."""
-    told = await complaint("export-jsonl", "conv_a", *options, target_token="a.secret.token")
+    told = await error_line_of("export-jsonl", "conv_a", *options, target_token="a.secret.token")
     assert named in told
     assert "secret" not in told
 
@@ -617,7 +542,7 @@ async def test_wrong_options(options: tuple[str, ...], named: str) -> None:
 # -- the probe of a container
 
 
-def in_a_pod(address: str, files: Files, **settings: str) -> dict[str, str]:
+def in_a_pod(address: str, files: TlsFiles, **settings: str) -> dict[str, str]:
     """The environment of a service that serves the port of ``address`` on all of the machine's addresses."""
     paths = {name: str(path) for name, path in files.settings.items()}
     return {"listen": f"0.0.0.0:{address.rpartition(':')[2]}", "allow_anonymous": "true", **paths, **settings}
@@ -636,33 +561,33 @@ PODS: dict[str, dict[str, Any]] = {
 async def test_healthcheck_without_options(service: Service, tmp_path: Path, pod: str, client_ca: bool) -> None:  # noqa: FBT001
     """It asks the server that its environment describes, also where clients need a certificate."""
     name = "conversations.svc" if pod == "a name in the subject" else "old"
-    files = Files(tmp_path).put(*CA.issue(name, **PODS[pod]), client_ca=CA.pem if client_ca else None)
+    files = TlsFiles(tmp_path).put(*CA.issue(name, **PODS[pod]), client_ca=CA.pem if client_ca else None)
     async with service_with(service.url, **files.settings) as address:
-        assert "SERVING\n" == await printed("healthcheck", **in_a_pod(address, files))
+        assert "SERVING\n" == await output_of("healthcheck", **in_a_pod(address, files))
 
 
-async def test_healthcheck_is_of_the_server_and_not_of_its_files(service: Service, files: Files) -> None:
+async def test_healthcheck_is_of_the_server_and_not_of_its_files(service: Service, files: TlsFiles) -> None:
     """A certificate that was just replaced, or is refused, makes no healthy server sick."""
     async with service_with(service.url, **files.settings) as address:
         environment = in_a_pod(address, files)
         files.path("tls_certificate").write_bytes(b"no PEM")
         files.path("tls_key").unlink()
-        assert "SERVING\n" == await printed("healthcheck", **environment)
+        assert "SERVING\n" == await output_of("healthcheck", **environment)
 
 
-async def test_healthcheck_prefers_a_socket(service: Service, files: Files, folder: Path) -> None:
+async def test_healthcheck_prefers_a_socket(service: Service, files: TlsFiles, short_folder: Path) -> None:
     """On a Unix socket nothing else is needed."""
-    listen = f"127.0.0.1:0,unix:{folder}/s"
+    listen = f"127.0.0.1:0,unix:{short_folder}/s"
     async with service_with(service.url, listen=listen, **files.settings):
         paths = {name: str(path) for name, path in files.settings.items()}
-        assert "SERVING\n" == await printed("healthcheck", listen=listen, **paths)
+        assert "SERVING\n" == await output_of("healthcheck", listen=listen, **paths)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "127.0.0.1"])  # noqa: S104
 async def test_healthcheck_on_any_address(service: Service, host: str) -> None:
     """All addresses of the machine are asked on loopback."""
     listen = f"{host}:{service.address.rpartition(':')[2]}"
-    assert "SERVING\n" == await printed("healthcheck", listen=listen, allow_anonymous="true")
+    assert "SERVING\n" == await output_of("healthcheck", listen=listen, allow_anonymous="true")
     assert service.address == own_connection(load(listen=listen, allow_anonymous=True), Target()).address
 
 
@@ -670,16 +595,16 @@ async def test_healthcheck_of_a_named_service(service: Service) -> None:
     """Any name that the health service knows can be asked for."""
     target = ("--target", service.address)
     name = "conversations.v1.ConversationsService"
-    assert "SERVING\n" == await printed("healthcheck", "--service", name, *target)
-    assert "NOT_FOUND" in await complaint("healthcheck", "--service", "nobody", *target)
+    assert "SERVING\n" == await output_of("healthcheck", "--service", name, *target)
+    assert "NOT_FOUND" in await error_line_of("healthcheck", "--service", "nobody", *target)
 
 
-async def test_healthcheck_says_why(files: Files) -> None:
+async def test_healthcheck_says_why(files: TlsFiles) -> None:
     """Nobody there, any port, a certificate without a host name: one line each."""
     paths = {name: str(path) for name, path in files.settings.items()}
-    assert "127.0.0.1:1 " in await complaint("healthcheck", listen="127.0.0.1:1", **paths)
-    assert "UNAVAILABLE" in await complaint("healthcheck", listen="127.0.0.1:1")
-    assert "--target" in await complaint("healthcheck", listen="127.0.0.1:0")
+    assert "127.0.0.1:1 " in await error_line_of("healthcheck", listen="127.0.0.1:1", **paths)
+    assert "UNAVAILABLE" in await error_line_of("healthcheck", listen="127.0.0.1:1")
+    assert "--target" in await error_line_of("healthcheck", listen="127.0.0.1:0")
 
 
 def test_names_to_check_a_certificate_by() -> None:

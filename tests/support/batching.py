@@ -1,0 +1,92 @@
+"""Appends that queue in the batcher while a statement is held back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import grpc.aio
+
+from server.store.append_batching import Append, AppendBatcher
+from server.store.connection.database import Database
+from tests.support.build import append, create, user_message
+from tests.support.problems import problem_of
+from tests.support.service import Service
+
+Call = Callable[[], Awaitable[Any]]
+
+
+async def outcome(call: Awaitable[Any]) -> Any:
+    """The response of a call, or its problem."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        return problem_of(error)
+
+
+class HeldStatement:
+    """A statement that does not run until it is released, and the appends that queue meanwhile."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []  # of all statements, the held one included
+        self.appends: list[Append] = []
+        self.started = asyncio.Event()
+        self.release = asyncio.Event()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Waits until ``holds`` is true of the server."""
+        async with asyncio.timeout(20):
+            while not holds():  # noqa: ASYNC110 - what it looks at is no event
+                await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def held_statement(database: Database) -> AsyncIterator[HeldStatement]:
+    """Holds the next statement of ``database`` back until it is released."""
+    line, run, queue = HeldStatement(), database._run, AppendBatcher.queue
+
+    async def waiting(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
+        line.texts.append(text)
+        if not line.started.is_set():
+            line.started.set()
+            await line.release.wait()
+        return await run(text, arguments)
+
+    def seen(appends: AppendBatcher, append: Append) -> None:
+        queue(appends, append)
+        if line.started.is_set():
+            line.appends.append(append)
+
+    database._run, AppendBatcher.queue = waiting, seen  # type: ignore[method-assign,assignment]
+    try:
+        yield line
+    finally:
+        line.release.set()
+        database._run, AppendBatcher.queue = run, queue  # type: ignore[method-assign]
+
+
+@asynccontextmanager
+async def queued_behind(
+    database: Database, first: Call, *calls: Call
+) -> AsyncIterator[tuple[HeldStatement, list[Any]]]:
+    """Starts ``first``, then each call once the one before it is queued or has ended; yields their tasks."""
+    async with held_statement(database) as line:
+        tasks = [asyncio.create_task(outcome(first()))]
+        await line.started.wait()
+        for number, call in enumerate(calls, 1):
+            tasks.append(asyncio.create_task(outcome(call())))
+            await line.until(lambda want=number: want <= len(line.appends) + sum(task.done() for task in tasks))  # type: ignore[misc]
+        yield line, tasks
+        line.release.set()
+        await asyncio.wait(tasks)
+
+
+async def outcomes_behind(service: Service, *calls: Call) -> tuple[list[Any], list[str]]:
+    """The outcomes of calls that queue behind another append, and the statements that ran for them."""
+    stub = service.stub
+    made = await stub.CreateConversation(create())
+    first = lambda: stub.CreateItems(append(made.id, user_message()))  # noqa: E731
+    async with queued_behind(service.database, first, *calls) as (line, tasks):
+        pass
+    return [task.result() for task in tasks[1:]], line.texts[1:]

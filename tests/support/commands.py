@@ -1,0 +1,95 @@
+"""The command line, and the service as a process of its own."""
+
+import asyncio
+import os
+import re
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+
+ROOT = Path(__file__).parents[2]
+
+
+START = re.compile(r"Conversation Service on (\S+), PostgreSQL at (\S+)\n")
+
+
+def environment(url: str | None = None, **settings: str) -> dict[str, str]:
+    """This process's environment, with these settings of the service and no others."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVERSATIONS_")}
+    given = {"CONVERSATIONS_DATABASE_URL": url} if url else {}
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "generated")))
+    return {**kept, "PYTHONPATH": paths, **given, **{f"CONVERSATIONS_{key.upper()}": v for key, v in settings.items()}}
+
+
+async def start_command(*arguments: str, **variables: str) -> Process:
+    """Starts `python -m server` with these arguments and this environment."""
+    command = (sys.executable, "-m", "server", *arguments)
+    return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=variables, cwd=ROOT)
+
+
+async def finish(process: Process, given: str = "") -> tuple[int, str, str]:
+    """Sends ``given`` to a process and waits for its end; returns exit code, output and errors."""
+    async with asyncio.timeout(20):
+        output, errors = await process.communicate(given.encode())
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+async def run_command(
+    *arguments: str, given: str = "", url: str | None = None, **settings: str
+) -> tuple[int, str, str]:
+    """Runs a command; returns exit code, output and errors."""
+    return await finish(await start_command(*arguments, **environment(url, **settings)), given)
+
+
+async def output_of(*arguments: str, **more: Any) -> str:
+    """The output of a command that exits with 0 and writes nothing to standard error."""
+    code, output, errors = await run_command(*arguments, **more)
+    assert (0, "") == (code, errors)
+    return output
+
+
+async def error_line_of(*arguments: str, **more: Any) -> str:
+    """The single line on standard error of a command that exits with 1 and prints nothing else."""
+    code, output, errors = await run_command(*arguments, **more)
+    assert (1, "") == (code, output), errors
+    assert re.fullmatch(r"Error: .+\n", errors), errors
+    return errors
+
+
+@asynccontextmanager
+async def server_process(url: str, listen: str = "127.0.0.1:0", **settings: str) -> AsyncIterator[tuple[Process, str]]:
+    """A server process and its start line; the process is killed at the end if it still runs."""
+    process = await start_command("serve", "--listen", listen, **environment(url, grace_seconds="1", **settings))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(15):
+            line = (await process.stdout.readline()).decode()
+        assert line, (await process.stderr.read()).decode()
+        yield process, line
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def address_in(line: str) -> str:
+    """The address that a start line names."""
+    match = START.fullmatch(line)
+    assert match, line
+    return match[1]
+
+
+@asynccontextmanager
+async def connect(address: str) -> AsyncIterator[Any]:
+    """A client of the service at ``address``."""
+    options = [("grpc.default_authority", "localhost")] if address.startswith("unix:") else []
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        yield ConversationsServiceStub(channel)

@@ -1,0 +1,93 @@
+"""Databases for single tests, and the PostgreSQL processes that serve them."""
+
+import itertools
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+EMPTY_TEMPLATE = "template0"  # PostgreSQL's own database without anything
+_numbers = itertools.count(1)
+
+
+def with_database(url: str, name: str) -> str:
+    """``url`` with another database."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc or "", f"/{name}", parts.query, ""))
+
+
+@asynccontextmanager
+async def fresh_database(postgres: str, template: str) -> AsyncIterator[str]:
+    """The address of a migrated database of its own."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    await execute(postgres, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    try:
+        yield with_database(postgres, name)
+    finally:
+        await execute(postgres, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+async def execute(url: str, statement: str) -> None:
+    """Runs one statement on a connection of its own."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def row_locked(url: str, conversation_id: str) -> AsyncIterator[None]:
+    """Holds the lock of a conversation's row on another connection meanwhile."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", conversation_id)
+            yield
+    finally:
+        await connection.close()
+
+
+def data_folder() -> Path:
+    """A folder for a private PostgreSQL. `tmp_path` has mode 0700, which root's server, another user, cannot enter."""
+    folder = Path(tempfile.mkdtemp(prefix="embedded-"))
+    folder.chmod(0o711)
+    return folder
+
+
+def postmasters_in(path: Path) -> list[int]:
+    """Process ids of running postmasters whose data folder is below ``path``, read from their command lines."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"/postgres") and any(word.startswith(bytes(path)) for word in words):
+            found.append(int(process.name))
+    return found
+
+
+def kill_postmasters_in(path: Path) -> list[int]:
+    """Kills them at once, and returns their process ids."""
+    found = postmasters_in(path)
+    for pid in found:
+        os.kill(pid, signal.SIGQUIT)
+    return found
+
+
+async def fetch(url: str, *statements: str) -> list[asyncpg.Record]:
+    """Runs statements one after the other; returns the rows of the last."""
+    connection = await asyncpg.connect(url)
+    try:
+        rows: list[asyncpg.Record] = []
+        for statement in statements:
+            rows = await connection.fetch(statement)
+        return rows
+    finally:
+        await connection.close()

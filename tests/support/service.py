@@ -1,0 +1,86 @@
+"""The service in this process, and a client of it over the wire."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import Any
+
+import asyncpg
+import grpc
+import grpc.aio
+from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+from conversations.v1.item_pb2 import Item
+
+from server.app.service import run_service
+from server.settings.service import load
+from server.store.connection.database import Database
+from tests.support.build import list_items
+from tests.support.postgres import with_database
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service and a client connected to it."""
+
+    address: str
+    url: str
+    database: Database
+    channel: grpc.aio.Channel
+    stub: Any
+
+
+@asynccontextmanager
+async def running_service(url: str, **settings: Any) -> AsyncIterator[Service]:
+    """Runs the service on the database at ``url``; ``settings`` replace the defaults of tests."""
+    values = {"listen": "127.0.0.1:0", "database_url": url, "purge_every_minutes": 0, "grace_seconds": 1, **settings}
+    async with AsyncExitStack() as stack:
+        served = await stack.enter_async_context(run_service(load(**values)))
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(served.address, options=options))
+        stub = ConversationsServiceStub(channel)
+        yield Service(served.address, url, served.store.database, channel, stub)
+
+
+@contextmanager
+def recorded_statements(database: Database) -> Iterator[list[str]]:
+    """The texts of the statements that the store runs meanwhile, in order."""
+    texts: list[str] = []
+    run = database._run
+
+    async def counted(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
+        texts.append(text)
+        return await run(text, arguments)
+
+    database._run = counted  # type: ignore[method-assign]
+    try:
+        yield texts
+    finally:
+        database._run = run  # type: ignore[method-assign]
+
+
+async def list_all_items(stub: Any, conversation_id: str, order: Any) -> list[Item]:
+    """All items of a conversation, read page by page."""
+    found: list[Item] = []
+    token = ""
+    while True:
+        request = list_items(conversation_id, order=order, page_size=100, page_token=token)
+        page = await stub.ListItems(request)
+        found += page.items
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+@asynccontextmanager
+async def shared_service(postgres: str, template: str) -> AsyncIterator[Service]:
+    """A service with a database of its own, for fixtures that live as long as a module."""
+    name = f"shared_{token_hex(8)}"
+    connection = await asyncpg.connect(postgres)
+    try:
+        await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        async with running_service(with_database(postgres, name)) as served:
+            yield served
+        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()
