@@ -19,7 +19,7 @@ from server.policy.principal import Principal
 from server.policy.rules import DEFAULT
 from server.store.connection.database import Bounds, connected
 from server.store.conversations import ConversationStore
-from server.store.embedded import embedded
+from server.store.embedded import run_embedded
 from server.store.migrate import migrate
 
 _FILL = """
@@ -67,7 +67,7 @@ async def measure(sizes: list[int]) -> None:
     times: dict[str, list[float]] = {}
     with TemporaryDirectory() as name:
         Path(name).chmod(0o711)
-        async with embedded(Path(name) / "data") as private:
+        async with run_embedded(Path(name) / "data") as private:
             await migrate(private.url)
             for size in sizes:
                 await fill(private.url, size)

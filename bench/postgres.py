@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from server.store.embedded import embedded
+from server.store.embedded import run_embedded
 
 _IDLE_FLUSH_SECONDS = 10.5  # an idle backend adds what it did to pg_stat_database after 10 (PGSTAT_IDLE_INTERVAL)
 _SHOWN = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "autovacuum")
@@ -75,7 +75,7 @@ class Postgres:
 @asynccontextmanager
 async def private_postgres(folder: Path) -> AsyncIterator[Postgres]:
     """A server of its own in ``folder``, with PostgreSQL's default durability."""
-    async with embedded(folder / "data") as private:
+    async with run_embedded(folder / "data") as private:
         connection = await asyncpg.connect(private.url)
         try:
             data = await connection.fetchval("SELECT current_setting('data_directory')")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from server.store.embedded import embedded
+from server.store.embedded import run_embedded
 from server.store.migrate import migrate
 from tests.support.access import GuardedService, guarded_service
 from tests.support.postgres import execute, fresh_database, with_database
@@ -37,7 +37,7 @@ async def postgres() -> AsyncIterator[str]:
         return
     with TemporaryDirectory() as name:
         Path(name).chmod(0o711)  # the server is another user when we are root
-        async with embedded(Path(name) / "data") as private:
+        async with run_embedded(Path(name) / "data") as private:
             yield private.url
 
 

@@ -1,4 +1,4 @@
-"""What the process does beside calls."""
+"""What the process does beside serving calls."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def run_beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Does ``work`` while this is open."""
+    """Runs ``work`` in a task for as long as this is open."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -28,18 +28,24 @@ async def run_beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 
 async def purge_periodically(settings: Settings, url: str, purges: PurgeStats) -> None:
-    """Purges every `purge_every_minutes`, for ever; a purge that fails is counted and logged, and the next one runs."""
+    """Purges every `purge_every_minutes` until it is cancelled; a purge that fails is logged and counted.
+
+    Args:
+        settings: How often to purge, and what to keep.
+        url: Of PostgreSQL itself.
+        purges: Where the runs are counted.
+    """
     while True:
         await asyncio.sleep(settings.purge_every_minutes * 60)
         try:
-            purged = await purge(url, settings.purge_after, settings.keep_requests)
+            result = await purge(url, settings.purge_after, settings.keep_requests)
         except (ServiceError, OperatorError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             purges.runs["failed"] += 1
             log.warning("purge failed", error=type(error).__name__)
             continue
-        if purged is None:
+        if result is None:
             purges.runs["skipped"] += 1
             log.info("purged", skipped="another process is at it")
         else:
-            purges.done(vars(purged))
-            log.info("purged", **vars(purged))
+            purges.done(vars(result))
+            log.info("purged", **vars(result))

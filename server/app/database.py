@@ -1,4 +1,4 @@
-"""Where the data is: which database, how it is reached, and how it is made fit for calls."""
+"""The database of the process: which one it is, how it is connected to, and how its schema is prepared."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,8 +9,8 @@ import structlog
 from server.errors import NotReadyYet
 from server.settings.service import Settings
 from server.store.connection.database import Bounds, Database, reachable
-from server.store.embedded import default_data_dir, embedded
-from server.store.migrate import HEAD, is_behind, migrate, revision
+from server.store.embedded import default_data_dir, run_embedded
+from server.store.migrate import HEAD, current_revision, is_behind, migrate
 from server.store.sql import schema
 from server.store.sql.statement import compiled
 
@@ -20,12 +20,18 @@ _TOKEN_KEYS = compiled(schema.page_token_keys.select().order_by(schema.page_toke
 
 
 class SchemaBehind(NotReadyYet):
-    """Another process migrates, or will: the start waits for it."""
+    """The schema is too old and this process may not migrate it; readiness waits until another one has."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Its address for connections of their own, what to call it, and the pool."""
+    """An open database.
+
+    Attributes:
+        url: Of PostgreSQL itself, for connections outside of the pool; with the password.
+        name: For people; without credentials.
+        database: The pool.
+    """
 
     url: str
     name: str
@@ -34,12 +40,16 @@ class Store:
 
 @asynccontextmanager
 async def provision_database(settings: Settings) -> AsyncIterator[tuple[str, str]]:
-    """The database's address and its name for people; the private PostgreSQL runs as long as this is open."""
+    """Yields the database's URL and its name for people; the private PostgreSQL runs as long as this is open.
+
+    Raises:
+        EmbeddedError: The private PostgreSQL cannot be run.
+    """
     if settings.database_url is not None:
         url = settings.database_url.get_secret_value()
         yield url, f"PostgreSQL at {_without_password(url)}"
         return
-    async with embedded(settings.data_dir or default_data_dir()) as private:
+    async with run_embedded(settings.data_dir or default_data_dir()) as private:
         how = "started" if private.started else "joined"
         yield private.url, f"private PostgreSQL {private.version} in {private.data_dir} ({how})"
 
@@ -60,28 +70,28 @@ async def open_store(settings: Settings, make: Callable[..., Database] = Databas
 
 
 async def prepare_schema(settings: Settings, store: Store) -> list[bytes]:
-    """Makes the store fit for calls; the secrets of page tokens, which are kept in it.
+    """Checks the database and migrates its schema; returns the secrets that sign page tokens, newest first.
 
     Raises:
-        StoreUnavailable, SchemaBehind: It will be fit, later.
-        DatabaseConfigError, MigrationFailed: It will not.
+        StoreUnavailable, SchemaBehind: Not yet; the same call may succeed later.
+        DatabaseConfigError, MigrationFailed: An operator has to mend something first.
     """
     await store.database.examine(unsafe_durability=settings.unsafe_durability)
-    await _up_to_date(store.url, migrating=settings.migrate)
+    await _ensure_schema(store.url, migrating=settings.migrate)
     return [row["secret"] for row in await store.database.fetch(_TOKEN_KEYS, {})]
 
 
-async def _up_to_date(url: str, *, migrating: bool) -> None:
+async def _ensure_schema(url: str, *, migrating: bool) -> None:
     if migrating:
         if await migrate(url):
             log.info("database schema brought up to date", revision=HEAD)
-    elif is_behind(found := await revision(url)):
+    elif is_behind(found := await current_revision(url)):
         raise SchemaBehind(
             f"The database schema is at {found or 'nothing'}, not {HEAD}: run `python -m server migrate`."
         )
 
 
 def _without_password(url: str) -> str:
-    """Host and database of a URL; credentials and parameters stay unsaid."""
+    """Returns host and database of a URL, without credentials and parameters."""
     rest = url.partition("://")[2]
     return rest.rpartition("@")[2].partition("?")[0] or "the default socket"

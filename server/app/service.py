@@ -123,7 +123,7 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         await stack.enter_async_context(admin(settings, process, health))
         await server.start()
         stack.push_async_callback(drain, server, health, running, settings.grace_seconds)
-        await readiness.begin()
+        await readiness.start()
         for work in _beside_calls(settings, served, purges, worker):
             await stack.enter_async_context(run_beside(work))
         _keep_collector_off()
@@ -134,7 +134,7 @@ def _beside_calls(
     settings: Settings, served: RunningService, purges: PurgeStats, worker: int | None
 ) -> Iterator[Coroutine[None, None, None]]:
     """What goes on while calls are served."""
-    yield served.readiness.keep()
+    yield served.readiness.run()
     yield served.policy.watch()
     if served.certificate:
         yield served.certificate.watch()

@@ -113,12 +113,12 @@ def migrate(
 
 async def _migrate(settings: Settings, *, check: bool) -> None:
     from server.app.database import provision_database
-    from server.store.migrate import HEAD, revision
+    from server.store.migrate import HEAD, current_revision
     from server.store.migrate import migrate as bring_up_to_date
 
     async with provision_database(settings) as (url, name):
         if check:
-            found = await revision(url)
+            found = await current_revision(url)
             print(f"{name}: schema at {found or 'nothing'}, newest {HEAD}")
             if found != HEAD:
                 raise typer.Exit(1)

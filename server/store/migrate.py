@@ -1,8 +1,7 @@
 """Brings the schema up to date, one process at a time.
 
-The lock is a session advisory lock on the migration's own connection: a
-transaction lock would be lost with the first CREATE INDEX CONCURRENTLY, and a
-pooled connection must keep no session state (traps §4.7).
+The lock is a session advisory lock on a connection of its own: a transaction lock would be lost with the first
+CREATE INDEX CONCURRENTLY, and a pooled connection must keep no session state (sqlalchemy/alembic#633).
 """
 
 import asyncio
@@ -22,8 +21,12 @@ class MigrationFailed(OperatorError):
     """The schema could not be brought up to date; the text is for the operator."""
 
 
-async def revision(url: str) -> str | None:
-    """The schema's revision, None for an empty database."""
+async def current_revision(url: str) -> str | None:
+    """Returns the schema's revision, None for an empty database.
+
+    Raises:
+        DatabaseConfigError, StoreUnavailable: As `direct`.
+    """
     async with direct(url) as connection:
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
             return None
@@ -32,28 +35,29 @@ async def revision(url: str) -> str | None:
 
 
 def is_behind(found: str | None) -> bool:
-    """Whether a schema is too old for this version; a newer one works, for migrations only add (traps §4.7)."""
+    """Returns whether a schema is too old for this version; a newer one works, because migrations only add."""
     return found is None or found < HEAD
 
 
 async def migrate(url: str, wait_seconds: float = 60) -> bool:
-    """Whether anything had to be done to reach `HEAD`.
+    """Brings the schema to `HEAD`; returns whether anything had to be done.
 
     Raises:
-        MigrationFailed: Another process held the lock for longer than
-            ``wait_seconds``, or a revision failed; it was rolled back.
+        MigrationFailed: Another process held the lock for longer than ``wait_seconds``, or a revision failed; it was
+            rolled back.
+        DatabaseConfigError, StoreUnavailable: As `direct`.
     """
-    if not is_behind(await revision(url)):
+    if not is_behind(await current_revision(url)):
         return False
-    async with direct(url) as lock:  # closing it gives the lock back
-        await _take(lock, wait_seconds)
-        if not is_behind(await revision(url)):
+    async with direct(url) as lock:  # closing it releases the lock
+        await _acquire_lock(lock, wait_seconds)
+        if not is_behind(await current_revision(url)):
             return False
         await asyncio.to_thread(_upgrade, url)
         return True
 
 
-async def _take(lock: asyncpg.Connection, wait_seconds: float) -> None:
+async def _acquire_lock(lock: asyncpg.Connection, wait_seconds: float) -> None:
     try:
         async with asyncio.timeout(wait_seconds):
             while not await lock.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
@@ -63,7 +67,7 @@ async def _take(lock: asyncpg.Connection, wait_seconds: float) -> None:
 
 
 def _upgrade(url: str) -> None:
-    """Runs Alembic on a loop of its own, in a thread: it is synchronous inside."""
+    """Runs Alembic on an event loop of its own, in a thread: Alembic is synchronous."""
     # Imported here: only the first start of a version pays for Alembic.
     from alembic import command
     from alembic.config import Config

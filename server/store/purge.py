@@ -1,7 +1,7 @@
-"""Removes what deletes left behind: tombstones, their items, and old request ids.
+"""Removes deleted conversations, deleted items, and old request ids.
 
-Deleting is a tombstone so that the call is short; the rows go later, in small
-steps, so that no lock is held for long and no statement meets its timeout.
+A call that deletes only sets ``delete_time``, so it is short. The rows are removed later, in small steps, so that no
+lock is held for long and no statement meets its timeout.
 """
 
 from dataclasses import dataclass
@@ -37,35 +37,44 @@ _STATEMENTS = {
 
 
 @dataclass(frozen=True)
-class Purged:
-    """How many rows went."""
+class PurgeResult:
+    """How many rows were removed."""
 
     conversations: int = 0
     items: int = 0
     requests: int = 0
 
 
-async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(hours=24)) -> Purged | None:
-    """Removes what was deleted more than ``keep`` ago; None while another process does it.
+async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(hours=24)) -> PurgeResult | None:
+    """Removes what was deleted more than ``keep`` ago; returns None when another process is purging.
 
-    Takes a session advisory lock, so it has a connection of its own.
+    It takes a session advisory lock, so it has a connection of its own.
+
+    Args:
+        url: Of PostgreSQL itself, not of PgBouncer.
+        keep: How long conversations and items stay after they were deleted.
+        keep_requests: How long a request id is remembered.
+
+    Raises:
+        DatabaseConfigError, StoreUnavailable: As `direct`.
+        asyncpg.PostgresError, asyncpg.InterfaceError, OSError: A statement failed; steps before it are done.
     """
     async with direct(url) as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
             return None
-        # One instant for all, and a conversation goes after its items: a delete may commit in between.
+        # One instant for all statements, and conversations after their items: a delete may commit in between.
         now = await connection.fetchval("SELECT now()")
         before = now - keep
-        await _all(connection, "attributes of deleted conversations", before)
-        return Purged(
-            items=await _all(connection, "items of deleted conversations", before)
-            + await _all(connection, "items", before),
-            requests=await _all(connection, "requests", now - keep_requests),
-            conversations=await _all(connection, "conversations", before),
+        await _delete_all(connection, "attributes of deleted conversations", before)
+        return PurgeResult(
+            items=await _delete_all(connection, "items of deleted conversations", before)
+            + await _delete_all(connection, "items", before),
+            requests=await _delete_all(connection, "requests", now - keep_requests),
+            conversations=await _delete_all(connection, "conversations", before),
         )
 
 
-async def _all(connection: asyncpg.Connection, name: str, before: datetime) -> int:
+async def _delete_all(connection: asyncpg.Connection, name: str, before: datetime) -> int:
     """Runs the statement of ``name`` until it finds nothing more."""
     total = 0
     while True:

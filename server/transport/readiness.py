@@ -1,4 +1,4 @@
-"""Whether the store can be used: prepared once, however long that takes, and looked at from then on."""
+"""Readiness: the store is prepared once, however long that takes, and probed from then on (ADR 15)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,37 +10,45 @@ from server.errors import NotReadyYet, OperatorError, ServiceError, StoreUnavail
 
 log = structlog.get_logger(__name__)
 
-_LOOK_SECONDS = 5.0  # between two looks at a store that is there
-_SHORTEST, _LONGEST = 0.25, 10.0  # seconds between two tries with one that is not
+_PROBE_SECONDS = 5.0  # between two probes of a store that answers
+_MIN_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.25, 10.0  # between two tries with one that does not
 
 
 class PingableStore(Protocol):
-    """What is looked at; `server.store.connection.database.Database` is one."""
+    """What is probed; `server.store.connection.database.Database` is one.
+
+    Attributes:
+        answered: How many statements it has answered; while the number grows, no probe is needed.
+    """
 
     answered: int
 
     async def ping(self) -> None:
-        """Has it answer.
+        """Has the store answer a query.
 
         Raises:
-            StoreUnavailable, DeadlineExceeded: It does not.
+            StoreUnavailable, DeadlineExceeded: It does not answer.
         """
 
 
 class ReadinessListener(Protocol):
-    """Who wants to know; `server.transport.health.Health` is one."""
+    """What is told of changes; `server.transport.health.Health` is one."""
 
     async def ready(self, *, now: bool) -> None:
-        """The store can be used, or cannot any more."""
+        """Takes note that the store can be used, or cannot any more."""
 
 
 class Readiness:
-    """Prepares the store and then watches it.
+    """Prepares the store and then probes it.
 
     Args:
-        store: What is watched.
-        prepare: Makes it fit for use.
+        store: What is probed.
+        prepare: Makes the store fit for use; raises NotReadyYet or StoreUnavailable while it is not.
         health: Is told of every change.
+
+    Attributes:
+        ready: Whether calls can be served.
+        waits_for: Why not, in words for operators; '' once the store is prepared.
     """
 
     def __init__(self, store: PingableStore, prepare: Callable[[], Awaitable[None]], health: ReadinessListener) -> None:
@@ -50,13 +58,13 @@ class Readiness:
         self._prepared = False
         self._answered = 0
         self.ready = False
-        self.waits_for = ""  # in words, while it is not prepared
+        self.waits_for = ""
 
-    async def begin(self) -> None:
-        """Tries to prepare the store.
+    async def start(self) -> None:
+        """Tries once to prepare the store; `run` goes on with it if it is not ready yet.
 
         Raises:
-            OperatorError: What is wrong will not pass by waiting.
+            OperatorError: An operator has to mend something; waiting does not help.
         """
         try:
             await self._prepare()
@@ -64,21 +72,21 @@ class Readiness:
             self.waits_for = str(error)
             log.warning("waiting for the database", why=self.waits_for)
         else:
-            await self._is_prepared()
+            await self._mark_prepared()
 
-    async def keep(self) -> None:
-        """Prepares it if need be, and looks at it, for ever."""
-        pause = _SHORTEST
+    async def run(self) -> None:
+        """Prepares the store if need be, with exponential backoff, and then probes it until it is cancelled."""
+        pause = _MIN_BACKOFF_SECONDS
         while not self._prepared:
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST)
-            await self._try_again()
+            pause = min(pause * 2, _MAX_BACKOFF_SECONDS)
+            await self._retry_prepare()
         while True:
-            await asyncio.sleep(_LOOK_SECONDS if self.ready else _SHORTEST * 4)
-            await self._look()
+            await asyncio.sleep(_PROBE_SECONDS if self.ready else _MIN_BACKOFF_SECONDS * 4)
+            await self._probe()
 
-    async def _try_again(self) -> None:
-        """Once calls are refused in the hope of better times, no problem ends the process."""
+    async def _retry_prepare(self) -> None:
+        """Tries again; no problem ends the process any more, because an operator may mend it while it runs."""
         try:
             await self._prepare()
         except (OperatorError, ServiceError) as error:
@@ -86,16 +94,16 @@ class Readiness:
                 self.waits_for = str(error)
                 log.warning("waiting for the database", why=self.waits_for)
         else:
-            await self._is_prepared()
+            await self._mark_prepared()
             log.info("ready")
 
-    async def _is_prepared(self) -> None:
+    async def _mark_prepared(self) -> None:
         self._prepared = True
         self.waits_for = ""
-        await self._is(ready=True)
+        await self._set_ready(ready=True)
 
-    async def _look(self) -> None:
-        """A store that has answered calls need not be asked."""
+    async def _probe(self) -> None:
+        """Asks the store, unless it has answered calls since the last probe."""
         answered, self._answered = self._answered, self._store.answered
         if self.ready and answered != self._store.answered:
             return
@@ -104,12 +112,12 @@ class Readiness:
         except ServiceError as failure:
             if self.ready:
                 log.warning("not ready: the database does not answer", reason=failure.reason)
-                await self._is(ready=False)
+                await self._set_ready(ready=False)
         else:
             if not self.ready:
                 log.info("ready again")
-                await self._is(ready=True)
+                await self._set_ready(ready=True)
 
-    async def _is(self, *, ready: bool) -> None:
+    async def _set_ready(self, *, ready: bool) -> None:
         self.ready = ready
         await self._health.ready(now=ready)

@@ -13,11 +13,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from server.store.embedded import EmbeddedError, default_data_dir, embedded
+from server.store.embedded import EmbeddedError, default_data_dir, run_embedded
 from server.store.embedded.binaries import find_programs
 from server.store.embedded.initdb import CLUSTER
 from server.store.embedded.launch import LOG_LIMIT
-from server.store.embedded.os_user import SERVICE_ID, Identity
+from server.store.embedded.os_user import SERVICE_ID, OsUser
 from server.store.embedded.server import Server
 from server.store.embedded.sockets import socket_dir_for
 from tests.support.postgres import data_folder, kill_postmasters_in, postmasters_in
@@ -26,10 +26,10 @@ AS_ROOT = os.geteuid() == 0
 OWNER = """
 import asyncio, sys
 from pathlib import Path
-from server.store.embedded import embedded
+from server.store.embedded import run_embedded
 
 async def main():
-    async with embedded(Path(sys.argv[1])) as server:
+    async with run_embedded(Path(sys.argv[1])) as server:
         print(server.started, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
@@ -69,7 +69,7 @@ def copy(folder: Path, shared: Path) -> Path:
 
 
 async def use(path: Path) -> None:
-    async with embedded(path):
+    async with run_embedded(path):
         pass
 
 
@@ -103,7 +103,7 @@ async def query(url: str, sql: str) -> object:
 async def test_first_start_makes_a_private_durable_server_and_a_restart_keeps_data(folder: Path) -> None:
     """The first start makes a durable server that only its own user reaches, and a restart keeps the data."""
     data = folder / "new" / "data"
-    async with embedded(data) as server:
+    async with run_embedded(data) as server:
         assert (server.started, server.data_dir) == (True, data)
         assert server.version.startswith("18.")
         await query(server.url, "CREATE TABLE kept AS SELECT 'é' AS value")
@@ -112,7 +112,7 @@ async def test_first_start_makes_a_private_durable_server_and_a_restart_keeps_da
         assert stat.S_IMODE((data / CLUSTER).stat().st_mode) == 0o700
         assert (data / CLUSTER).stat().st_uid == (SERVICE_ID if AS_ROOT else os.geteuid())
     assert postmasters_in(folder) == []
-    async with embedded(data) as server:
+    async with run_embedded(data) as server:
         assert server.started
         assert await query(server.url, "SELECT value FROM kept") == "é"
     assert sorted(path.name for path in data.iterdir()) == [
@@ -125,10 +125,10 @@ async def test_first_start_makes_a_private_durable_server_and_a_restart_keeps_da
 
 async def test_users_share_one_server_and_the_last_stops_it(data: Path) -> None:
     """Processes that use the same folder share one server, and the last to leave stops it."""
-    async with embedded(data) as first:
+    async with run_embedded(data) as first:
         with owner(data) as other:
             assert first_line(other) == "False"
-            async with embedded(data) as third:
+            async with run_embedded(data) as third:
                 assert (first.started, third.started, third.url) == (True, False, first.url)
             assert await query(first.url, "SELECT 1") == 1
             other.communicate("")
@@ -142,7 +142,7 @@ async def test_the_server_outlives_the_user_who_started_it(data: Path) -> None:
     """The server runs on when the process that started it leaves before others."""
     with owner(data) as starter:
         assert first_line(starter) == "True"
-        async with embedded(data) as server:
+        async with run_embedded(data) as server:
             starter.communicate("")
             assert starter.returncode == 0
             assert not server.started
@@ -155,7 +155,7 @@ async def test_users_arriving_at_the_same_time_start_one_server(folder: Path) ->
     data, barrier = folder / "data", asyncio.Barrier(4)
 
     async def visit() -> bool:
-        async with embedded(data) as server:
+        async with run_embedded(data) as server:
             await barrier.wait()
             return server.started
 
@@ -169,7 +169,7 @@ async def test_the_server_of_a_killed_owner_is_adopted(data: Path) -> None:
         assert first_line(victim) == "True"
         victim.kill()
     [orphan] = postmasters_in(data)
-    async with embedded(data) as server:
+    async with run_embedded(data) as server:
         assert not server.started
         assert postmasters_in(data) == [orphan]
         assert await query(server.url, "SELECT 1") == 1
@@ -178,14 +178,14 @@ async def test_the_server_of_a_killed_owner_is_adopted(data: Path) -> None:
 
 async def test_ctrl_c_in_the_terminal_does_not_reach_the_server(data: Path) -> None:
     """The server has a session of its own, so a terminal's Ctrl-C does not reach it."""
-    async with embedded(data):
+    async with run_embedded(data):
         [pid] = postmasters_in(data)
         assert os.getsid(pid) != os.getsid(0)
 
 
 async def test_a_crashed_server_with_a_reused_process_number_starts_again(copy: Path) -> None:
     """A server starts after a crash, although another process has its number by now, and has its data."""
-    async with embedded(copy) as server:
+    async with run_embedded(copy) as server:
         await query(server.url, "CREATE TABLE kept AS SELECT 1 AS value")
         postmaster_file = (copy / CLUSTER / "postmaster.pid").read_text()
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
@@ -199,7 +199,7 @@ async def test_a_crashed_server_with_a_reused_process_number_starts_again(copy: 
     os.chown(stale, (copy / CLUSTER).stat().st_uid, (copy / CLUSTER).stat().st_gid)
     if not AS_ROOT:
         stale.unlink()  # our own number would be a live process of the server's user: PostgreSQL refuses that
-    async with embedded(copy) as server:
+    async with run_embedded(copy) as server:
         assert server.started
         assert await query(server.url, "SELECT value FROM kept") == 1
 
@@ -207,7 +207,7 @@ async def test_a_crashed_server_with_a_reused_process_number_starts_again(copy: 
 async def test_an_interrupted_initdb_leaves_no_half_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An initdb that fails or is killed leaves nothing that the next start would take for a cluster."""
 
-    def interrupted(programs: Path, half: Path, identity: object) -> None:
+    def interrupted(programs: Path, half: Path, user: object) -> None:
         (half / "PG_VERSION").write_text("18")
         raise EmbeddedError("interrupted")
 
@@ -216,7 +216,7 @@ async def test_an_interrupted_initdb_leaves_no_half_cluster(folder: Path, monkey
         await use(folder)
     assert not list(folder.glob(f"{CLUSTER}*/*"))
     (folder / f"{CLUSTER}.new-killed").mkdir()  # what a kill -9 would leave
-    async with embedded(folder) as server:
+    async with run_embedded(folder) as server:
         assert await query(server.url, "SELECT 1") == 1
     assert not list(folder.glob(f"{CLUSTER}.new-*"))
 
@@ -234,7 +234,7 @@ async def test_cancelling_a_start_leaves_no_server(data: Path) -> None:
 
 async def test_permissions_of_existing_folders_stay(data: Path) -> None:
     """A start changes mode and owner of no folder that was there."""
-    wheel = find_programs(data, Identity())
+    wheel = find_programs(data, OsUser())
     watched = [data, *data.parents, wheel / "postgres", *wheel.parents]
     before = [(path.stat().st_mode, path.stat().st_uid) for path in watched]
     await use(data)
@@ -258,7 +258,7 @@ async def test_root_leaves_a_users_private_folder_to_that_user(folder: Path) -> 
     data = folder / "data"
     data.mkdir(0o700)
     os.chown(data, user.pw_uid, user.pw_gid)
-    async with embedded(data) as server:
+    async with run_embedded(data) as server:
         assert await query(server.url, "SELECT 1") == 1
     assert {path.stat().st_uid for path in (data, *data.iterdir())} == {user.pw_uid}
 
@@ -266,17 +266,17 @@ async def test_root_leaves_a_users_private_folder_to_that_user(folder: Path) -> 
 @pytest.mark.skipif(not AS_ROOT, reason="only root's server runs as someone else")
 async def test_programs_out_of_reach_are_copied_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PostgreSQL's programs are copied once when the server's user cannot enter their folder."""
-    original = Identity.first_closed
+    original = OsUser.first_closed
 
-    def wheel_closed(self: Identity, path: Path) -> Path | None:
+    def wheel_closed(self: OsUser, path: Path) -> Path | None:
         return path if "pginstall18" in path.parts else original(self, path)
 
-    monkeypatch.setattr(Identity, "first_closed", wheel_closed)
+    monkeypatch.setattr(OsUser, "first_closed", wheel_closed)
     (folder / "runtime-0").mkdir()
     await use(folder)
     [programs] = folder.glob("runtime-*")
     made = programs.stat().st_mtime_ns
-    async with embedded(folder):
+    async with run_embedded(folder):
         [pid] = postmasters_in(folder)
         assert Path(f"/proc/{pid}/cmdline").read_text().startswith(str(programs))
     assert programs.stat().st_mtime_ns == made
@@ -286,12 +286,12 @@ async def test_programs_out_of_reach_are_copied_once(folder: Path, monkeypatch: 
 async def test_a_folder_unfit_for_a_socket_uses_a_short_private_one(copy: Path, name: str) -> None:
     """A path that no socket can have is replaced by a short folder that nobody else can enter."""
     odd = copy.rename(copy.with_name(name))
-    async with embedded(odd) as server:
+    async with run_embedded(odd) as server:
         assert await query(server.url, "SELECT 1") == 1
         short = socket_dir_for(odd / CLUSTER)
         assert short.parent == Path("/tmp")
         assert stat.S_IMODE(short.stat().st_mode) == 0o700
-        async with embedded(odd) as joined:
+        async with run_embedded(odd) as joined:
             assert joined.url == server.url
     assert not short.exists()
     short.mkdir()
@@ -315,8 +315,8 @@ async def test_a_silent_server_is_given_up_and_stopped(data: Path, monkeypatch: 
     async def deaf(self: object) -> None:
         return None
 
-    monkeypatch.setattr("server.store.embedded.server.SILENCE", 0.1)
-    monkeypatch.setattr(Server, "ask", deaf)
+    monkeypatch.setattr("server.store.embedded.server.SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(Server, "query_version", deaf)
     with pytest.raises(EmbeddedError, match="does not answer"):
         await use(data)
     assert postmasters_in(data) == []
@@ -325,7 +325,7 @@ async def test_a_silent_server_is_given_up_and_stopped(data: Path, monkeypatch: 
 async def test_the_log_is_bounded_and_holds_no_conversations(data: Path) -> None:
     """PostgreSQL's log is cut when it is too long, and never has a value of a statement."""
     (data / "postgres.log").write_text("old\n" * (LOG_LIMIT // 4 + 1))
-    async with embedded(data) as server:
+    async with run_embedded(data) as server:
         await query(server.url, "CREATE TABLE t (v text PRIMARY KEY)")
         await query(server.url, "INSERT INTO t VALUES ('private words')")
         with pytest.raises(asyncpg.UniqueViolationError):

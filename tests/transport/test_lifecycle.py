@@ -63,8 +63,8 @@ async def way(postgres: str, template: str, tmp_path: Path) -> AsyncIterator[Way
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readiness, "_LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(readiness, "_SHORTEST", 0.05)
+    monkeypatch.setattr(readiness, "_PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(readiness, "_MIN_BACKOFF_SECONDS", 0.05)
 
 
 async def health(service: Service, *names: str) -> set[int]:

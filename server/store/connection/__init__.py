@@ -1,1 +1,1 @@
-"""The way to PostgreSQL: the pool, and how statements share it."""
+"""The connections to PostgreSQL: the pool, and how statements share it."""

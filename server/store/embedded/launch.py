@@ -1,4 +1,4 @@
-"""Launching PostgreSQL: its settings, its log, and a process that does not depend on ours."""
+"""Launches PostgreSQL: its settings, its log, and a process that does not depend on ours."""
 
 import os
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from server.store.embedded.folders import open_owned
-from server.store.embedded.os_user import Identity
+from server.store.embedded.os_user import OsUser
 from server.store.embedded.sockets import PORT
 
-LOG_LIMIT = 10 * 1024 * 1024
+LOG_LIMIT = 10 * 1024 * 1024  # bytes
 # SQL text and row values are other people's conversations: they stay out of the log, and it stays small.
 _SETTINGS = (
     "unix_socket_permissions=0700",
@@ -27,16 +27,21 @@ _SETTINGS = (
 _DETACH = 'exec "$@" </dev/null >&2 & echo $!'
 
 
-class Log:
-    """The server's log in a data folder."""
+class ServerLog:
+    """The server's log in a data folder.
+
+    Attributes:
+        path: Of the file.
+        start: The offset in bytes at which the last start of the server began to write.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self.path = data_dir / "postgres.log"
         self.start = 0
 
     @contextmanager
-    def opened(self) -> Iterator[int]:
-        """For one more start to append to; emptied if it has grown too long."""
+    def open_for_start(self) -> Iterator[int]:
+        """Opens it for one more start to append to; empties it first if it is longer than `LOG_LIMIT`."""
         output = open_owned(self.path, os.O_WRONLY | os.O_APPEND)
         try:
             if os.fstat(output).st_size > LOG_LIMIT:
@@ -47,7 +52,7 @@ class Log:
             os.close(output)
 
     def tail(self) -> str:
-        """The end of what this start has logged, as the rest of a sentence."""
+        """Returns the last lines that this start has logged, as the rest of a sentence."""
         with suppress(OSError), self.path.open("rb") as file:
             file.seek(max(self.start, self.path.stat().st_size - 4096))
             lines = file.read().decode(errors="replace").splitlines()[-12:]
@@ -55,9 +60,19 @@ class Log:
         return f"See {self.path}."
 
 
-def launch(postgres: Path, cluster: Path, socket_dir: Path, identity: Identity, output: int) -> int:
-    """The new server's process. Blocks for some milliseconds on purpose: a cancellation would lose it."""
+def launch(postgres: Path, cluster: Path, socket_dir: Path, user: OsUser, output: int) -> int:
+    """Starts the server and returns its process id; it need not answer yet.
+
+    Blocks for some milliseconds on purpose: a cancellation in between would lose the process.
+
+    Args:
+        postgres: The program.
+        cluster: Its data.
+        socket_dir: Where it listens.
+        user: Whom it runs as.
+        output: The descriptor of its log.
+    """
     settings = [part for setting in _SETTINGS for part in ("-c", setting)]
     place = ["-D", str(cluster), "-k", str(socket_dir), "-h", "", "-p", str(PORT)]
     command = ["/bin/sh", "-c", _DETACH, "sh", str(postgres), *place, *settings]
-    return int(identity.run(command, stderr=output)[1])
+    return int(user.run(command, stderr=output)[1])

@@ -1,4 +1,4 @@
-"""Which process is the server of a cluster: what it says of itself, and whether that is true."""
+"""Which process is the server of a cluster: what its lock file says, and whether that is true."""
 
 import os
 from contextlib import suppress
@@ -16,8 +16,8 @@ class Postmaster:
     socket_dir: Path | None
 
     @classmethod
-    def of(cls, cluster: Path) -> Self | None:
-        """None without a file, or with one that is still being written."""
+    def read(cls, cluster: Path) -> Self | None:
+        """Returns None without a file, or with one that is still being written."""
         try:
             lines = (cluster / "postmaster.pid").read_text().splitlines()
             return cls(int(lines[0]), lines[1], Path(lines[4]) if lines[4:5] and lines[4] else None)
@@ -25,14 +25,15 @@ class Postmaster:
             return None
 
 
-def runs(pid: int, cluster: str, uid: int) -> bool:
-    """Whether pid is this cluster's server: after a crash it may be anyone's. A zombie has no cmdline.
+def is_running(pid: int, cluster: str, uid: int) -> bool:
+    """Returns whether process ``pid`` is the server of ``cluster``; after a crash the number may be anyone's.
 
-    The user counts as well: root must not signal whatever the server's user wrote into postmaster.pid.
+    A zombie is not running: it has no command line. The user counts as well: root must not signal whatever
+    number the server's user wrote into postmaster.pid.
     """
     process = Path("/proc", str(pid))
     if not Path("/proc/self/cmdline").exists():
-        return _exists(pid)
+        return _process_exists(pid)
     try:
         words = (process / "cmdline").read_bytes().split(b"\0")
         return process.stat().st_uid == uid and os.fsencode(cluster) in words
@@ -40,7 +41,7 @@ def runs(pid: int, cluster: str, uid: int) -> bool:
         return False
 
 
-def _exists(pid: int) -> bool:
+def _process_exists(pid: int) -> bool:
     """The best answer of a system without /proc."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, 0)

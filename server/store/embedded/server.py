@@ -14,60 +14,72 @@ from server.store.embedded.binaries import find_programs
 from server.store.embedded.errors import EmbeddedError
 from server.store.embedded.folders import make_folder
 from server.store.embedded.initdb import CLUSTER, create_cluster
-from server.store.embedded.launch import Log, launch
-from server.store.embedded.os_user import Identity
-from server.store.embedded.postmaster import Postmaster, runs
-from server.store.embedded.sockets import make_private, socket_dir_for, url_of
+from server.store.embedded.launch import ServerLog, launch
+from server.store.embedded.os_user import OsUser
+from server.store.embedded.postmaster import Postmaster, is_running
+from server.store.embedded.sockets import create_private_folder, socket_dir_for, url_of
 
-STEP = 0.02  # seconds between two looks at what is being waited for
-SILENCE = 30.0  # seconds without any sign of life from a starting server
-_RECOVERY = 600.0  # seconds for one that says it is replaying its log: stopped, it would begin that anew
+POLL_SECONDS = 0.02
+SILENCE_SECONDS = 30.0  # without any sign of life from a starting server
+_RECOVERY_SECONDS = 600.0  # of one that says it is replaying its log: stopped, it would begin that anew
+_FAST_STOP_SECONDS, _IMMEDIATE_STOP_SECONDS = 60, 15
 
 log = logging.getLogger(__package__)
 
 
 class Server:
-    """Started and stopped only by the process whose turn it is. The data folder must be absolute."""
+    """The server of a data folder; only the process that holds the lock of `SharedServer` may start or stop it.
+
+    Args:
+        data_dir: An absolute path; the folder is made if need be.
+
+    Raises:
+        EmbeddedError: The server's user cannot reach the folder.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         make_folder(data_dir)
         self.data_dir = data_dir
         self.cluster = data_dir / CLUSTER
-        self.identity = Identity.of(data_dir, self.cluster)
-        self.identity.check_reach(data_dir, data_dir)
-        self.log = Log(data_dir)
+        self.user = OsUser.for_cluster(data_dir, self.cluster)
+        self.user.check_reach(data_dir, data_dir)
+        self.log = ServerLog(data_dir)
         self._spawned: int | None = None
-        self._heard = 0.0
+        self._last_sign_of_life = 0.0
 
     @property
     def url(self) -> str:
-        """The running server knows best: it may have been started under another name of the folder."""
-        master = Postmaster.of(self.cluster)
+        """Where it listens, as it says itself: it may have been started under another name of the folder."""
+        master = Postmaster.read(self.cluster)
         return url_of((master and master.socket_dir) or socket_dir_for(self.cluster))
 
     def pid(self) -> int | None:
-        """The server's process, ours or adopted; None if it is not running."""
-        master = Postmaster.of(self.cluster)
-        user = self.identity.user
-        if master and runs(master.pid, master.cluster, user):
+        """Returns the server's process, whoever started it; None if it is not running."""
+        master = Postmaster.read(self.cluster)
+        uid = self.user.effective_uid
+        if master and is_running(master.pid, master.cluster, uid):
             return master.pid
-        return self._spawned if self._spawned and runs(self._spawned, str(self.cluster), user) else None
+        return self._spawned if self._spawned and is_running(self._spawned, str(self.cluster), uid) else None
 
-    async def ready(self) -> str | None:
-        """Wait until the server answers and give its version; None if none is running (any more)."""
-        began = self._heard = time.monotonic()
+    async def wait_until_ready(self) -> str | None:
+        """Waits until the server answers; returns its version, or None if none is running (any more).
+
+        Raises:
+            EmbeddedError: It gave no sign of life for `SILENCE_SECONDS`, or has been replaying its log for too long.
+        """
+        began = self._last_sign_of_life = time.monotonic()
         while True:
-            if version := await self.ask():
+            if version := await self.query_version():
                 return version
             if self.pid() is None:
                 return None
             now = time.monotonic()
-            if now - self._heard > SILENCE or now - began > _RECOVERY:
+            if now - self._last_sign_of_life > SILENCE_SECONDS or now - began > _RECOVERY_SECONDS:
                 raise EmbeddedError(f"The embedded database runs but does not answer. {self.log.tail()}")
-            await asyncio.sleep(STEP)
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def ask(self) -> str | None:
-        """The version, by a real query; None while nothing listens or it is starting or stopping."""
+    async def query_version(self) -> str | None:
+        """Returns the version, by a real query; None while nothing listens or it is starting or stopping."""
         try:
             connection = await asyncpg.connect(self.url, timeout=5)
             try:
@@ -75,19 +87,25 @@ class Server:
             finally:
                 await connection.close()
         except asyncpg.OperatorInterventionError:
-            self._heard = time.monotonic()
+            self._last_sign_of_life = time.monotonic()
         except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
             pass
         return None
 
     async def start(self) -> str:
-        """Create the cluster if there is none; its server outlives us if others still use it. The version."""
-        programs = await asyncio.to_thread(find_programs, self.data_dir, self.identity)
+        """Starts the server, in a new cluster if there is none, and returns its version once it answers.
+
+        Its process does not end with ours.
+
+        Raises:
+            EmbeddedError: It did not start; the text has the end of its log.
+        """
+        programs = await asyncio.to_thread(find_programs, self.data_dir, self.user)
         if not self.cluster.exists():
-            await asyncio.to_thread(create_cluster, programs, self.cluster, self.identity)
+            await asyncio.to_thread(create_cluster, programs, self.cluster, self.user)
         self._launch(programs / "postgres")
         log.info("started the embedded database in %s", self.data_dir)
-        version = await self.ready()
+        version = await self.wait_until_ready()
         if version is None:
             raise EmbeddedError(f"The embedded database did not start. {self.log.tail()}")
         return version
@@ -95,34 +113,38 @@ class Server:
     def _launch(self, postgres: Path) -> None:
         socket_dir = socket_dir_for(self.cluster)
         if socket_dir != self.cluster:
-            make_private(socket_dir, self.identity)
-        with self.log.opened() as output:
-            self._spawned = launch(postgres, self.cluster, socket_dir, self.identity, output)
+            create_private_folder(socket_dir, self.user)
+        with self.log.open_for_start() as output:
+            self._spawned = launch(postgres, self.cluster, socket_dir, self.user, output)
 
     async def stop(self) -> None:
-        """Fast shutdown, or the crash-safe immediate one if that hangs; never SIGKILL, which leaves parts."""
+        """Stops the server: a fast shutdown, or the immediate one, which is safe as a crash is, if that hangs.
+
+        Never SIGKILL: it would leave child processes and shared memory behind.
+        """
         pid = self.pid()
         if pid is None:
             return
-        if not (await self._ended(signal.SIGINT, 60) or await self._ended(signal.SIGQUIT, 15)):
+        stopped = await self._signal_until_gone(signal.SIGINT, _FAST_STOP_SECONDS)
+        if not (stopped or await self._signal_until_gone(signal.SIGQUIT, _IMMEDIATE_STOP_SECONDS)):
             log.error("the embedded database in %s does not stop (process %d)", self.data_dir, pid)
             return
-        self._tidy(pid)
+        self._clean_up(pid)
         log.info("stopped the embedded database in %s", self.data_dir)
 
-    async def _ended(self, number: signal.Signals, patience: float) -> bool:
+    async def _signal_until_gone(self, number: signal.Signals, seconds: float) -> bool:
         """Repeats the signal, which changes nothing: a server that has just been spawned still ignores it."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + seconds
         while pid := self.pid():
             if time.monotonic() > deadline:
                 return False
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
-            await asyncio.sleep(STEP)
+            await asyncio.sleep(POLL_SECONDS)
         return True
 
-    def _tidy(self, pid: int) -> None:
-        """What an ended server leaves behind."""
+    def _clean_up(self, pid: int) -> None:
+        """Removes what an ended server leaves behind."""
         with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)  # as process 1 of a container we inherit it
         with suppress(OSError):

@@ -1,7 +1,7 @@
 """Several processes share a server: the first starts it, the last one to leave stops it.
 
-Users hold a shared flock, decisions are taken under an exclusive one, and the kernel drops both when a
-process dies. A server whose users were all killed runs on until the next one adopts it and leaves.
+Users hold a shared flock, decisions are taken under an exclusive one, and the kernel drops both when a process dies. A
+server whose users were all killed runs on until the next one adopts it and leaves.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from pathlib import Path
 from server.store.embedded.errors import EmbeddedError
 from server.store.embedded.folders import open_owned
 from server.store.embedded.initdb import CLUSTER
-from server.store.embedded.server import STEP, Server
+from server.store.embedded.server import POLL_SECONDS, Server
 
-_TURN = 120.0  # seconds to wait for another process that is starting or stopping the server
+_LOCK_SECONDS = 120.0  # to wait for another process that is starting or stopping the server
 
 
 @dataclass(frozen=True)
-class Embedded:
+class RunningServer:
     """A server that answers queries; ``started`` is False if another process had started it before."""
 
     url: str
@@ -31,7 +31,7 @@ class Embedded:
     version: str
 
 
-class Share:
+class SharedServer:
     """One process's share in a server."""
 
     def __init__(self, server: Server) -> None:
@@ -40,20 +40,24 @@ class Share:
         self._lock = open_owned(server.data_dir / f"{CLUSTER}.lock", os.O_RDWR)
         self._users = open_owned(server.data_dir / f"{CLUSTER}.users", os.O_RDWR)
 
-    async def enter(self) -> Embedded:
-        """Count as a user first, so that a failure below is cleaned up by leave()."""
-        async with self._turn():
-            self._joined = _locked(self._users, fcntl.LOCK_SH)  # always: exclusive is only held in a turn
-            found = await self.server.ready()
+    async def join(self) -> RunningServer:
+        """Becomes a user of the server, and starts it if it does not run.
+
+        Raises:
+            EmbeddedError: It cannot be started. The process is a user all the same: `leave` cleans up.
+        """
+        async with self._exclusive():
+            self._joined = _try_lock(self._users, fcntl.LOCK_SH)  # succeeds: others hold it exclusively in a lock only
+            found = await self.server.wait_until_ready()
             version = found or await self.server.start()
-            return Embedded(self.server.url, self.server.data_dir, found is None, version)
+            return RunningServer(self.server.url, self.server.data_dir, found is None, version)
 
     async def leave(self) -> None:
-        """Stop the server unless others use it: only the last user can make the shared lock exclusive."""
+        """Stops the server unless others use it: only the last user can make the shared lock exclusive."""
         try:
             if self._joined:
-                async with self._turn():
-                    if _locked(self._users, fcntl.LOCK_EX):
+                async with self._exclusive():
+                    if _try_lock(self._users, fcntl.LOCK_EX):
                         await self.server.stop()
                     fcntl.flock(self._users, fcntl.LOCK_UN)
         finally:
@@ -61,22 +65,26 @@ class Share:
             os.close(self._lock)
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Be the only process that starts or stops this server."""
-        deadline = time.monotonic() + _TURN
-        while not _locked(self._lock, fcntl.LOCK_EX):
+    async def _exclusive(self) -> AsyncIterator[None]:
+        """Makes this the only process that starts or stops the server.
+
+        Raises:
+            EmbeddedError: Another one held the lock for `_LOCK_SECONDS`.
+        """
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not _try_lock(self._lock, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 where = self.server.data_dir
                 raise EmbeddedError(f"Another process keeps starting or stopping what is in {where}.")
-            await asyncio.sleep(STEP)
+            await asyncio.sleep(POLL_SECONDS)
         try:
             yield
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
 
-def _locked(descriptor: int, kind: int) -> bool:
-    """Try to get the lock; failing to turn a shared one exclusive loses it (which is fine on leaving)."""
+def _try_lock(descriptor: int, kind: int) -> bool:
+    """Returns whether the lock was got; failing to turn a shared one exclusive loses it, which is fine on leaving."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
