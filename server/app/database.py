@@ -1,6 +1,6 @@
 """The database of the process: which one it is, how it is connected to, and how its schema is prepared."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -9,14 +9,15 @@ import structlog
 from server.errors import NotReadyYet
 from server.settings.service import Settings
 from server.store.connection.database import Bounds, Database, reachable
+from server.store.connection.execution import Interceptor
 from server.store.embedded import default_data_dir, run_embedded
 from server.store.migrate import HEAD, current_revision, is_behind, migrate
 from server.store.sql import schema
-from server.store.sql.statement import compiled
+from server.store.sql.statement import compile_statement
 
 log = structlog.get_logger(__name__)
 
-_TOKEN_KEYS = compiled(schema.page_token_keys.select().order_by(schema.page_token_keys.c.id.desc()))
+_TOKEN_KEYS = compile_statement(schema.page_token_keys.select().order_by(schema.page_token_keys.c.id.desc()), "read")
 
 
 class SchemaBehind(NotReadyYet):
@@ -55,16 +56,16 @@ async def provision_database(settings: Settings) -> AsyncIterator[tuple[str, str
 
 
 @asynccontextmanager
-async def open_store(settings: Settings, make: Callable[..., Database] = Database) -> AsyncIterator[Store]:
+async def open_store(settings: Settings, interceptors: Iterable[Interceptor] = ()) -> AsyncIterator[Store]:
     """The store as configured, whether it can be reached or not; calls go by way of PgBouncer if there is one.
 
-    ``make``: makes the `Database`.
+    ``interceptors``: as of `Database`.
     """
     bounds, bouncer = Bounds(statement=settings.statement_timeout_seconds), settings.pgbouncer_url
     async with provision_database(settings) as (url, name):
         address = bouncer.get_secret_value() if bouncer else url
         async with reachable(
-            address, settings.pool_size, bounds, via_pgbouncer=bouncer is not None, make=make
+            address, settings.pool_size, bounds, via_pgbouncer=bouncer is not None, interceptors=interceptors
         ) as database:
             yield Store(url, name, database)
 

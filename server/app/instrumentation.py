@@ -1,16 +1,14 @@
 """What tracing changes in how the service is built; off, it changes nothing and costs nothing."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from server.errors import OperatorError
 from server.interceptors.chain import Interceptor
 from server.settings.service import PREFIX
-from server.store.append_batching import AppendBatcher
-from server.store.connection.database import Database
+from server.store.connection import execution
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -25,8 +23,7 @@ class Instrumentation:
     """The parts that are others while calls are traced; by default those of a service without tracing."""
 
     interceptors: tuple[Interceptor, ...] = ()  # more of the chain
-    database: Callable[..., Database] = Database
-    appends: type[AppendBatcher] = AppendBatcher
+    statement_interceptors: tuple[execution.Interceptor, ...] = ()
     tracer: "Tracer | None" = None  # of what the service asks of others
 
 
@@ -43,11 +40,11 @@ async def instrument(*, tracing: bool) -> AsyncIterator[Instrumentation]:
     try:
         from server.interceptors.tracing import Tracing  # noqa: PLC0415 - with what is imported here, memory is used
         from server.observability.otlp import tracer_provider  # noqa: PLC0415
-        from server.store.tracing import TracedAppendBatcher, TracedDatabase  # noqa: PLC0415
+        from server.store.tracing import StatementTracing  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise TracingMissing(
             f"tracing ({PREFIX}TRACING): {error.name} is missing, which comes with the extra `otlp`: "
             "pip install 'conversation-service[otlp]'."
         ) from None
     async with tracer_provider() as tracer:
-        yield Instrumentation((Tracing(tracer),), partial(TracedDatabase, tracer), TracedAppendBatcher, tracer)
+        yield Instrumentation((Tracing(tracer),), (StatementTracing(tracer),), tracer)

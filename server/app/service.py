@@ -99,12 +99,12 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         certificate = tls.watched(settings)
         parts = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
         source = await stack.enter_async_context(source_of(settings, parts.tracer))
-        store = await stack.enter_async_context(open_store(settings, parts.database))
+        store = await stack.enter_async_context(open_store(settings, parts.statement_interceptors))
         running, health, tokens = DrainGate(), Health(SERVICES), PageTokens()
         chain = interceptors(settings, needs(*CONTRACT), running, source, policy.accesses, parts.interceptors)
         server = server_of(settings, chain)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        _add_services(server, settings, store.database, tokens, running, parts)
+        _add_services(server, settings, store.database, tokens, running)
         addresses = tuple(
             bind(server, listen, certificate.of_address() if certificate else None) for listen in settings.listen
         )
@@ -148,11 +148,10 @@ def _add_services(
     database: Database,
     tokens: PageTokens,
     running: DrainGate,
-    parts: instrumentation.Instrumentation,
 ) -> None:
     """The services of the contract on a database, and reflection of them."""
     conversations = ConversationStore(database)
-    items = ItemStore(database, conversations, settings.max_items_bytes, parts.appends)
+    items = ItemStore(database, conversations, settings.max_items_bytes)
     batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
     methods = ConversationsServicer(conversations, items, tokens, batches, running.draining)
     add_ConversationsServiceServicer_to_server(methods, server)

@@ -9,7 +9,8 @@ fails alone, and its error is that of a single call.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
@@ -48,6 +49,7 @@ class Append:
     permissions: tuple[Permission, Permission] = field(init=False)  # to read the conversation and to create items
     size: int = field(init=False)  # bytes
     placed: "asyncio.Future[int | None]" = field(init=False)  # what `AppendBatcher.place` answers
+    callers: Sequence[Context] = ()  # of the call, once a task that serves several runs the append
 
     def __post_init__(self) -> None:
         self.permissions = self.access.demand("conversation", "read"), self.access.demand("item", "create")
@@ -130,6 +132,7 @@ class AppendBatcher:
         sociable ones may be queued.
         """
         append.placed = asyncio.get_running_loop().create_future()
+        append.callers = (copy_context(),)
         self._waiting.append(append)
         self._start_next()
 
@@ -202,8 +205,9 @@ class AppendBatcher:
         first = groups[0].first
         reserves = first.reserved is not None
         statement = append_many(*first.permissions, reserves=reserves)
+        callers = [caller for group in groups for append in group.appends for caller in append.callers]
         try:
-            rows = await self._database.fetch(statement, _arrays(groups), repeatable=reserves)
+            rows = await self._database.fetch(statement, _arrays(groups), repeatable=reserves, callers=callers)
         except asyncpg.UniqueViolationError:  # of an id of an item or of a request
             return {}
         except DeadlineExceeded as error:

@@ -13,21 +13,22 @@ from server.store.batch import Batch
 from server.store.connection.database import Database
 from server.store.sql.item_batch import resolved_rows
 from server.store.sql.schema import items
-from server.store.sql.statement import Statement, compiled
+from server.store.sql.statement import Statement, compile_statement
 
 
 @lru_cache(maxsize=512)
 def _unresolved(read: Permission, item_read: Permission) -> Statement:
     rows = resolved_rows(read, item_read)
-    return compiled(select(rows.c.ordinal).where(not_(rows.c.found)).order_by(rows.c.ordinal))
+    return compile_statement(select(rows.c.ordinal).where(not_(rows.c.found)).order_by(rows.c.ordinal), "read")
 
 
-_TAKEN = compiled(
+_TAKEN = compile_statement(
     select(items.c.item_id).where(
         items.c.conversation_id == bindparam("conversation_id", type_=Text),
         items.c.item_id == any_(bindparam("item_ids", type_=ARRAY(Text))),
         items.c.delete_time.is_(None),
-    )
+    ),
+    "read",
 )
 
 

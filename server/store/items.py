@@ -46,13 +46,12 @@ class ItemStore:
         database: Database,
         parents: ConversationStore,
         page_bytes: int,
-        appends: type[AppendBatcher] = AppendBatcher,
     ) -> None:
         """``page_bytes`` is what the items of one answer may hold together; a single item always fits."""
         self._database = database
         self._parents = parents
         self._page_bytes = page_bytes
-        self._appends = appends(database, self._place)
+        self._appends = AppendBatcher(database, self._place)
 
     async def append(self, append: Append) -> list[StoredItem]:
         """Places items behind the newest one, all or nothing; the items as they lie there.
@@ -92,7 +91,7 @@ class ItemStore:
             **reserved_values(access.principal, reserved),
         }
         try:
-            row = await self._database.fetchrow(statement, values, repeatable=reserves)
+            row = await self._database.fetchrow(statement, values, repeatable=reserves, callers=append.callers)
         except asyncpg.UniqueViolationError:
             return None
         return row["base"] if row else None

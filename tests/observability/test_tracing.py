@@ -29,8 +29,6 @@ from server.interceptors.tracing import VALUES
 from server.observability import otlp, trace_context
 from server.observability.otlp import TracingConfigError
 from server.settings.service import load
-from server.store.append_batching import AppendBatcher
-from server.store.connection.database import Database
 from tests.support.audit import BOB, audit_lines, audited_service
 from tests.support.batching import outcomes_behind
 from tests.support.build import append, create, get, user_message
@@ -540,4 +538,4 @@ async def test_off(url: str, collector: Collector, on: bool) -> None:  # noqa: F
 async def test_the_parts_without_tracing() -> None:
     """Off, the chain has no more links, and the store is the plain one."""
     async with instrumentation.instrument(tracing=False) as parts:
-        assert Instrumentation((), Database, AppendBatcher, None) == parts
+        assert Instrumentation((), (), None) == parts

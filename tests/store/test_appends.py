@@ -18,12 +18,13 @@ from conversations.v1.item_pb2 import Item
 from server.policy.load import load as load_policy
 from server.policy.rules import Policy
 from server.store.connection.database import Database
+from server.store.connection.execution import Execute, Execution, Rows
 from tests.support.access import Caller, GuardedService, caller, guarded_service
 from tests.support.batching import Call, outcome, outcomes_behind, queued_behind
 from tests.support.build import append, copy_of, create, get, text_of, user_message
 from tests.support.postgres import fresh_database, row_locked
 from tests.support.problems import Problem
-from tests.support.service import Service, list_all_items, running_service
+from tests.support.service import Service, intercepted, list_all_items, running_service
 from tests.support.worlds import random_world
 
 MANY = "bumped.number"  # in a statement of many appends, and in no other
@@ -491,21 +492,18 @@ async def test_a_connection_lost_under_a_statement(own_service: Service, ids: bo
 @asynccontextmanager
 async def lost_once(database: Database) -> AsyncIterator[None]:
     """The first statement of many is committed, but its answer gets lost."""
-    run, lost = database._run, asyncio.Event()
+    lost = asyncio.Event()
 
-    async def losing(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        rows = await run(text, arguments)
-        if MANY in text and not lost.is_set():
+    async def lose(execute: Execute, execution: Execution) -> Rows:
+        rows = await execute(execution)
+        if MANY in execution.statement.text and not lost.is_set():
             lost.set()
             raise asyncpg.ConnectionDoesNotExistError
         return rows
 
-    database._run = losing  # type: ignore[method-assign]
-    try:
+    with intercepted(database, lose):
         yield
-        assert lost.is_set()
-    finally:
-        database._run = run  # type: ignore[method-assign]
+    assert lost.is_set()
 
 
 # --- a crowd

@@ -4,7 +4,6 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import asyncpg
 import pytest
 
 from bench.list_cost import CALLERS, fill
@@ -13,9 +12,10 @@ from server.policy.load import load
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT, Policy
 from server.store.connection.database import Bounds, Database, connected
+from server.store.connection.execution import Execute, Execution, Rows
 from server.store.conversations import ConversationStore
 from tests.support.postgres import fresh_database
-from tests.support.service import recorded_statements
+from tests.support.service import intercepted, recorded_statements
 
 ROWS = 20_000
 PAGE = 20
@@ -58,18 +58,13 @@ async def test_a_list_reads_what_the_caller_sees(
     """One statement, from indexes only, with a number of rows that does not depend on the table's."""
     store, access = ConversationStore(large), AccessCache(policy).of(principal)
     sent: list[tuple[Any, ...]] = []
-    run = large._run
 
-    async def kept(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        sent.append(arguments)
-        return await run(text, arguments)
+    async def keep(execute: Execute, execution: Execution) -> Rows:
+        sent.append(execution.arguments[0])
+        return await execute(execution)
 
-    large._run = kept  # type: ignore[method-assign]
-    try:
-        with recorded_statements(large) as texts:
-            rows = await store.page(access, (), None, PAGE + 1, descending=descending)
-    finally:
-        large._run = run  # type: ignore[method-assign]
+    with intercepted(large, keep), recorded_statements(large) as texts:
+        rows = await store.page(access, (), None, PAGE + 1, descending=descending)
     assert (expected, 1) == (len(rows), len(texts))
     async with large.pool.acquire() as connection:
         explained = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {texts[0]}", *sent[0])

@@ -10,6 +10,7 @@ import pytest
 from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConversationsRequest
 
+from server.store.connection.execution import Execute, Execution, Rows
 from tests.support.build import (
     append,
     batch_get,
@@ -24,7 +25,7 @@ from tests.support.build import (
     update,
     user_message,
 )
-from tests.support.service import Service, recorded_statements, shared_service
+from tests.support.service import Service, intercepted, recorded_statements, shared_service
 
 ROWS = 20_000
 BIG = "conv_big"
@@ -194,17 +195,13 @@ def is_of_a_page(node: dict[str, Any]) -> bool:
 async def ran(served: Service, method: str, request: Any) -> tuple[str, tuple[Any, ...]]:
     """The one statement that a call ran, and its arguments."""
     seen: list[tuple[str, tuple[Any, ...]]] = []
-    run = served.database._run
 
-    async def kept(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        seen.append((text, arguments))
-        return await run(text, arguments)
+    async def keep(execute: Execute, execution: Execution) -> Rows:
+        seen.append((execution.statement.text, execution.arguments[0]))
+        return await execute(execution)
 
-    served.database._run = kept  # type: ignore[method-assign]
-    try:
+    with intercepted(served.database, keep):
         await getattr(served.stub, method)(request)
-    finally:
-        served.database._run = run  # type: ignore[method-assign]
     ((text, arguments),) = seen
     return text, arguments
 

@@ -5,14 +5,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import grpc.aio
 
 from server.store.append_batching import Append, AppendBatcher
 from server.store.connection.database import Database
+from server.store.connection.execution import Execute, Execution, Rows
 from tests.support.build import append, create, user_message
 from tests.support.problems import problem_of
-from tests.support.service import Service
+from tests.support.service import Service, intercepted
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -44,26 +44,27 @@ class HeldStatement:
 @asynccontextmanager
 async def held_statement(database: Database) -> AsyncIterator[HeldStatement]:
     """Holds the next statement of ``database`` back until it is released."""
-    line, run, queue = HeldStatement(), database._run, AppendBatcher.queue
+    line, queue = HeldStatement(), AppendBatcher.queue
 
-    async def waiting(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        line.texts.append(text)
+    async def hold(execute: Execute, execution: Execution) -> Rows:
+        line.texts.append(execution.statement.text)
         if not line.started.is_set():
             line.started.set()
             await line.release.wait()
-        return await run(text, arguments)
+        return await execute(execution)
 
     def seen(appends: AppendBatcher, append: Append) -> None:
         queue(appends, append)
         if line.started.is_set():
             line.appends.append(append)
 
-    database._run, AppendBatcher.queue = waiting, seen  # type: ignore[method-assign,assignment]
+    AppendBatcher.queue = seen  # type: ignore[method-assign,assignment]
     try:
-        yield line
+        with intercepted(database, hold):
+            yield line
     finally:
         line.release.set()
-        database._run, AppendBatcher.queue = run, queue  # type: ignore[method-assign]
+        AppendBatcher.queue = queue  # type: ignore[method-assign]
 
 
 @asynccontextmanager

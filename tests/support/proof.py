@@ -33,7 +33,7 @@ from server.store.items import ItemStore
 from server.store.migrate import migrate
 from server.store.sql import conversations as statements
 from server.store.sql.schema import conversations, items
-from server.store.sql.statement import compiled
+from server.store.sql.statement import compile_statement
 from server.store.sql.visibility import allowed, item_allowed
 from tests.support import reference
 from tests.support.reference import What
@@ -176,7 +176,9 @@ class Proof:
         permissions = [access.may("conversation", action) for action in ACTIONS]
         answers = [allowed(permission).label(permission.name) for permission in permissions]
         tenant = conversations.c.tenant == bindparam("tenant", type_=Text)
-        statement = compiled(select(conversations.c.id, *answers).where(tenant, conversations.c.delete_time.is_(None)))
+        statement = compile_statement(
+            select(conversations.c.id, *answers).where(tenant, conversations.c.delete_time.is_(None)), "read"
+        )
         found = {row["id"]: row for row in await self._database.fetch(statement, access.values)}
         self._same("rows", world, access, {row.what.id for row in rows}, set(found))
         for permission, action in zip(permissions, ACTIONS, strict=True):
@@ -193,7 +195,7 @@ class Proof:
         joined = select(conversations.c.id, items.c.item_id, *answers).join_from(
             conversations, items, items.c.conversation_id == conversations.c.id
         )
-        rows = await self._database.fetch(compiled(joined), access.values)
+        rows = await self._database.fetch(compile_statement(joined, "read"), access.values)
         found = {(row["id"], row["item_id"]): row for row in rows}
         for permission, action in zip(permissions, ACTIONS, strict=True):
             self.seen.plans[type(permission.plan).__name__] += 1

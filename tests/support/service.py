@@ -15,6 +15,7 @@ from conversations.v1.item_pb2 import Item
 from server.app.service import run_service
 from server.settings.service import load
 from server.store.connection.database import Database
+from server.store.connection.execution import Execute, Execution, Interceptor, Rows
 from tests.support.build import list_items
 from tests.support.postgres import with_database
 
@@ -46,17 +47,23 @@ async def running_service(url: str, **settings: Any) -> AsyncIterator[Service]:
 def recorded_statements(database: Database) -> Iterator[list[str]]:
     """The texts of the statements that the store runs meanwhile, in order."""
     texts: list[str] = []
-    run = database._run
 
-    async def counted(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        texts.append(text)
-        return await run(text, arguments)
+    async def record(execute: Execute, execution: Execution) -> Rows:
+        texts.append(execution.statement.text)
+        return await execute(execution)
 
-    database._run = counted  # type: ignore[method-assign]
-    try:
+    with intercepted(database, record):
         yield texts
+
+
+@contextmanager
+def intercepted(database: Database, interceptor: Interceptor) -> Iterator[None]:
+    """Runs ``interceptor`` around the statements of ``database`` meanwhile."""
+    database.interceptors.append(interceptor)
+    try:
+        yield
     finally:
-        database._run = run  # type: ignore[method-assign]
+        database.interceptors.remove(interceptor)
 
 
 async def list_all_items(stub: Any, conversation_id: str, order: Any) -> list[Item]:

@@ -21,7 +21,7 @@ from server.transport import readiness
 from tests.support.build import create, get
 from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database
 from tests.support.problems import problem
-from tests.support.service import Service, running_service
+from tests.support.service import Service, recorded_statements, running_service
 
 READY = ("", "readiness", *SERVICES)
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
@@ -117,21 +117,14 @@ async def test_a_database_that_goes_and_comes(way: Way) -> None:
 async def test_what_answers_calls_is_not_asked(own_service: Service) -> None:
     """The database is looked at only while no call does."""
     asked = "SELECT 1"
-    texts: list[str] = []
-    run = own_service.database._run
-
-    async def noted(text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        texts.append(text)
-        return await run(text, arguments)
-
-    own_service.database._run = noted  # type: ignore[method-assign]
-    await asyncio.sleep(0.5)
-    assert asked in texts
-    await own_service.stub.CreateConversation(create())
-    texts.clear()
-    for _ in range(50):
-        await own_service.stub.ListConversations(_one())
-        await asyncio.sleep(0.01)
+    with recorded_statements(own_service.database) as texts:
+        await asyncio.sleep(0.5)
+        assert asked in texts
+        await own_service.stub.CreateConversation(create())
+        texts.clear()
+        for _ in range(50):
+            await own_service.stub.ListConversations(_one())
+            await asyncio.sleep(0.01)
     assert texts.count(asked) <= 1  # a pause of the machine may be as long as one between two looks
 
 

@@ -8,9 +8,11 @@ nothing here may SET, LISTEN or take a session lock.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -18,10 +20,11 @@ import structlog
 
 from server.errors import Conflict, DeadlineExceeded, OperatorError, StoreUnavailable
 from server.observability.stats import StoreStats
+from server.store.connection.execution import Execute, Execution, Interceptor, Rows
 from server.store.connection.pgbouncer import PgBouncerConnection, session_differences
 from server.store.connection.read_batching import ReadBatcher
 from server.store.connection.warm_connections import Connection, WarmConnections
-from server.store.sql.statement import Statement, kind_of
+from server.store.sql.statement import Statement
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +44,7 @@ _LOST = (
     OSError,
 )
 _SLOW = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError)  # 57014, 55P03
+_PING = Statement("SELECT 1", (), "read")
 
 
 class DatabaseConfigError(OperatorError):
@@ -76,22 +80,44 @@ def _milliseconds(seconds: float) -> str:
 
 
 class Database:
-    """Runs compiled statements on a pool of connections."""
+    """Runs compiled statements on a pool of connections.
 
-    def __init__(self, pool: asyncpg.Pool, size: int, bounds: Bounds, *, via_pgbouncer: bool = False) -> None:
+    Args:
+        pool: Of asyncpg.
+        size: The most connections that ``pool`` makes.
+        bounds: How long to wait for what.
+        via_pgbouncer: Whether ``pool`` connects to a PgBouncer in transaction mode.
+        interceptors: Run around each attempt of a statement, the last one outermost.
+    """
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        size: int,
+        bounds: Bounds,
+        *,
+        via_pgbouncer: bool = False,
+        interceptors: Iterable[Interceptor] = (),
+    ) -> None:
         self.answered = 0  # statements; who sees it grow knows that the database is there
         self.size = size  # the most connections there may be
         self.waiting = 0  # statements without a connection
         self.stats = StoreStats()
+        self.interceptors = list(interceptors)
         self._via_pgbouncer = via_pgbouncer
         self._connections = WarmConnections(pool)
         self._free = asyncio.Semaphore(size)
         self._bounds = bounds
-        self._reads = ReadBatcher(self._alone, self._many)
+        self._reads = ReadBatcher(self._execute_reads)
 
     async def fetch(
-        self, statement: Statement, values: Mapping[str, Any], *, repeatable: bool = True
-    ) -> list[asyncpg.Record]:
+        self,
+        statement: Statement,
+        values: Mapping[str, Any],
+        *,
+        repeatable: bool = True,
+        callers: Sequence[Context] = (),
+    ) -> Rows:
         """The rows of ``statement``.
 
         Args:
@@ -99,6 +125,7 @@ class Database:
             values: Of all its parameters, by name; more do no harm.
             repeatable: Whether it may run again after its connection was lost:
                 true for reads and for writes under a request id.
+            callers: As `Execution.callers`.
 
         Raises:
             StoreUnavailable: No connection, or none in time.
@@ -106,19 +133,24 @@ class Database:
             DeadlineExceeded: The statement or a lock took longer than its bound.
             asyncpg.IntegrityConstraintViolationError: For the store to explain.
         """
-        return await self._alone(statement, statement.arguments(values), repeatable=repeatable)
+        return await self._execute(Execution(statement, (statement.arguments(values),), callers), repeatable=repeatable)
 
-    async def read(self, statement: Statement, values: Mapping[str, Any]) -> list[asyncpg.Record]:
+    async def read(self, statement: Statement, values: Mapping[str, Any]) -> Rows:
         """As `fetch`, for short reads: those of many calls may share a round trip."""
         rows = await self._reads.fetch(statement, statement.arguments(values))
         self.stats.reads += 1
         return rows
 
     async def fetchrow(
-        self, statement: Statement, values: Mapping[str, Any], *, repeatable: bool = True
+        self,
+        statement: Statement,
+        values: Mapping[str, Any],
+        *,
+        repeatable: bool = True,
+        callers: Sequence[Context] = (),
     ) -> asyncpg.Record | None:
         """The first row of ``statement``, or None; as `fetch` otherwise."""
-        rows = await self.fetch(statement, values, repeatable=repeatable)
+        rows = await self.fetch(statement, values, repeatable=repeatable, callers=callers)
         return rows[0] if rows else None
 
     @property
@@ -131,18 +163,14 @@ class Database:
         """The pool, for what is no statement of a call."""
         return self._connections.pool
 
-    async def _alone(
-        self, statement: Statement, arguments: tuple[Any, ...], *, repeatable: bool = True
-    ) -> list[asyncpg.Record]:
-        return await self._with_retries(lambda: self._run(statement.text, arguments), repeatable=repeatable)
-
-    async def _many(self, text: str, arguments: list[tuple[Any, ...]]) -> list[asyncpg.Record]:
-        self.stats.shared_reads.add(len(arguments))
-        return await self._with_retries(lambda: self._run_many(text, arguments), repeatable=True)
+    async def _execute_reads(self, execution: Execution) -> Rows:
+        if len(execution.arguments) > 1:
+            self.stats.shared_reads.add(len(execution.arguments))
+        return await self._execute(execution)
 
     async def ping(self) -> None:
         """Has the database answer; raises as `fetch` does."""
-        await self._with_retries(lambda: self._run("SELECT 1", ()), repeatable=True)
+        await self._execute(Execution(_PING, ((),)))
 
     async def examine(self, *, unsafe_durability: bool) -> None:
         """Sees whether the database is what the service needs.
@@ -165,22 +193,21 @@ class Database:
         """Closes the pool; calls still running get a few seconds."""
         await self._connections.close()
 
-    async def _run(self, text: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
-        return await self._on_a_connection(text, lambda connection: connection.fetch(text, *arguments))
+    def _intercepted(self) -> Execute:
+        """`_run_once` within the interceptors."""
+        execute: Execute = self._run_once
+        for interceptor in self.interceptors:
+            execute = partial(interceptor, execute)
+        return execute
 
-    async def _run_many(self, text: str, arguments: list[tuple[Any, ...]]) -> list[asyncpg.Record]:
-        return await self._on_a_connection(text, lambda connection: connection.fetchmany(text, arguments))
-
-    async def _on_a_connection(
-        self, text: str, work: Callable[[Connection], Awaitable[list[asyncpg.Record]]]
-    ) -> list[asyncpg.Record]:
+    async def _run_once(self, execution: Execution) -> Rows:
         await self._enter()
         began = time.perf_counter()
         try:
-            return await self._connections.run(work)
+            return await self._connections.run(partial(_send, execution=execution))
         finally:
             self._free.release()
-            self.stats.seconds[kind_of(text)].add(time.perf_counter() - began)
+            self.stats.seconds[execution.statement.kind].add(time.perf_counter() - began)
 
     async def _enter(self) -> None:
         """Waits for a connection to be free; asyncpg's own wait is a task per call."""
@@ -199,12 +226,11 @@ class Database:
             self.waiting -= 1
             self.stats.waits.add(time.perf_counter() - began)
 
-    async def _with_retries(
-        self, run: Callable[[], Awaitable[list[asyncpg.Record]]], *, repeatable: bool
-    ) -> list[asyncpg.Record]:
+    async def _execute(self, execution: Execution, *, repeatable: bool = True) -> Rows:
+        """Runs ``execution``, again where that may help; see `fetch`."""
         for attempt in range(1, _TRIES + 1):
             try:
-                rows = await run()
+                rows = await self._intercepted()(execution)
             except _RACES as error:
                 self.stats.failures["race"] += 1
                 if attempt == _TRIES:
@@ -226,20 +252,38 @@ class Database:
         raise AssertionError("unreachable")
 
 
+def _send(connection: Connection, execution: Execution) -> Awaitable[Rows]:
+    """Sends ``execution`` in one round trip."""
+    text, arguments = execution.statement.text, execution.arguments
+    if len(arguments) == 1:
+        return connection.fetch(text, *arguments[0])  # type: ignore[no-any-return]
+    return connection.fetchmany(text, arguments)  # type: ignore[no-any-return]
+
+
 @asynccontextmanager
 async def reachable(
-    url: str, size: int, bounds: Bounds, *, via_pgbouncer: bool = False, make: Callable[..., Database] = Database
+    url: str,
+    size: int,
+    bounds: Bounds,
+    *,
+    via_pgbouncer: bool = False,
+    interceptors: Iterable[Interceptor] = (),
 ) -> AsyncIterator[Database]:
     """A database, whether it is there or not; it is first connected to when it is first used.
 
-    ``bounced``: ``url`` is that of a PgBouncer in transaction mode. ``make``: of the class of the result.
+    Args:
+        url: Of PostgreSQL, or of a PgBouncer in transaction mode.
+        size: As of `Database`.
+        bounds: As of `Database`.
+        via_pgbouncer: As of `Database`.
+        interceptors: As of `Database`.
 
     Raises:
         DatabaseConfigError: The URL cannot be read.
     """
     with _reaching():
         pool = await _pool(url, size, bounds, via_pgbouncer=via_pgbouncer)
-    database = make(pool, size, bounds, via_pgbouncer=via_pgbouncer)
+    database = Database(pool, size, bounds, via_pgbouncer=via_pgbouncer, interceptors=interceptors)
     try:
         yield database
     finally:

@@ -7,44 +7,45 @@ a statement that is under way.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
-
-import asyncpg
 
 from server.errors import DeadlineExceeded
+from server.store.connection.execution import Arguments, Execute, Execution, Rows
 from server.store.sql.statement import Statement
 
 GATHER_TICKS = 24  # of the event loop in which reads gather
 MAX_BATCH = 8  # reads in one round trip
 
-Rows: TypeAlias = list[asyncpg.Record]
-Arguments: TypeAlias = tuple[Any, ...]
-Alone: TypeAlias = Callable[[Statement, Arguments], Awaitable[Rows]]
-Many: TypeAlias = Callable[[str, list[Arguments]], Awaitable[Rows]]
-PendingRead: TypeAlias = "tuple[Arguments, asyncio.Future[Rows]]"
+
+@dataclass(slots=True, eq=False)
+class PendingRead:
+    """A read that waits for its round trip."""
+
+    arguments: Arguments
+    rows: "asyncio.Future[Rows]"
+    caller: Context = field(default_factory=copy_context)
 
 
 @lru_cache(maxsize=1024)
-def _numbered(statement: Statement) -> str:
-    """The text of ``statement`` with one more parameter, which each of its rows begins with."""
+def _numbered(statement: Statement) -> Statement:
+    """``statement`` with one more argument, the number that each of its rows then begins with."""
     number = len(statement.names) + 1
-    return f"SELECT ${number}::int AS number, rows.* FROM ({statement.text}) AS rows"  # noqa: S608 - our own text
+    text = f"SELECT ${number}::int AS number, rows.* FROM ({statement.text}) AS rows"  # noqa: S608 - our own text
+    return Statement(text, (*statement.names, "number"), statement.kind)
 
 
 class ReadBatcher:
     """Runs reads.
 
     Args:
-        alone: Runs one.
-        many: Runs one text with several sets of arguments in one round trip; the
-            rows of all, in the order of the sets.
+        execute: Runs a statement with one or several sets of arguments; the rows of all, in
+            the order of the sets.
     """
 
-    def __init__(self, alone: Alone, many: Many) -> None:
-        self._alone = alone
-        self._many = many
+    def __init__(self, execute: Execute) -> None:
+        self._execute = execute
         self._running = 0
         self._batches: dict[Statement, list[PendingRead]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -54,63 +55,63 @@ class ReadBatcher:
         self._running += 1
         try:
             if self._running == 1:
-                return await self._alone(statement, arguments)
+                return await self._execute(Execution(statement, (arguments,)))
             return await self._enqueue(statement, arguments)
         finally:
             self._running -= 1
 
     def _enqueue(self, statement: Statement, arguments: Arguments) -> "asyncio.Future[Rows]":
         loop = asyncio.get_running_loop()
-        pending = self._batches.get(statement)
-        if pending is None:
-            pending = self._batches[statement] = []
-            task = loop.create_task(self._flush(statement, pending))
+        batch = self._batches.get(statement)
+        if batch is None:
+            batch = self._batches[statement] = []
+            task = loop.create_task(self._flush(statement, batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        asked: asyncio.Future[Rows] = loop.create_future()
-        pending.append((arguments, asked))
-        if len(pending) == MAX_BATCH:
+        read = PendingRead(arguments, loop.create_future())
+        batch.append(read)
+        if len(batch) == MAX_BATCH:
             del self._batches[statement]
-        return asked
+        return read.rows
 
-    async def _flush(self, statement: Statement, pending: list[PendingRead]) -> None:
+    async def _flush(self, statement: Statement, batch: list[PendingRead]) -> None:
         for _ in range(GATHER_TICKS):
             await asyncio.sleep(0)
-        if self._batches.get(statement) is pending:
+        if self._batches.get(statement) is batch:
             del self._batches[statement]
-        pending = [ask for ask in pending if not ask[1].done()]  # the callers of others have gone
+        batch = [read for read in batch if not read.rows.done()]  # the callers of others have gone
         try:
-            await self._answer(statement, pending)
+            await self._run_batch(statement, batch)
         except DeadlineExceeded:  # of one of them, perhaps: each is tried with the whole time
-            await asyncio.gather(*(self._answer_one(statement, ask) for ask in pending))
+            await asyncio.gather(*(self._run_one(statement, read) for read in batch))
         except Exception as error:  # noqa: BLE001 - it is the answer of each
-            _fail(pending, error)
+            _fail(batch, error)
 
-    async def _answer(self, statement: Statement, pending: list[PendingRead]) -> None:
-        if len(pending) < 2:
-            for ask in pending:
-                await self._answer_one(statement, ask)
+    async def _run_batch(self, statement: Statement, batch: list[PendingRead]) -> None:
+        if len(batch) < 2:
+            for read in batch:
+                await self._run_one(statement, read)
             return
-        numbered = [(*arguments, number) for number, (arguments, _) in enumerate(pending)]
-        answers: list[Rows] = [[] for _ in pending]
-        for row in await self._many(_numbered(statement), numbered):
+        arguments = [(*read.arguments, number) for number, read in enumerate(batch)]
+        answers: list[Rows] = [[] for _ in batch]
+        callers = [read.caller for read in batch]
+        for row in await self._execute(Execution(_numbered(statement), arguments, callers)):
             answers[row["number"]].append(row)
-        for (_, asked), rows in zip(pending, answers, strict=True):
-            if not asked.done():
-                asked.set_result(rows)
+        for read, rows in zip(batch, answers, strict=True):
+            if not read.rows.done():
+                read.rows.set_result(rows)
 
-    async def _answer_one(self, statement: Statement, ask: PendingRead) -> None:
-        arguments, asked = ask
+    async def _run_one(self, statement: Statement, read: PendingRead) -> None:
         try:
-            rows = await self._alone(statement, arguments)
+            rows = await self._execute(Execution(statement, (read.arguments,), (read.caller,)))
         except Exception as error:  # noqa: BLE001 - it is the answer
-            _fail([ask], error)
+            _fail([read], error)
         else:
-            if not asked.done():
-                asked.set_result(rows)
+            if not read.rows.done():
+                read.rows.set_result(rows)
 
 
-def _fail(pending: list[PendingRead], error: Exception) -> None:
-    for _, asked in pending:
-        if not asked.done():
-            asked.set_exception(error)
+def _fail(batch: list[PendingRead], error: Exception) -> None:
+    for read in batch:
+        if not read.rows.done():
+            read.rows.set_exception(error)

@@ -31,7 +31,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
 from server.authorization.permission import Permission
 from server.store.sql.schema import Time, conversations, items, requests
-from server.store.sql.statement import Statement, compiled
+from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import allowed, visible_one
 
 _c = conversations.c
@@ -72,7 +72,7 @@ def append_many(read: Permission, create: Permission, *, reserves: bool) -> Stat
     groups = _rows("groups", {**GROUPS, **dict.fromkeys(values, Text)})
     bumped = _bumped(read, create, groups).cte("bumped")
     statement: Select[Any] = select(bumped.c.number, bumped.c.base).add_cte(_placed(bumped))
-    return compiled(statement.add_cte(_reserved(bumped)) if reserves else statement)
+    return compile_statement(statement.add_cte(_reserved(bumped)) if reserves else statement, "append")
 
 
 def _rows(name: str, columns: dict[str, Any]) -> Any:

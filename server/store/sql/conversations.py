@@ -37,7 +37,7 @@ from server.authorization.permission import Permission
 from server.store.sql.idempotency import reserve
 from server.store.sql.item_batch import all_found, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversation_attributes, conversations
-from server.store.sql.statement import Statement, compiled
+from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import allowed, visible, visible_one
 
 MAX_PAIRS = 16  # of metadata, and names of attributes
@@ -64,14 +64,14 @@ COLUMNS = (
 def get(read: Permission, *asked: Permission) -> Statement:
     """One conversation, and whether each permission ``asked`` about reaches it, under its name."""
     answers = [allowed(permission).label(permission.name) for permission in asked]
-    return compiled(select(*COLUMNS, *answers).where(visible_one(read)))
+    return compile_statement(select(*COLUMNS, *answers).where(visible_one(read)), "read")
 
 
 @lru_cache(maxsize=512)
 def get_deleted(read: Permission, act: Permission) -> Statement:
     """Whether ``act`` reaches a conversation, living or a tombstone: a repeated delete is authorized again."""
     own = _c.tenant == bindparam("tenant", type_=Text)
-    return compiled(select(allowed(act).label(act.name)).where(_c.id == _id, own, allowed(read)))
+    return compile_statement(select(allowed(act).label(act.name)).where(_c.id == _id, own, allowed(read)), "read")
 
 
 @lru_cache(maxsize=512)
@@ -104,7 +104,7 @@ def create(
         statement = statement.add_cte(insert_items(rows, created))
     if reserves:
         statement = statement.add_cte(reserve(created).cte("reserved"))
-    return compiled(statement)
+    return compile_statement(statement, "write" if rows is None else "append")
 
 
 def _each(array: ColumnElement[Any]) -> Any:
@@ -140,7 +140,7 @@ def change(read: Permission, acts: tuple[Permission, ...], *, attributes: bool, 
     statement: Select[Any] = select(*changed.c)
     if attributes:
         statement = statement.add_cte(_unindexed(changed), _reindexed(changed))
-    return compiled(statement.add_cte(reserve(changed).cte("reserved")) if reserves else statement)
+    return compile_statement(statement.add_cte(reserve(changed).cte("reserved")) if reserves else statement, "write")
 
 
 def _unindexed(changed: CTE) -> CTE:
@@ -199,7 +199,7 @@ def delete(read: Permission, act: Permission, *, reserves: bool) -> Statement:
         .cte("deleted")
     )
     statement: Select[Any] = select(deleted.c.id)
-    return compiled(statement.add_cte(reserve(deleted).cte("reserved")) if reserves else statement)
+    return compile_statement(statement.add_cte(reserve(deleted).cte("reserved")) if reserves else statement, "write")
 
 
 def _revision_is() -> ColumnElement[bool]:
@@ -216,10 +216,10 @@ def page(read: Permission, shape: tuple[tuple[str, str], ...], *, covered: bool,
     """
     conditions = (visible(read), *_conditions(shape))
     if not covered:
-        return compiled(_front(select(*COLUMNS), _c, conditions, descending=descending))
+        return compile_statement(_front(select(*COLUMNS), _c, conditions, descending=descending), "read")
     found = union(*[select(part.c.id) for part in _ranges(conditions, descending=descending)]).cte("found")
     query = select(*COLUMNS).join_from(conversations, found, _c.id == found.c.id)
-    return compiled(query.order_by(*_order(_c, descending=descending)).limit(_count))
+    return compile_statement(query.order_by(*_order(_c, descending=descending)).limit(_count), "read")
 
 
 def _front(

@@ -15,7 +15,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import UUID
 
 from server.store.sql.schema import conversations, requests
-from server.store.sql.statement import compiled
+from server.store.sql.statement import compile_statement
 
 CONSTRAINT = "requests_pkey"
 
@@ -40,7 +40,7 @@ def reserve(written: CTE, first_sequence: ColumnElement[int] = _NONE, item_count
     )
 
 
-_FIND = compiled(
+_FIND = compile_statement(
     select(requests.c.fingerprint, requests.c.first_sequence, requests.c.item_count).where(
         requests.c.conversation_id == bindparam("conversation_id", type_=Text),
         # The key has no tenant, the conversation has; its tombstone counts.
@@ -49,5 +49,6 @@ _FIND = compiled(
         requests.c.principal == bindparam("principal", type_=Text),
         requests.c.method == bindparam("method", type_=SmallInteger),
         requests.c.request_id == bindparam("request_id", type_=UUID(as_uuid=False)),
-    )
+    ),
+    "read",
 )

@@ -29,7 +29,7 @@ from server.store.sql.conversations import COLUMNS
 from server.store.sql.idempotency import reserve
 from server.store.sql.item_batch import all_allowed, all_found, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversations, items
-from server.store.sql.statement import Statement, compiled
+from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import alive, item_allowed, visible_one
 
 _c, _i = conversations.c, items.c
@@ -61,7 +61,7 @@ def append(
     statement: Select[Any] = select(bumped.c.base).add_cte(insert_items(rows, bumped))
     if reserves:
         statement = statement.add_cte(reserve(bumped, bumped.c.base + _one, size).cte("reserved"))
-    return compiled(statement)
+    return compile_statement(statement, "append")
 
 
 @lru_cache(maxsize=512)
@@ -71,18 +71,19 @@ def get(read: Permission, item_read: Permission, *asked: Permission) -> Statemen
     here = and_(_i.conversation_id == _c.id, named, _i.delete_time.is_(None), item_allowed(item_read, _i.item_id))
     found = conversations.outerjoin(items, here)
     answers = [item_allowed(permission, _i.item_id).label(permission.name) for permission in asked]
-    return compiled(select(_i.sequence, _i.body, *answers).select_from(found).where(visible_one(read)))
+    return compile_statement(select(_i.sequence, _i.body, *answers).select_from(found).where(visible_one(read)), "read")
 
 
 @lru_cache(maxsize=512)
 def between(read: Permission, item_read: Permission) -> Statement:
     """The items, and tombstones, of a range of sequences."""
     first, last = bindparam("first", type_=BigInteger), bindparam("last", type_=BigInteger)
-    return compiled(
+    return compile_statement(
         select(_i.sequence, _i.item_id, _i.delete_time, _i.body)
         .join_from(conversations, items, _i.conversation_id == _c.id)
         .where(visible_one(read), item_allowed(item_read, _i.item_id), _i.sequence.between(first, last))
-        .order_by(_i.sequence)
+        .order_by(_i.sequence),
+        "read",
     )
 
 
@@ -91,7 +92,7 @@ def refusal(read: Permission, act: Permission) -> Statement:
     """A conversation's last_sequence, and whether ``act`` reaches items of these ids in it, there or not."""
     named = func.unnest(bindparam("item_ids", type_=ARRAY(Text))).column_valued("named")
     barred = select(named).where(not_(item_allowed(act, named))).correlate(conversations).exists()
-    return compiled(select(_c.last_sequence, not_(barred).label("allowed")).where(visible_one(read)))
+    return compile_statement(select(_c.last_sequence, not_(barred).label("allowed")).where(visible_one(read)), "read")
 
 
 def _small(body: ColumnElement[bytes]) -> ColumnElement[bytes]:
@@ -114,11 +115,12 @@ def get_batch(read: Permission, item_read: Permission) -> Statement:
     asked = ids.table_valued("item_id", with_ordinality="ordinal", name="asked").render_derived()
     there = and_(_i.conversation_id == _c.id, _i.item_id == asked.c.item_id, _i.delete_time.is_(None))
     here = and_(there, item_allowed(item_read, _i.item_id))
-    return compiled(
+    return compile_statement(
         select(_i.sequence, _fitting(_i.body, asked.c.ordinal))
         .select_from(conversations.join(asked, true()).outerjoin(items, here))
         .where(visible_one(read))
-        .order_by(asked.c.ordinal)
+        .order_by(asked.c.ordinal),
+        "read",
     )
 
 
@@ -153,11 +155,12 @@ def page(
         .lateral("page")
     )
     asked = [position.label("position")] if by_id else []  # NULL for an id that is not there
-    return compiled(
+    return compile_statement(
         select(page.c.sequence, page.c.body, *asked)
         .select_from(conversations.outerjoin(page, true()))
         .where(visible_one(read))
-        .order_by(page.c.sequence.desc() if descending else page.c.sequence)
+        .order_by(page.c.sequence.desc() if descending else page.c.sequence),
+        "read",
     )
 
 
@@ -215,4 +218,4 @@ def delete(read: Permission, item_read: Permission, act: Permission, *, reserves
     statement: Select[Any] = select(*(bumped.c[column.name] for column in COLUMNS)).join_from(bumped, emptied, true())
     if reserves:
         statement = statement.add_cte(reserve(emptied).cte("reserved"))
-    return compiled(statement)
+    return compile_statement(statement, "write")

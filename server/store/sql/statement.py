@@ -7,43 +7,54 @@ only picks the arguments.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from sqlalchemy import Executable
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.sql.compiler import SQLCompiler
+
+# An append places items, a write changes something else.
+Kind: TypeAlias = Literal["read", "append", "write"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _dialect = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Text with ``$1`` parameters and the names of their values, in order."""
+    """A statement as asyncpg takes it.
+
+    Attributes:
+        text: With the parameters ``$1``, ``$2`` and so on.
+        names: Of their values, in the order of the numbers.
+        kind: What the statement does, for metrics.
+    """
 
     text: str
     names: tuple[str, ...]
+    kind: Kind
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The values in the order of the text."""
+        """The values in the order of `names`; ``values`` may have more.
+
+        Raises:
+            KeyError: One is missing.
+        """
         return tuple([values[name] for name in self.names])
 
 
-def compiled(executable: Executable) -> Statement:
-    """``executable`` ready to run; every value in it must be a named bind parameter."""
+def compile_statement(executable: Executable, kind: Kind) -> Statement:
+    """``executable`` ready to run; every value in it must be a named bind parameter.
+
+    Args:
+        executable: A SQLAlchemy statement.
+        kind: What it does; SQLAlchemy knows only the outermost part of a statement with CTEs.
+
+    Raises:
+        AssertionError: A value is part of the statement, so its text would be another for each value.
+    """
     result = executable.compile(dialect=_dialect)  # type: ignore[attr-defined]
     assert isinstance(result, SQLCompiler)
     unnamed = {name for name in result.positiontup or () if result.binds[name].value is not None}
     assert not unnamed, f"values inside the statement: {unnamed}"
-    return Statement(result.string, tuple(result.positiontup or ()))
-
-
-KINDS = ("read", "append", "write")
-
-
-@lru_cache(maxsize=1024)
-def kind_of(text: str) -> str:
-    """Which of `KINDS` a statement is: an append places items, a write changes something else."""
-    if "INSERT INTO items" in text:
-        return "append"
-    return "write" if any(verb in text for verb in ("INSERT INTO", "UPDATE ", "DELETE FROM")) else "read"
+    return Statement(result.string, tuple(result.positiontup or ()), kind)
