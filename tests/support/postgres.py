@@ -61,16 +61,20 @@ def data_folder() -> Path:
 
 
 def postmasters_in(path: Path) -> list[int]:
-    """Process ids of running postmasters whose data folder is below ``path``, read from their command lines."""
-    found = []
+    """Process ids of running postmasters whose data folder is below ``path``, read from their command lines.
+
+    A child that a postmaster has just forked has the same command line for a moment; it is left out.
+    """
+    parents = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
+            parent = int((process / "stat").read_bytes().rpartition(b")")[2].split()[1])
         except OSError:
             continue
         if words[0].endswith(b"/postgres") and any(word.startswith(bytes(path)) for word in words):
-            found.append(int(process.name))
-    return found
+            parents[int(process.name)] = parent
+    return [pid for pid, parent in parents.items() if parent not in parents]
 
 
 def kill_postmasters_in(path: Path) -> list[int]:
