@@ -19,7 +19,6 @@ from server.interceptors.chain import InterceptorChain
 from server.interceptors.decode import Decode
 from server.interceptors.error_status import ErrorStatus
 from server.services.admin import AdminServicer, Process
-from server.settings.addresses import of_worker
 from server.settings.service import Settings
 from server.transport.health import Health
 from server.transport.server import bind, reflect
@@ -51,10 +50,10 @@ async def admin(settings: Settings, process: Process, health: Health) -> AsyncIt
     channelz.add_channelz_servicer(server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflect(server, SERVICES)
-    address = bind(server, of_worker(settings.admin_listen, process.worker), None)
+    address = bind(server, settings.admin_listen.for_worker(process.worker), None)
     await server.start()
     try:
-        log.info("admin address", listen=address)
+        log.info("admin address", listen=str(address))
         yield
     finally:
         await server.stop(_GRACE_SECONDS)

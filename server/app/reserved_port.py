@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from server.errors import cannot_listen
+from server.settings.addresses import Address
 
 
 @contextmanager
-def reserved(listen: str) -> Iterator[str]:
+def reserved(listen: Address) -> Iterator[Address]:
     """The address, with a port in place of 0, kept for us and our workers while this is open.
 
     Sockets that are bound but do not listen get no connections. Workers may join
@@ -19,16 +20,15 @@ def reserved(listen: str) -> Iterator[str]:
     Raises:
         StartFailed: It is taken, also by other workers, or not ours to use.
     """
-    host, _, port = listen.rpartition(":")
-    number = int(port)
+    number = listen.port
     with ExitStack() as stack:
         try:
-            for family, *_, found in socket.getaddrinfo(host.strip("[]"), number, type=socket.SOCK_STREAM):
+            for family, *_, found in socket.getaddrinfo(listen.host, number, type=socket.SOCK_STREAM):
                 if held := _held_if_here(family, (found[0], number, *found[2:])):
                     number = stack.enter_context(held).getsockname()[1]
         except OSError as error:
-            raise cannot_listen(listen) from error
-        yield f"{host}:{number}"
+            raise cannot_listen(str(listen)) from error
+        yield listen.with_port(number)
 
 
 def _held_if_here(family: int, address: tuple[Any, ...]) -> socket.socket | None:

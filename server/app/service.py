@@ -30,6 +30,7 @@ from server.services.access import AccessServicer
 from server.services.admin import Process
 from server.services.conversations import ConversationsServicer
 from server.services.new_items import BatchBuilder
+from server.settings.addresses import Address
 from server.settings.service import Settings
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
@@ -51,11 +52,11 @@ SERVICES = tuple(service.full_name for file in CONTRACT for service in file.serv
 class RunningService:
     """A server that accepts calls."""
 
-    addresses: tuple[str, ...]  # with the port in use where 0 was asked for
+    addresses: tuple[Address, ...]  # with the port in use where 0 was asked for
     store: Store
     policy: PolicyFile
     readiness: Readiness
-    metrics: str  # their address; '' when they are not served
+    metrics: Address | None  # None when they are not served
     certificate: tls.Credentials | None
 
     @property
@@ -65,8 +66,8 @@ class RunningService:
 
     @property
     def address(self) -> str:
-        """The first of the addresses."""
-        return self.addresses[0]
+        """The first of the addresses, as a client dials it."""
+        return str(self.addresses[0])
 
     @property
     def waits_for(self) -> str:

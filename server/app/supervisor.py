@@ -25,6 +25,7 @@ import structlog
 from server.app.database import provision_database
 from server.app.reserved_port import reserved
 from server.errors import OperatorError
+from server.settings.addresses import Address
 from server.settings.service import Settings
 
 log = structlog.get_logger(__name__)
@@ -94,7 +95,7 @@ class Workers:
     """As many workers as wanted, each started again when it ends."""
 
     def __init__(
-        self, addresses: tuple[str, ...], name: str, count: int, start: Callable[[int], Any], patience: float
+        self, addresses: tuple[Address, ...], name: str, count: int, start: Callable[[int], Any], patience: float
     ) -> None:
         """``start`` makes the process of a number; ``patience``: seconds from SIGTERM to SIGKILL."""
         self.addresses = addresses
@@ -204,7 +205,8 @@ async def supervise_workers(settings: Settings) -> AsyncIterator[Workers]:
     with ExitStack() as stack:
         addresses = tuple(stack.enter_context(reserved(listen)) for listen in settings.listen)
         async with provision_database(settings) as (url, name):
-            job = json.dumps({"listen": addresses, "database_url": url, "workers": settings.workers}).encode()
+            given = {"listen": [*map(str, addresses)], "database_url": url, "workers": settings.workers}
+            job = json.dumps(given).encode()
             patience = settings.grace_seconds + _MARGIN
             workers = Workers(addresses, name, settings.workers, lambda number: _started(number, job), patience)
             async with workers.kept():

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import ipaddress
 import os
 import socket
 import ssl
@@ -15,7 +14,7 @@ import grpc
 import typer
 
 from server.errors import OperatorError
-from server.settings.addresses import is_loopback, is_socket
+from server.settings.addresses import Address
 from server.settings.service import PREFIX, Settings
 from server.transport.certificates import PemFile, authorities, name_of, pair
 
@@ -71,7 +70,7 @@ def targeted(command: Callable[..., None]) -> Callable[..., None]:
 class Connection:
     """What a channel is made of."""
 
-    address: str
+    address: str  # a target in gRPC's own words: `host:port`, `unix:path`, `dns:///name` and others
     roots: bytes | None = None  # None, with TLS: those of the system
     client: tuple[bytes, bytes] | None = None  # private key and certificate chain
     tls: bool = False
@@ -82,7 +81,7 @@ class Connection:
         """A channel, which connects when it is used."""
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is told once, by the command
         options = [("grpc.max_receive_message_length", _LARGEST), ("grpc.max_send_message_length", _LARGEST)]
-        if name := self.authority or ("localhost" if is_socket(self.address) else None):
+        if name := self.authority or ("localhost" if _is_unix(self.address) else None):
             options.append(("grpc.default_authority", name))  # type: ignore[arg-type] # traps §2.21
         if self.tls:
             credentials = grpc.ssl_channel_credentials(self.roots, *(self.client or ()))
@@ -101,10 +100,10 @@ def connection(target: Target) -> Connection:
     _check(target)
     address = target.target or DEFAULT_TARGET
     tls = target.tls or bool(target.ca or target.cert)
-    if tls and is_socket(address):
+    if tls and _is_unix(address):
         raise TargetConfigError("--tls, --ca, --cert: TLS is not served on a Unix socket.")
     token = _token(target.token_file)
-    if token and not tls and not (is_socket(address) or is_loopback(address.rpartition(":")[0])):
+    if token and not tls and not _is_local(address):
         raise TargetConfigError("--token-file: a token leaves this machine by TLS only; give --ca or --tls.")
     roots = _roots(target) if tls else None
     return Connection(address, roots, _client(target), tls, target.authority, token)
@@ -121,9 +120,9 @@ def own_connection(settings: Settings, target: Target) -> Connection:
         TargetConfigError, TlsConfigError: It cannot be told how, or nobody is there.
     """
     _check(target)
-    address = next(filter(is_socket, settings.listen), None) or _reachable(settings.listen[0])
-    if is_socket(address) or settings.tls_certificate is None:
-        return Connection(address, authority=target.authority)
+    address = next((each for each in settings.listen if each.is_unix), None) or _reachable(settings.listen[0])
+    if address.is_unix or settings.tls_certificate is None:
+        return Connection(str(address), authority=target.authority)
     if settings.tls_client_ca and not target.cert:
         target = replace(target, cert=settings.tls_certificate, key=settings.tls_key)
     client = _client(target)
@@ -131,7 +130,7 @@ def own_connection(settings: Settings, target: Target) -> Connection:
     name = target.authority or name_of(shown)
     if name is None:
         raise TargetConfigError("--target: the server's certificate has no host name to check; name another address.")
-    return Connection(address, _roots(target) if target.ca else shown, client, tls=True, authority=name)
+    return Connection(str(address), _roots(target) if target.ca else shown, client, tls=True, authority=name)
 
 
 def _check(target: Target) -> None:
@@ -165,24 +164,27 @@ def _token(file: Path | None) -> str | None:
     return token or None
 
 
-def _reachable(listen: str) -> str:
-    """An address that connects to what listens on ``listen``."""
-    host, _, port = listen.rpartition(":")
-    if int(port) == 0:
-        raise TargetConfigError(f"--target: needed, for any port may be served ({PREFIX}LISTEN).")
-    return f"127.0.0.1:{port}" if _is_any(host.strip("[]")) else listen
+def _is_unix(target: str) -> bool:
+    return target.startswith("unix:")
 
 
-def _is_any(host: str) -> bool:
+def _is_local(target: str) -> bool:
+    """Whether only this machine can reach a target; gRPC knows forms that are no address, which may lead anywhere."""
     try:
-        return ipaddress.ip_address(host).is_unspecified
+        return Address.parse(target).is_local
     except ValueError:
         return False
 
 
-def _shown(address: str, target: Target) -> bytes:
+def _reachable(listen: Address) -> Address:
+    """An address that connects to what listens on ``listen``."""
+    if listen.port == 0:
+        raise TargetConfigError(f"--target: needed, for any port may be served ({PREFIX}LISTEN).")
+    return Address("127.0.0.1", listen.port) if listen.is_wildcard else listen
+
+
+def _shown(address: Address, target: Target) -> bytes:
     """The certificate that is served there, unchecked."""
-    host, _, port = address.rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -191,7 +193,7 @@ def _shown(address: str, target: Target) -> bytes:
         context.load_cert_chain(target.cert, target.key)
     try:
         with (
-            socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS) as plain,
+            socket.create_connection((address.host, address.port), _PROBE_SECONDS) as plain,
             context.wrap_socket(plain) as secure,
         ):
             return ssl.DER_cert_to_PEM_cert(secure.getpeercert(binary_form=True) or b"").encode()

@@ -89,7 +89,7 @@ async def _serve(settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is a policy to reload
     async with run_service(settings) if settings.workers == 1 else supervise_workers(settings) as running:
         loop.add_signal_handler(signal.SIGHUP, running.reload)
-        print(f"Conversation Service on {' and '.join(running.addresses)}, {running.name}", flush=True)
+        print(f"Conversation Service on {' and '.join(map(str, running.addresses))}, {running.name}", flush=True)
         if running.waits_for:
             print(f"Not ready yet: {running.waits_for}", flush=True)
         await stop.wait()

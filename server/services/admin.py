@@ -18,6 +18,7 @@ from server.authorization.policy_file import PolicyFile
 from server.interceptors.chain import Context
 from server.interceptors.drain_gate import DrainGate
 from server.observability import logs
+from server.settings.addresses import Address
 from server.store.connection.database import Database
 from server.store.migrate import HEAD
 from server.transport.readiness import Readiness
@@ -33,7 +34,7 @@ class Process:
     """What there is to tell of."""
 
     worker: int
-    addresses: tuple[str, ...]
+    addresses: tuple[Address, ...]
     running: DrainGate
     readiness: Readiness
     database: Database
@@ -62,7 +63,7 @@ class AdminServicer(AdminServiceServicer):
             ready=it.readiness.ready and not it.running.draining.is_set(),
             waits_for=it.readiness.waits_for,
             draining=it.running.draining.is_set(),
-            listeners=it.addresses,
+            listeners=map(str, it.addresses),
             calls=it.running.count,
             pool=pb.Pool(size=it.database.size, in_use=it.database.in_use),
             schema_revision=HEAD,

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
-from server.settings.identity import Names
+from server.settings.addresses import Address, Addresses
 from server.settings.limits import Seconds
 
 _SCHEMES = ("postgresql://", "postgres://")
@@ -15,8 +15,8 @@ _SCHEMES = ("postgresql://", "postgres://")
 class DatabaseSettings(BaseSettings):
     """Where to serve, and what the data is kept in."""
 
-    listen: Names = Field(
-        ("127.0.0.1:50051",), description="Addresses to serve: `host:port` or `unix:/path`, comma separated."
+    listen: Addresses = Field(
+        (Address("127.0.0.1", 50051),), description="Addresses to serve: `host:port` or `unix:/path`, comma separated."
     )
     database_url: SecretStr | None = Field(
         None, description="`postgresql://…` of PostgreSQL 15 or newer; unset: a private one is started."

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings
 
-from server.settings.addresses import is_loopback
+from server.settings.addresses import Address, is_loopback
+from server.settings.lists import Names, Pairs
 
 ATTRIBUTE_NAMES = ("roles", "teams", "projects", "namespaces")
 JWT_ALGORITHMS = frozenset(
@@ -22,24 +23,6 @@ _OF = {
     "mtls": ("mtls_trust_domains", "mtls_subjects", "principals_file"),
     "proxy": ("proxy_spiffe_ids",),
 }
-
-
-def _split(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _split_pairs(value: Any) -> Any:
-    """``a=b,c=d`` as a mapping; a claim's name may hold `=`, an attribute's may not."""
-    if not isinstance(value, str):
-        return value
-    pairs = [part.rpartition("=") for part in _split(value)]
-    if len({claim for claim, _, _ in pairs}) < len(pairs) or not all(claim for claim, _, _ in pairs):
-        raise ValueError("must be claim=attribute, comma separated, each claim once")
-    return {claim: name for claim, _, name in pairs}
-
-
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_split_pairs)]
 
 
 class IdentitySettings(BaseSettings):
@@ -102,7 +85,7 @@ class IdentitySettings(BaseSettings):
         return value
 
 
-def identity_problems(settings: IdentitySettings, listen: Sequence[str]) -> list[str]:
+def identity_problems(settings: IdentitySettings, listen: Sequence[Address]) -> list[str]:
     """Each combination of settings that cannot be meant."""
     by_source = {"jwt": _jwt_problems, "mtls": _mtls_problems, "proxy": _proxy_problems}
     check = by_source.get(settings.identity)
@@ -121,7 +104,7 @@ def _settings_of_other_sources(settings: IdentitySettings) -> Iterable[str]:
             yield from (f"{name}: belongs to identity={source}, but identity={settings.identity}" for name in given)
 
 
-def _jwt_problems(settings: IdentitySettings, _listen: Sequence[str]) -> Iterable[str]:
+def _jwt_problems(settings: IdentitySettings, _listen: Sequence[Address]) -> Iterable[str]:
     for name in ("jwt_issuer", "jwt_audience", "jwt_jwks"):
         if not getattr(settings, name):
             yield f"{name}: identity=jwt needs it"
@@ -131,8 +114,8 @@ def _jwt_problems(settings: IdentitySettings, _listen: Sequence[str]) -> Iterabl
             yield f"jwt_attribute_claims: {name} is not in attribute_names"
 
 
-def _mtls_problems(settings: IdentitySettings, listen: Sequence[str]) -> Iterable[str]:
-    if any(each.startswith("unix:") for each in listen):
+def _mtls_problems(settings: IdentitySettings, listen: Sequence[Address]) -> Iterable[str]:
+    if any(each.is_unix for each in listen):
         yield "listen: identity=mtls needs host:port; TLS is not served on a Unix socket"
     if not settings.tls_client_ca:
         yield "tls_client_ca: identity=mtls needs it"
@@ -142,8 +125,8 @@ def _mtls_problems(settings: IdentitySettings, listen: Sequence[str]) -> Iterabl
         yield "mtls_trust_domains: must be names such as prod.example, without spiffe:// and path"
 
 
-def _proxy_problems(settings: IdentitySettings, listen: Sequence[str]) -> Iterable[str]:
-    if not (settings.proxy_spiffe_ids or all(each.startswith("unix:") for each in listen)):
+def _proxy_problems(settings: IdentitySettings, listen: Sequence[Address]) -> Iterable[str]:
+    if not (settings.proxy_spiffe_ids or all(each.is_unix for each in listen)):
         yield "listen: identity=proxy trusts a Unix socket; set nothing else, or proxy_spiffe_ids"
     if settings.proxy_spiffe_ids and not settings.tls_client_ca:
         yield "tls_client_ca: proxy_spiffe_ids needs it"

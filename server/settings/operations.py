@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 
-from server.settings.addresses import Address
+from server.settings.addresses import TcpAddress
 
 PROD = {
     "reflection": False,
@@ -22,11 +22,11 @@ class OperationSettings(BaseSettings):
         "dev", description="`prod`: reflection on the admin address only, admin and metrics on loopback, logs as JSON."
     )
     reflection: bool = Field(default=True, description="Serve gRPC reflection to callers; unset in `prod`: no.")
-    admin_listen: Address = Field(
-        "", description="`host:port` of admin service, channelz and reflection; unset in `prod`: 127.0.0.1:50052."
+    admin_listen: TcpAddress = Field(
+        None, description="`host:port` of admin service, channelz and reflection; unset in `prod`: 127.0.0.1:50052."
     )
-    metrics_listen: Address = Field(
-        "", description="`host:port` of metrics for Prometheus; unset in `prod`: 127.0.0.1:9464."
+    metrics_listen: TcpAddress = Field(
+        None, description="`host:port` of metrics for Prometheus; unset in `prod`: 127.0.0.1:9464."
     )
     tracing: bool = Field(default=False, description="Send traces by OTLP, as the `OTEL_*` variables say.")
     access_log: bool = Field(default=False, description="Log each call: method, code, milliseconds, principal, trace.")

@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import SettingsConfigDict
 
 from server.errors import OperatorError
-from server.settings.addresses import _is_address, is_local, is_socket
+from server.settings.addresses import Address
 from server.settings.database import _SCHEMES, DatabaseSettings
 from server.settings.identity import IdentitySettings, identity_problems
 from server.settings.limits import LimitSettings
@@ -37,13 +37,6 @@ class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSetti
         description="Serve another address than loopback or a Unix socket without identity.",
     )
 
-    @field_validator("listen")
-    @classmethod
-    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) < len(value) or not all(map(_is_address, value)):
-            raise ValueError("must be host:port, [ipv6]:port or unix:/path, or several of them, each once")
-        return value
-
     @field_validator("database_url", "pgbouncer_url")
     @classmethod
     def _a_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
@@ -63,21 +56,21 @@ class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSetti
     @field_validator("workers")
     @classmethod
     def _an_address_to_share(cls, value: int, others: ValidationInfo) -> int:
-        if value > 1 and any(map(is_socket, others.data.get("listen", ()))):
+        if value > 1 and any(each.is_unix for each in others.data.get("listen", ())):
             raise ValueError(f"must be 1 to serve a Unix socket ({PREFIX}LISTEN), which processes cannot share")
         return value
 
     @field_validator("admin_listen")
     @classmethod
-    def _operators_on_this_machine(cls, value: str) -> str:
-        if value and not is_local(value):
+    def _operators_on_this_machine(cls, value: Address | None) -> Address | None:
+        if value and not value.is_local:
             raise ValueError("must be a loopback address: whoever reaches it is an operator (docs/operations.md)")
         return value
 
     @field_validator("admin_listen", "metrics_listen")
     @classmethod
-    def _a_port_for_each_worker(cls, value: str, others: ValidationInfo) -> str:
-        if value and int(value.rpartition(":")[2]) + others.data.get("workers", 1) > 2**16:
+    def _a_port_for_each_worker(cls, value: Address | None, others: ValidationInfo) -> Address | None:
+        if value and not value.has_ports_for(others.data.get("workers", 1)):
             raise ValueError("must leave a port for each worker")
         return value
 
@@ -91,8 +84,8 @@ class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSetti
     @field_validator("allow_anonymous")
     @classmethod
     def _require_allow_anonymous(cls, value: bool, others: ValidationInfo) -> bool:  # noqa: FBT001
-        anonymous = others.data.get("identity") == "none" and not all(map(is_local, others.data.get("listen", ())))
-        if anonymous and not value:
+        public = not all(each.is_local for each in others.data.get("listen", ()))
+        if public and others.data.get("identity") == "none" and not value:
             raise ValueError(f"must be true to serve an address that others reach ({PREFIX}LISTEN) without identity")
         return value
 
@@ -133,7 +126,7 @@ def load(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         lines = [_line(item["loc"], item["msg"]) for item in error.errors(include_input=False, include_context=False)]
-        raise SettingsInvalid("\n".join(lines)) from None
+        raise SettingsInvalid("\n".join(dict.fromkeys(lines))) from None
 
 
 def _line(location: tuple[int | str, ...], message: str) -> str:

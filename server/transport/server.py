@@ -11,7 +11,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH
 
 from server.errors import StartFailed, cannot_listen
 from server.interceptors.chain import InterceptorChain
-from server.settings.addresses import is_socket
+from server.settings.addresses import Address
 from server.settings.service import Settings
 from server.transport import reflection
 
@@ -52,25 +52,25 @@ def reflect(server: grpc.aio.Server, names: Iterable[str]) -> None:
     reflection.reflect(server, (*names, HEALTH))
 
 
-def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+def bind(server: grpc.aio.Server, listen: Address, credentials: grpc.ServerCredentials | None) -> Address:
     """The address in use; a Unix socket is guarded by its mode, and without TLS.
 
     Raises:
         StartFailed: It is taken, or not ours to use.
     """
-    if is_socket(listen):
-        _clear_socket(Path(listen.removeprefix("unix:")))
+    if listen.path:
+        _clear_socket(listen.path)
     try:
-        if credentials is None or is_socket(listen):
-            port = server.add_insecure_port(listen)
+        if credentials is None or listen.is_unix:
+            port = server.add_insecure_port(str(listen))
         else:
-            port = server.add_secure_port(listen, credentials)
+            port = server.add_secure_port(str(listen), credentials)
     except RuntimeError as error:
-        raise cannot_listen(listen) from error
-    if is_socket(listen):
-        Path(listen.removeprefix("unix:")).chmod(0o660)  # a sidecar of the same group connects (traps §2.20)
+        raise cannot_listen(str(listen)) from error
+    if listen.path:
+        listen.path.chmod(0o660)  # for a sidecar of the same group; gRPC makes the socket by the umask
         return listen
-    return f"{listen.rpartition(':')[0]}:{port}"
+    return listen.with_port(port)
 
 
 def _clear_socket(path: Path) -> None:

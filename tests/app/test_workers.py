@@ -25,6 +25,7 @@ from server.app.reserved_port import reserved
 from server.app.supervisor import RestartBackoff, Worker, Workers, WorkersFailed
 from server.authorization.policy_file import PolicyConfigError, PolicyFile
 from server.errors import StartFailed
+from server.settings.addresses import Address
 from server.settings.service import SettingsInvalid, load
 from tests.support.build import create
 from tests.support.commands import ROOT, environment, finish, run_command, start_command
@@ -340,7 +341,7 @@ def shells(script: str, patience: float = SOON) -> Workers:
     async def start(number: int) -> Process:
         return await asyncio.create_subprocess_exec("sh", "-c", script, stdin=PIPE, stdout=PIPE)
 
-    return Workers(("nowhere:1",), "no database", 2, start, patience)
+    return Workers((Address("nowhere", 1),), "no database", 2, start, patience)
 
 
 async def test_a_start_that_cannot_succeed_ends() -> None:
@@ -406,9 +407,9 @@ def test_a_reload_waits_for_the_worker() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])  # noqa: S104 - one that has it all
 def test_a_reserved_port_is_nobody_elses(host: str) -> None:
     """Held for workers, it can be neither used nor held by others, and nobody can connect to it yet."""
-    with reserved(f"{host}:0") as address:
-        port = int(address.rpartition(":")[2])
-        assert (host, True) == (address.rpartition(":")[0], port > 0)
+    with reserved(Address(host, 0)) as address:
+        port = address.port
+        assert (host, True) == (address.host, port > 0)
         for options in ([], [socket.SO_REUSEADDR]):
             assert not bindable(port, *options)
         assert bindable(port, socket.SO_REUSEPORT)
@@ -436,10 +437,10 @@ def test_a_port_can_be_used_again_at_once() -> None:
         earlier.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         earlier.bind(("127.0.0.1", 0))
         earlier.listen()
-        address = "{}:{}".format(*earlier.getsockname())
+        address = Address(*earlier.getsockname())
         with socket.create_connection(earlier.getsockname()):
             earlier.accept()[0].close()
-    assert not bindable(int(address.rpartition(":")[2]))
+    assert not bindable(address.port)
     with reserved(address) as held:
         assert address == held
 
@@ -448,15 +449,15 @@ def test_an_address_that_this_machine_lacks_is_left_out(monkeypatch: pytest.Monk
     """A name may stand for ::1 where there is no IPv6."""
     found = [(socket.AF_INET, 0, 0, "", (host, 0)) for host in ("192.0.2.1", "127.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
-    with reserved("here:0") as address:
-        assert not bindable(int(address.removeprefix("here:")))
+    with reserved(Address("here", 0)) as address:
+        assert not bindable(address.port)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:1", "no.such.host.invalid:0"])
 def test_an_address_that_is_not_ours_is_told(listen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be bound or found is the same complaint as with one process."""
     monkeypatch.setattr(socket.socket, "bind", _refused)
-    with pytest.raises(StartFailed, match=f"Cannot listen on {listen}: "), reserved(listen):
+    with pytest.raises(StartFailed, match=f"Cannot listen on {listen}: "), reserved(Address.parse(listen)):
         raise AssertionError("bound")
 
 

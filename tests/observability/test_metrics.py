@@ -23,7 +23,6 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from server.errors import StartFailed
 from server.identity import jwks_url
 from server.observability.histogram import Histogram
-from server.settings.addresses import of_worker
 from tests.support.build import append, create, delete, get, user_message
 from tests.support.metrics import MeasuredService, Scrape, fully_measured_service, http_get, measured_service
 from tests.support.problems import problem
@@ -350,15 +349,6 @@ async def test_without_an_address_there_are_none(service: Service) -> None:
     """Off by default."""
     async with measured_service(service.url, metrics_listen="") as found:
         assert "" == found.metrics
-
-
-@pytest.mark.parametrize(
-    "listen, worker, expected",
-    [("127.0.0.1:9464", 0, "127.0.0.1:9464"), ("[::1]:9464", 3, "[::1]:9467"), ("127.0.0.1:0", 2, "127.0.0.1:0")],
-)
-def test_a_port_for_each_worker(listen: str, worker: int, expected: str) -> None:
-    """Worker n has the n-th port behind that of the first."""
-    assert expected == of_worker(listen, worker)
 
 
 def test_histogram() -> None:

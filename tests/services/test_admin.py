@@ -26,7 +26,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server import __version__
 from server.errors import StartFailed
 from server.observability import logs
-from server.settings.addresses import of_worker
 from server.store.migrate import HEAD
 from tests.support.build import create, get
 from tests.support.commands import address_in, connect, finish, server_process
@@ -310,20 +309,6 @@ async def test_callers_have_none_of_it(admin: Operated) -> None:
 
 
 # --- addresses
-
-
-@pytest.mark.parametrize(
-    "listen, worker, expected",
-    [
-        ("127.0.0.1:50052", 0, "127.0.0.1:50052"),
-        ("127.0.0.1:50052", 3, "127.0.0.1:50055"),
-        ("[::1]:50052", 1, "[::1]:50053"),
-        ("127.0.0.1:0", 3, "127.0.0.1:0"),
-    ],
-)
-def test_address(listen: str, worker: int, expected: str) -> None:
-    """Each worker has its own, one after the other."""
-    assert expected == of_worker(listen, worker)
 
 
 async def test_each_worker_has_one(url: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from server.settings.addresses import Address
 from server.settings.operations import PROD
 from server.settings.service import PREFIX, Settings, SettingsInvalid, load
 
@@ -83,6 +84,11 @@ def variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
 
 
+def listened(settings: Settings) -> tuple[str, ...]:
+    """The addresses to listen on, as text."""
+    return tuple(map(str, settings.listen))
+
+
 def refusal(**flags: Any) -> str:
     """What is told of wrong settings."""
     with pytest.raises(SettingsInvalid) as caught:
@@ -128,13 +134,13 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(variable("listen"), "127.0.0.1:1")
     monkeypatch.setenv(variable("pool_size"), "3")
     found = load(listen="127.0.0.1:2", pool_size=None)
-    assert (("127.0.0.1:2",), 3) == (found.listen, found.pool_size)
+    assert (("127.0.0.1:2",), 3) == (listened(found), found.pool_size)
 
 
 def test_a_wrong_variable_behind_a_flag_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a flag replaces need not be right."""
     monkeypatch.setenv(variable("listen"), "nowhere")
-    assert ("127.0.0.1:2",) == load(listen="127.0.0.1:2").listen
+    assert ("127.0.0.1:2",) == listened(load(listen="127.0.0.1:2"))
 
 
 def test_the_database_url_is_a_secret() -> None:
@@ -161,7 +167,7 @@ PUBLIC = ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.org:1", "localhost.examp
 @pytest.mark.parametrize("listen", LOCAL)
 def test_anyone_here_is_served(listen: str) -> None:
     """An address that only this machine reaches needs no identity."""
-    assert (listen,) == load(listen=listen).listen
+    assert (listen,) == listened(load(listen=listen))
 
 
 @pytest.mark.parametrize("listen", PUBLIC)
@@ -170,7 +176,7 @@ def test_anyone_elsewhere_is_not_served(listen: str) -> None:
     told = refusal(listen=listen)
     assert variable("listen") in told
     assert "allow_anonymous" in told.lower()
-    assert (listen,) == load(listen=listen, allow_anonymous=True).listen
+    assert (listen,) == listened(load(listen=listen, allow_anonymous=True))
 
 
 def test_a_public_address_is_told_with_the_rest() -> None:
@@ -188,7 +194,7 @@ def test_an_address_has_a_form(listen: str) -> None:
 
 def test_several_addresses() -> None:
     """Addresses are separated by commas; one that others reach is seen among those that they do not."""
-    assert ("127.0.0.1:1", "unix:/tmp/socket") == load(listen="127.0.0.1:1, unix:/tmp/socket").listen
+    assert ("127.0.0.1:1", "unix:/tmp/socket") == listened(load(listen="127.0.0.1:1, unix:/tmp/socket"))
     assert "allow_anonymous" in refusal(listen="127.0.0.1:1,0.0.0.0:1").lower()
     assert variable("listen") in refusal(listen="127.0.0.1:1,127.0.0.1:1")
     assert variable("workers") in refusal(listen="127.0.0.1:1,unix:/tmp/socket", workers=2)
@@ -196,8 +202,8 @@ def test_several_addresses() -> None:
 
 PRODUCTION = {
     "reflection": False,
-    "admin_listen": "127.0.0.1:50052",
-    "metrics_listen": "127.0.0.1:9464",
+    "admin_listen": Address("127.0.0.1", 50052),
+    "metrics_listen": Address("127.0.0.1", 9464),
     "log_format": "json",
 }
 
@@ -208,14 +214,14 @@ def test_a_profile_is_what_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable("profile"), "prod")
     monkeypatch.setenv(variable("reflection"), "true")
     monkeypatch.setenv(variable("admin_listen"), "")
-    assert (True, "", "json") == (load().reflection, load().admin_listen, load().log_format)
+    assert (True, None, "json") == (load().reflection, load().admin_listen, load().log_format)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:50052", "10.0.0.1:1", "[::]:1", "*:1"])
 def test_operators_are_on_this_machine(listen: str) -> None:
     """The admin address asks nobody who they are: nobody else reaches it."""
     assert variable("admin_listen") in refusal(admin_listen=listen, allow_anonymous=True)
-    assert "[::1]:1" == load(admin_listen="[::1]:1").admin_listen
+    assert Address("::1", 1) == load(admin_listen="[::1]:1").admin_listen
 
 
 @pytest.mark.parametrize("name", ["admin_listen", "metrics_listen"])
@@ -256,7 +262,7 @@ def printed(default: Any) -> str:
         case float():
             return f"`{default:g}`"
         case tuple():
-            return f"`{','.join(default)}`"
+            return f"`{','.join(map(str, default))}`"
         case _:
             return f"`{default}`"
 

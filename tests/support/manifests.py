@@ -20,7 +20,6 @@ from pydantic import ValidationError
 
 from server.app.supervisor import _MARGIN as TO_CLOSE_UP
 from server.cli.commands import app
-from server.settings.addresses import is_socket
 from server.settings.service import PREFIX, Settings
 from server.transport.health import LIVENESS, READINESS, STARTUP
 
@@ -271,22 +270,18 @@ def _asked(probe: Object) -> str:
 def probes_reach_it(objects: Objects) -> Problems:
     """The kubelet asks by gRPC without TLS, on the address of the pod."""
     for each in servers(objects):
-        served = {port(listen) for listen in each.settings.listen if not is_socket(listen)}
+        served = {listen.port for listen in each.settings.listen if not listen.is_unix}
         plain = served if each.settings.tls_certificate is None else set()
         asked = {each.container[name]["grpc"]["port"] for name in PROBES if "grpc" in each.container.get(name, {})}
         yield from (f"probe: {number} is no port served without TLS" for number in sorted(asked - plain))
-
-
-def port(address: str) -> int:
-    """Of `host:port`."""
-    return int(address.rpartition(":")[2])
 
 
 def ports_agree(objects: Objects) -> Problems:
     """Settings, container, scraping, Service and NetworkPolicy mean the same ports."""
     for each in standing(objects):
         annotations = each.pod["metadata"].get("annotations", {})
-        expected = {"grpc": port(each.settings.listen[0]), "metrics": port(each.settings.metrics_listen)}
+        assert each.settings.metrics_listen
+        expected = {"grpc": each.settings.listen[0].port, "metrics": each.settings.metrics_listen.port}
         if each.ports != expected:
             yield f"ports: {each.ports}, but the settings say {expected}"
         if annotations.get("prometheus.io/port") != str(expected["metrics"]):
@@ -388,8 +383,8 @@ def rollouts_lose_nothing(objects: Objects) -> Problems:
 def sockets_are_shared(objects: Objects) -> Problems:
     """The folder of a Unix socket is a volume that every container of the pod has and its group may use."""
     for each in ours(objects):
-        for listen in filter(is_socket, each.settings.listen):
-            folder = str(PurePosixPath(listen.removeprefix("unix:")).parent)
+        for path in filter(None, (listen.path for listen in each.settings.listen)):
+            folder = str(path.parent)
             emptied = {volume["name"] for volume in each.pod["spec"].get("volumes", ()) if "emptyDir" in volume}
             for container in containers(each.owner):
                 there = {mount["mountPath"] for mount in container.get("volumeMounts", ()) if mount["name"] in emptied}

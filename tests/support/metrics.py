@@ -77,7 +77,7 @@ async def measured_service(url: str, **settings: Any) -> AsyncIterator[MeasuredS
         grpc.aio.insecure_channel(served.address) as channel,
     ):
         stub = ConversationsServiceStub(channel)
-        yield MeasuredService(served.address, url, served.store.database, channel, stub, served.metrics)
+        yield MeasuredService(served.address, url, served.store.database, channel, stub, str(served.metrics or ""))
 
 
 @asynccontextmanager

@@ -27,6 +27,7 @@ from structlog.testing import capture_logs
 
 from server.app.service import run_service
 from server.cli.client import Target, own_connection
+from server.settings.addresses import Address
 from server.settings.service import load
 from server.transport import tls
 from server.transport.certificates import PemFile, name_of
@@ -63,7 +64,7 @@ async def served(credentials: Credentials, count: int = 1) -> AsyncIterator[list
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     check = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(check, server)
-    addresses = [bind(server, "127.0.0.1:0", credentials.of_address()) for _ in range(count)]
+    addresses = [str(bind(server, Address("127.0.0.1", 0), credentials.of_address())) for _ in range(count)]
     await server.start()
     await check.set("", SERVING)
     watch = asyncio.create_task(credentials.watch())
@@ -405,7 +406,7 @@ async def test_tls_is_for_tcp_only(service: Service, files: TlsFiles, short_fold
     """One server: TLS, and nothing else, on host:port; plain on a Unix socket."""
     settings = load(**unmigrated(service.url, listen=f"127.0.0.1:0,unix:{short_folder}/s", **files.settings))
     async with run_service(settings) as running:
-        tcp, unix = running.addresses
+        tcp, unix = map(str, running.addresses)
         async with trusting(tcp, CA.pem) as channel:
             assert (await ConversationsServiceStub(channel).CreateConversation(create())).id
         async with grpc.aio.insecure_channel(unix, options=[("grpc.default_authority", "localhost")]) as channel:

@@ -12,28 +12,28 @@ import structlog
 
 from server.observability.metrics.event_loop_lag import EventLoopLag
 from server.observability.metrics.sources import Sources
-from server.settings.addresses import of_worker
+from server.settings.addresses import Address
 
 log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def expose_metrics(sources: Sources, worker: int) -> AsyncIterator[str]:
-    """Serves metrics as long as this is open, if `metrics_listen` is an address; the one in use, or ''.
+async def expose_metrics(sources: Sources, worker: int) -> AsyncIterator[Address | None]:
+    """Serves metrics as long as this is open, if `metrics_listen` is an address; the one in use, or None.
 
     Raises:
         StartFailed: The address is taken.
     """
     if not (listen := sources.settings.metrics_listen):
-        yield ""
+        yield None
         return
     # What formats and serves is loaded when it is wanted.
     from server.observability.metrics.collectors import registry_of  # noqa: PLC0415
     from server.observability.metrics.exposition import serve_metrics  # noqa: PLC0415
 
     lag = EventLoopLag()
-    async with serve_metrics(of_worker(listen, worker), registry_of(sources, lag)) as address:
-        log.info("metrics", listen=address)
+    async with serve_metrics(listen.for_worker(worker), registry_of(sources, lag)) as address:
+        log.info("metrics", listen=str(address))
         measuring = asyncio.create_task(lag.measure(), name="lag of the event loop")
         try:
             yield address

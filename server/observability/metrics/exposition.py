@@ -13,10 +13,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from server.errors import StartFailed
+from server.settings.addresses import Address
 
 
 @asynccontextmanager
-async def serve_metrics(listen: str, registry: CollectorRegistry) -> AsyncIterator[str]:
+async def serve_metrics(listen: Address, registry: CollectorRegistry) -> AsyncIterator[Address]:
     """Serves what ``registry`` has; the address in use.
 
     Raises:
@@ -33,10 +34,9 @@ async def serve_metrics(listen: str, registry: CollectorRegistry) -> AsyncIterat
     application.router.add_get("/metrics", metrics)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
-    host, _, port = listen.rpartition(":")
     try:
-        await web.TCPSite(runner, host.strip("[]"), int(port)).start()
-        yield f"{host}:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, listen.host, listen.port).start()
+        yield listen.with_port(runner.addresses[0][1])
     except OSError:
         raise StartFailed(f"metrics_listen: cannot listen on {listen}: the address is taken or not allowed.") from None
     finally:
