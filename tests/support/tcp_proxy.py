@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 _CHUNK_BYTES = 64 * 1024
+_LOSING_SECONDS = 0.25  # from a request to the reset of its connection, in which its answer comes and is thrown away
 _RESET = b"\x01\0\0\0\0\0\0\0"  # struct linger: on, 0 seconds; close() then sends RST
 
 
@@ -52,6 +53,7 @@ class Upstream:
 class _Connection:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter | None = None
+    losing: bool = False  # its answers are thrown away, and then it is reset
     tasks: list["asyncio.Task[None]"] = field(default_factory=list)
 
 
@@ -63,6 +65,7 @@ class TcpProxy:
         accepted: How many connections were made so far.
         delay_seconds: How long each chunk is held, in each direction.
         swallow: Directions whose bytes are read and thrown away; the connections stay open.
+        lost: How many connections `lose_answers` has ended.
     """
 
     def __init__(self, upstream: Upstream) -> None:
@@ -71,6 +74,9 @@ class TcpProxy:
         self.accepted = 0
         self.delay_seconds = 0.0
         self.swallow: set[Direction] = set()
+        self.lost = 0
+        self._lose: tuple[bytes, int] | None = None
+        self._requests = 0  # with the bytes to look for, since `lose_answers`
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._connections: set[_Connection] = set()
@@ -85,6 +91,11 @@ class TcpProxy:
         secret = f":{parts.password}" if parts.password else ""
         kept = [part for part in parts.query.split("&") if part and part.partition("=")[0] not in {"host", "port"}]
         return urlunsplit((parts.scheme, f"{user}{secret}@127.0.0.1:{self.port}", parts.path, "&".join(kept), ""))
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as `host:port`."""
+        return f"127.0.0.1:{self.port}"
 
     @property
     def connections(self) -> int:
@@ -121,6 +132,13 @@ class TcpProxy:
         for connection in list(self._connections):
             _end(connection)
 
+    def lose_answers(self, request: bytes, every: int = 1) -> None:
+        """Passes each ``every``-th request with these bytes on, throws away what is answered, and then resets.
+
+        The server has done what it was asked for, and nobody learns of it.
+        """
+        self._lose, self._requests = (request, every), 0
+
     def half_close(self, direction: Direction) -> None:
         """Sends FIN in one direction on each open connection; the other direction goes on."""
         for connection in self._connections:
@@ -132,6 +150,7 @@ class TcpProxy:
         """Ends every fault. What was held passes now; what was swallowed is lost."""
         self.delay_seconds = 0.0
         self.swallow.clear()
+        self._lose = None
         self._flowing.set()
         for filler in self._fillers:
             filler.close()
@@ -180,12 +199,14 @@ class TcpProxy:
         await self._flowing.wait()
         answers, connection.server = await self.upstream.connect()
         connection.tasks = [
-            asyncio.create_task(self._pump(reader, connection.server, Direction.UP)),
-            asyncio.create_task(self._pump(answers, connection.client, Direction.DOWN)),
+            asyncio.create_task(self._pump(reader, connection.server, Direction.UP, connection)),
+            asyncio.create_task(self._pump(answers, connection.client, Direction.DOWN, connection)),
         ]
         await asyncio.gather(*connection.tasks, return_exceptions=True)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction, of: _Connection
+    ) -> None:
         while True:
             await self._flowing.wait()
             chunk = await reader.read(_CHUNK_BYTES)
@@ -194,11 +215,22 @@ class TcpProxy:
             await self._flowing.wait()
             if not chunk:
                 break
-            if direction not in self.swallow:
+            if direction is Direction.UP:
+                self._lose_if_asked(chunk, of)
+            if direction not in self.swallow and not (of.losing and direction is Direction.DOWN):
                 writer.write(chunk)
                 await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()
+
+    def _lose_if_asked(self, chunk: bytes, connection: _Connection) -> None:
+        if self._lose is None or self._lose[0] not in chunk or connection.losing:
+            return
+        self._requests += 1
+        if self._requests % self._lose[1] == 0:
+            self.lost += 1
+            connection.losing = True
+            asyncio.get_running_loop().call_later(_LOSING_SECONDS, _end, connection)
 
 
 def _end(connection: _Connection) -> None:

@@ -76,6 +76,21 @@ async def test_a_swallowed_answer(proxy: TcpProxy, postgres: str) -> None:
     await other.close()
 
 
+async def test_a_lost_answer(proxy: TcpProxy, postgres: str) -> None:
+    """Of the requests with certain bytes each second one is done and not answered, and its connection is reset."""
+    proxy.lose_answers(b"lose me", every=2)
+    connection, other = await asyncpg.connect(proxy.url(postgres)), await asyncpg.connect(postgres)
+    notify = await connection.prepare("SELECT pg_notify('lost', $1)")
+    await other.add_listener("lost", lambda *told: heard.append(told[3]))
+    heard: list[str] = []
+    await notify.fetch("lose me 1")
+    with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)):
+        await asyncio.wait_for(notify.fetch("lose me 2"), 5)
+    await other.fetchval("SELECT 1")
+    assert (["lose me 1", "lose me 2"], 1) == (heard, proxy.lost)
+    await other.close()
+
+
 async def test_a_half_closed_connection_ends(proxy: TcpProxy, postgres: str) -> None:
     """PostgreSQL ends a session whose client will say no more."""
     connection = await asyncpg.connect(proxy.url(postgres))

@@ -1,0 +1,208 @@
+"""The kinds of callers: each does one thing again and again, whatever is broken meanwhile."""
+
+import asyncio
+import uuid
+from collections import deque
+from typing import Any
+
+import grpc
+import grpc.aio
+from conversations.v1.conversation_pb2 import Conversation
+from conversations.v1.conversations_service_pb2 import (
+    AppendItemsRequest,
+    CreateConversationRequest,
+    DeleteItemRequest,
+    GetConversationRequest,
+    ListItemsRequest,
+    UpdateConversationRequest,
+)
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from tests.faults.history import Append, Attempt, Creation, Deletion, Increment, Placement, Read, reason_of
+from tests.faults.workload import DEADLINE, Caller
+from tests.support.build import text_of, user_message
+
+_STREAM_DEADLINE = 60.0
+_AHEAD = 4  # messages that a stream sends before their answers
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+class Appender(Caller):
+    """Appends under request ids until it is told that it has, and sometimes asks once more."""
+
+    async def _step(self) -> None:
+        append = self.append_to(self.tenant.shared, request_id=True)
+        await self.insist(append.attempts, lambda: self.send(append))
+        if self.random.random() < 0.1:
+            append.attempts.append(await self.send(append))
+
+
+class BareAppender(Caller):
+    """Appends without request ids, each time something new."""
+
+    async def _step(self) -> None:
+        append = self.append_to(self.tenant.shared, request_id=False)
+        append.attempts.append(await self.send(append))
+
+
+class Racer(Caller):
+    """Appends behind the last sequence that it has read, as others do too."""
+
+    async def _step(self) -> None:
+        _, made = await self.ask("GetConversation", GetConversationRequest(conversation_id=self.tenant.raced))
+        if made is not None:
+            append = self.append_to(self.tenant.raced, request_id=False, expected=made.last_sequence)
+            append.attempts.append(await self.send(append))
+
+
+class Streamer(Caller):
+    """Sends ahead on a stream, and what had no answer again on the next one."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._unanswered: deque[Append] = deque()
+
+    async def run(self) -> None:
+        """Opens one stream after the other until everything has been answered."""
+        while self._unanswered or not self.workload.ending.is_set():
+            await self._stream()
+            await asyncio.sleep(self.random.uniform(0.02, 0.1))
+
+    async def _stream(self) -> None:
+        call = self.stub.AppendItems(metadata=self.tenant.metadata, timeout=_STREAM_DEADLINE)
+        sent: deque[tuple[Append, Attempt]] = deque()
+        code, reason = "CANCELLED", ""
+        try:
+            for append in tuple(self._unanswered):
+                await self._write(call, append, sent)
+            while sent or not self.workload.ending.is_set():
+                while len(sent) < _AHEAD and not self.workload.ending.is_set():
+                    append = self.append_to(self.tenant.streamed, request_id=True)
+                    self._unanswered.append(append)
+                    await self._write(call, append, sent)
+                await self._answer(call, sent)
+                await self.rest()
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            if isinstance(error, grpc.aio.AioRpcError):
+                code, reason = error.code().name, reason_of(error)
+        except asyncio.InvalidStateError:  # written to after its end
+            code = "UNAVAILABLE"
+        finally:
+            call.cancel()
+            for _, attempt in sent:
+                self.history.end(attempt, "UNAVAILABLE" if code == "CANCELLED" else code, reason)
+
+    async def _write(self, call: Any, append: Append, sent: deque[tuple[Append, Attempt]]) -> None:
+        attempt = self.history.begin("AppendItems", DEADLINE)
+        append.attempts.append(attempt)
+        sent.append((append, attempt))
+        request = AppendItemsRequest(
+            conversation_id=append.conversation_id,
+            items=map(user_message, append.markers),
+            request_id=append.request_id,
+        )
+        async with asyncio.timeout_at(asyncio.get_running_loop().time() + DEADLINE):
+            await call.write(request)
+
+    async def _answer(self, call: Any, sent: deque[tuple[Append, Attempt]]) -> None:
+        append, attempt = sent[0]
+        async with asyncio.timeout(max(0.0, attempt.began + DEADLINE - asyncio.get_running_loop().time())):
+            answer = await call.read()
+        if answer is grpc.aio.EOF:
+            raise grpc.aio.AioRpcError(await call.code(), await call.initial_metadata(), await call.trailing_metadata())
+        sent.popleft()
+        if answer.HasField("error"):
+            self.history.end(attempt, _CODES[answer.error.code])
+            await asyncio.sleep(self.random.uniform(0.02, 0.1))
+            raise TimeoutError  # the next stream sends it again, and in order
+        self.history.end(attempt, "OK")
+        self.history.look_for_leaks(self.tenant.name, "AppendItems", answer)
+        placed = answer.appended
+        where = Placement(placed.first_sequence, tuple(placed.item_ids), answer.SerializeToString())
+        append.placements.append(where)
+        self._unanswered.remove(append)
+
+
+class Creator(Caller):
+    """Creates conversations under request ids until it is told that it has."""
+
+    async def _step(self) -> None:
+        request_id = str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+        creation = Creation(self.tenant.name, self.marker(), request_id)
+        self.history.creations.append(creation)
+        request = CreateConversationRequest(
+            conversation=Conversation(metadata={"marker": creation.marker}), request_id=request_id
+        )
+
+        async def once() -> Attempt:
+            attempt, answer = await self.ask("CreateConversation", request)
+            if answer is not None:
+                creation.ids.append(answer.id)
+            return attempt
+
+        await self.insist(creation.attempts, once)
+        await asyncio.sleep(5 * self.workload.pause)
+
+
+class Counter(Caller):
+    """Raises a number under the etag with which it read it."""
+
+    async def _step(self) -> None:
+        _, made = await self.ask("GetConversation", GetConversationRequest(conversation_id=self.tenant.counted))
+        if made is None:
+            return
+        increment = Increment(self.tenant.name, made.id, int(made.metadata["number"]) + 1)
+        self.history.increments.append(increment)
+        changed = Conversation(id=made.id, etag=made.etag, metadata={"number": str(increment.to)})
+        request = UpdateConversationRequest(conversation=changed, update_mask=FieldMask(paths=["metadata"]))
+        attempt, _ = await self.ask("UpdateConversation", request)
+        increment.attempts.append(attempt)
+
+
+class Deleter(Caller):
+    """Appends, and deletes half of it."""
+
+    async def _step(self) -> None:
+        append = self.append_to(self.tenant.thinned, request_id=True)
+        await self.insist(append.attempts, lambda: self.send(append))
+        if self.random.random() < 0.5:
+            item_id = append.placements[0].item_ids[0]
+            deletion = Deletion(self.tenant.name, append.conversation_id, item_id)
+            self.history.deletions.append(deletion)
+            request_id = str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+            request = DeleteItemRequest(conversation_id=append.conversation_id, item_id=item_id, request_id=request_id)
+
+            async def once() -> Attempt:
+                return (await self.ask("DeleteItem", request))[0]
+
+            await self.insist(deletion.attempts, once)
+
+
+class Reader(Caller):
+    """Reads the newest items."""
+
+    async def _step(self) -> None:
+        conversation_id = self.random.choice((self.tenant.shared, self.tenant.raced, self.tenant.streamed))
+        request = ListItemsRequest(conversation_id=conversation_id, page_size=self.random.choice((1, 20, 100)))
+        attempt, page = await self.ask("ListItems", request)
+        if page is not None:
+            sequences = tuple(item.sequence for item in page.items)
+            markers = tuple(map(text_of, page.items))
+            self.history.reads.append(Read(self.tenant.name, conversation_id, attempt, sequences, markers))
+
+
+CALLERS = (
+    Appender,
+    Appender,
+    BareAppender,
+    BareAppender,
+    Racer,
+    Racer,
+    Streamer,
+    Creator,
+    Counter,
+    Counter,
+    Deleter,
+    Reader,
+)

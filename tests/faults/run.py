@@ -1,0 +1,183 @@
+"""Runs a row: a healthy while, the fault as often as it comes, another healthy while, and the verdict."""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import asyncpg
+import grpc.aio
+
+from tests.faults.checker import LATE, NEVER, check
+from tests.faults.found import find
+from tests.faults.history import MARKER, History, Outcome
+from tests.faults.postgres import DATABASE, Programs
+from tests.faults.rows import Row
+from tests.faults.scene import Scene, Watch, scene
+from tests.faults.server import ROOT
+from tests.faults.workload import CHANNEL_OPTIONS, DEADLINE
+
+HEALTHY = 1.5  # seconds before and after a fault
+RECOVERY = 15.0  # seconds in which writes must be acknowledged again
+NOT_READY_WITHIN, READY_WITHIN = 5.0, 2.0  # seconds
+MOST_LINES = 20  # warnings and errors in a log for each time that something is broken
+
+
+@dataclass(frozen=True)
+class Period:
+    """From breaking to mending."""
+
+    broken: float
+    mended: float
+
+
+@dataclass
+class Result:
+    """What a row showed."""
+
+    row: Row
+    seed: int
+    operations: int = 0
+    codes: dict[str, int] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    recovery: float | None = None  # seconds, the worst
+    not_ready: float | None = None  # likewise, until readiness was false
+    ready: float | None = None  # until it was true again
+    peak: int = 0  # bytes of all processes of a server
+    seconds: float = 0.0
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What all rows of a run share."""
+
+    programs: Programs
+    folder: Path
+    seed: int
+    short: bool
+    code: Path = ROOT  # where the package `server` is that is run
+
+    async def row(self, row: Row) -> Result:
+        """Runs one."""
+        began = time.monotonic()
+        result = Result(row, self.seed)
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        folder.chmod(0o711)
+        try:
+            async with scene(row.layout, self.programs, folder, Random(f"{self.seed} {row.name}"), self.code) as built:
+                await self._in(built, row, result)
+            result.violations += list(_logs(built, row, result))
+        except Exception as error:  # noqa: BLE001 - a row that cannot end is a violation like others
+            result.violations.append(f"the row broke off: {type(error).__name__}: {error}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        result.seconds = time.monotonic() - began
+        return result
+
+    async def _in(self, built: Scene, row: Row, result: Result) -> None:
+        history, periods = built.workload.history, []
+        async with built.workload.running():
+            await asyncio.sleep(HEALTHY)
+            for _ in range(1 if self.short else row.times):
+                periods.append(await _break(built, row))
+                await _recovered(history, periods[-1].mended)
+                await asyncio.sleep(HEALTHY)
+        result.operations, result.codes = len(history.attempts), dict(history.codes())
+        result.recovery = max(filter(None, (_recovery(history, each.mended) for each in periods)), default=None)
+        result.violations += [*built.violations, *await _verdict(built, row)]
+        result.violations += list(_readiness(built.watches, periods, row, result))
+        result.peak = max((size for watch in built.watches for _, size in watch.memory), default=0)
+        result.facts = built.facts
+
+
+async def _break(built: Scene, row: Row) -> Period:
+    built.mended_at = None
+    async with row.fault(built):
+        broken = time.monotonic()
+        await asyncio.sleep(row.seconds)
+        left = time.monotonic()
+    return Period(broken, built.mended_at or left)
+
+
+async def _recovered(history: History, mended: float) -> None:
+    """Waits until an append that was sent since has been acknowledged."""
+    while time.monotonic() < mended + RECOVERY and _recovery(history, mended) is None:  # noqa: ASYNC110 - polls a list
+        await asyncio.sleep(0.02)
+
+
+def _recovery(history: History, mended: float) -> float | None:
+    """Seconds until the first append that is acknowledged after ``mended``; None: there is none."""
+    ends = (append.acknowledged for append in history.appends if append.acknowledged > mended and append.attempts)
+    first = min(ends, default=float("inf"))
+    return first - mended if first < float("inf") else None
+
+
+async def _verdict(built: Scene, row: Row) -> list[str]:
+    """What the checker says of history and store."""
+    workload = built.workload
+    tokens = {tenant.name: tenant.token for tenant in workload.tenants}
+    used = [each for tenant in workload.tenants for each in tenant.conversations]
+    database = await built.postgres.connect(DATABASE)
+    try:
+        async with grpc.aio.insecure_channel(built.server.address, options=CHANNEL_OPTIONS) as channel:
+            return check(workload.history, await find(channel, database, tokens, used), row.codes)
+    finally:
+        await database.close()
+
+
+def _readiness(watches: list[Watch], periods: list[Period], row: Row, result: Result) -> Iterator[str]:
+    """Readiness tells of a database that cannot be used, and of one that can be used again, in time."""
+    if not row.unusable:
+        return
+    for watch in watches:
+        for period in periods:
+            down = next((look.at for look in watch.looks if look.at >= period.broken and not look.ready), None)
+            up = next((look.at for look in watch.looks if look.at >= period.mended and look.ready), None)
+            if down is None or down - period.broken > NOT_READY_WITHIN:
+                yield f"readiness was true {NOT_READY_WITHIN:.0f} s after the database was lost"
+            else:
+                result.not_ready = max(result.not_ready or 0.0, down - period.broken)
+            if up is None or up - period.mended > READY_WITHIN:
+                yield f"readiness was false {READY_WITHIN:.0f} s after the database was back"
+            else:
+                result.ready = max(result.ready or 0.0, up - period.mended)
+
+
+def _logs(built: Scene, row: Row, result: Result) -> Iterator[str]:
+    """Logs hold no content, no traceback and no flood, and every call ended in time for the server too."""
+    for path in built.folder.glob("*.log"):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if MARKER in text:
+            yield f"{path.name} holds content"
+        if "Traceback" in text or "unexpected error" in text:
+            yield f"{path.name} tells of an unexpected error"
+    for server in built.servers:
+        lines = server.lines()
+        loud = [line for line in lines if line.get("level") in {"warning", "error"} and line.get("log") != "access"]
+        if len(loud) > MOST_LINES * row.times:
+            yield f"{len(loud)} warnings in a log"
+        for line in lines:
+            if line.get("log") != "access":
+                continue
+            if line["code"] in NEVER:
+                yield f"{line['method']} ended with {line['code']} for the server"
+            if line["ms"] > 1000 * (DEADLINE + LATE) and not line["method"].endswith("AppendItems"):
+                yield f"{line['method']} took {line['ms'] / 1000:.1f} s in the server, {DEADLINE:.0f} s allowed"
+
+
+@asynccontextmanager
+async def run(seed: int, *, short: bool, code: Path = ROOT) -> AsyncIterator[Run]:
+    """A run, with its PostgreSQL cluster to copy."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # PostgreSQL is another user when we are root
+        yield Run(await Programs.find(folder / "cluster"), folder, seed, short, code)
+
+
+__all__ = ["Outcome", "Result", "Run", "asyncpg", "run"]

@@ -1,0 +1,165 @@
+"""What a row runs on: PostgreSQL, servers and the proxies between them and to their callers."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.faults.callers import CALLERS
+from tests.faults.postgres import DATABASE, Postgres, Programs
+from tests.faults.server import ROOT, Server
+from tests.faults.workload import CHANNEL_OPTIONS, Tenant, Workload
+from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, claims, jwk_set, token
+from tests.support.tcp_proxy import TcpProxy, tcp_proxy
+
+TENANTS = ("red", "blue")
+_LOOK = 0.05  # seconds between two looks at health
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many of what, and settings that are not the default."""
+
+    servers: int = 1
+    workers: int = 1
+    settings: dict[str, str] = field(default_factory=dict)
+    postgres: dict[str, str] = field(default_factory=dict)
+    embedded: bool = False  # the server's own PostgreSQL
+    proxied: bool = True  # callers come by way of a proxy
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at readiness."""
+
+    at: float
+    took: float
+    ready: bool
+
+
+@dataclass
+class Watch:
+    """Looks at the readiness of one server, and at the memory of its processes."""
+
+    server: Server
+    looks: list[Look] = field(default_factory=list)
+    memory: list[tuple[float, int]] = field(default_factory=list)  # when, and bytes of all its processes
+
+    async def run(self) -> None:
+        """Looks for ever."""
+        options = [*CHANNEL_OPTIONS, ("grpc.max_reconnect_backoff_ms", 100)]
+        async with grpc.aio.insecure_channel(self.server.address, options=options) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            while True:
+                began = time.monotonic()
+                ready = await _is_ready(stub)
+                self.looks.append(Look(began, time.monotonic() - began, ready))
+                self.memory.append((began, sum(map(resident_bytes, self.server.pids()))))
+                await asyncio.sleep(_LOOK)
+
+
+async def _is_ready(stub: health_pb2_grpc.HealthStub) -> bool:
+    try:
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=1)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def resident_bytes(pid: int) -> int:
+    """The resident memory of a process; 0 when it is gone."""
+    with suppress(OSError, StopIteration):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+    return 0
+
+
+@dataclass
+class Scene:
+    """All of it, while a row runs."""
+
+    folder: Path
+    programs: Programs
+    postgres: Postgres
+    servers: list[Server]
+    store_proxy: TcpProxy  # between the servers and PostgreSQL
+    caller_proxies: list[TcpProxy]  # between callers and each server
+    workload: Workload
+    watches: list[Watch]
+    random: Random
+    facts: dict[str, str] = field(default_factory=dict)  # what a fault measured, for the table
+    violations: list[str] = field(default_factory=list)  # what a fault itself saw
+    mended_at: float | None = None
+
+    @property
+    def server(self) -> Server:
+        """The first server."""
+        return self.servers[0]
+
+    def mended(self) -> None:
+        """Says that nothing is broken from now on."""
+        self.mended_at = time.monotonic()
+
+
+def tokens(seconds: float = 7200) -> dict[str, str]:
+    """A token of one principal of each tenant."""
+    end = int(time.time() + seconds)
+    return {tenant: token(claims(sub=f"user-of-{tenant}", org=tenant, exp=end)) for tenant in TENANTS}
+
+
+def _settings(layout: Layout, url: str, jwks: Path) -> dict[str, str]:
+    return {
+        "database_url": url,
+        "workers": str(layout.workers),
+        "identity": "jwt",
+        "jwt_issuer": ISSUER,
+        "jwt_audience": AUDIENCE,
+        "jwt_jwks": str(jwks),
+        "jwt_tenant_claim": "org",
+        "log_format": "json",
+        "access_log": "true",
+        "purge_every_minutes": "0",
+        **layout.settings,
+    }
+
+
+@asynccontextmanager
+async def scene(
+    layout: Layout, programs: Programs, folder: Path, random: Random, code: Path = ROOT
+) -> AsyncIterator[Scene]:
+    """Everything started, and ended afterwards however the row went."""
+    async with AsyncExitStack() as stack:
+        postgres = Postgres(programs, folder / "pg", dict(layout.postgres))
+        postgres.create()
+        stack.push_async_callback(postgres.stop)
+        await postgres.start()
+        await postgres.create_database()
+        store = await stack.enter_async_context(tcp_proxy(postgres.own_url))
+        jwks = folder / "jwks.json"
+        jwks.write_bytes(jwk_set(ISSUER_KEY))
+        servers, proxies = [], []
+        for number in range(layout.servers):
+            server = Server(_settings(layout, postgres.url(store.address), jwks), folder / f"server-{number}.log", code)
+            stack.push_async_callback(server.end)
+            await server.start()
+            servers.append(server)
+            proxies.append(await stack.enter_async_context(tcp_proxy(f"grpc://{server.address}")))
+        ways = [each.address for each in (proxies if layout.proxied else servers)]
+        tenants = [Tenant(name, secret) for name, secret in tokens().items()]
+        workload = Workload("ipv4:" + ",".join(ways), tenants, random, CALLERS)
+        watches = [Watch(server) for server in servers]
+        for watch in watches:
+            task = asyncio.create_task(watch.run())
+            stack.callback(task.cancel)
+        await workload.prepare()
+        yield Scene(folder, programs, postgres, servers, store, proxies, workload, watches, random)
+
+
+__all__ = ["DATABASE", "Layout", "Scene", "Watch", "resident_bytes", "scene"]

@@ -1,0 +1,186 @@
+"""The checker of the fault suite sees each promise being broken: one that sees nothing would prove nothing."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.checker import check
+from tests.faults.found import Found, FoundConversation, FoundItem, FoundRow
+from tests.faults.history import Append, Attempt, Creation, Deletion, History, Increment, Outcome, Placement, Read
+
+HERE = "conv_1"
+
+
+def attempt(began: float = 0.0, ended: float = 1.0, code: str = "OK", outcome: Outcome = Outcome.OK) -> Attempt:
+    return Attempt("CreateItems", 2.0, began, ended, outcome, code)
+
+
+def append(number: int, request_id: str = "r", **fields) -> Append:
+    """An acknowledged append of one item, which is placed as the ``number``-th and in its second."""
+    where = Placement(number, (f"msg_{number}",), b"answer")
+    made = Append("caller", "red", HERE, (f"marker:red:{number}",), request_id, **fields)
+    made.attempts, made.placements = [attempt(number, number + 0.5)], [where]
+    return made
+
+
+def honest() -> tuple[History, Found]:
+    """A history of every kind of call, and exactly what it should leave behind."""
+    history = History(appends=[append(1), append(2), append(3, request_id="", expected=2), append(4)])
+    history.creations = [Creation("red", "marker:red:made", "r", [attempt()], ["conv_2"])]
+    history.deletions = [Deletion("red", "conv_3", "msg_1", [attempt()])]
+    history.increments = [Increment("red", HERE, 1, [attempt()])]
+    history.reads = [Read("red", HERE, attempt(5, 5.5), (4, 3, 2, 1), ())]
+    history.attempts = [each for one in history.appends for each in one.attempts]
+    items = [FoundItem(number, f"msg_{number}", f"marker:red:{number}") for number in range(1, 5)]
+    rows = [FoundRow(item.sequence, item.item_id, deleted=False) for item in items]
+    kept = FoundConversation("red", HERE, 4, {"number": "1"}, items, items[::-1], list(items), rows)
+    thinned = FoundConversation("red", "conv_3", 1, {"number": "0"}, rows=[FoundRow(1, "msg_1", deleted=True)])
+    return history, Found([kept, thinned], {"marker:red:made": [("red", "conv_2")]})
+
+
+def test_an_honest_history() -> None:
+    """Nothing is said of a history that fits what is there."""
+    assert [] == check(*honest())
+
+
+def lists_of(found: Found) -> list[list[FoundItem]]:
+    kept = found.conversations[0]
+    return [kept.ascending, kept.descending, kept.behind]
+
+
+def lose(history: History, found: Found) -> None:
+    """The last item is nowhere, and its place neither."""
+    for items in lists_of(found):
+        items[:] = [item for item in items if item.sequence != 4]
+    found.conversations[0].rows.pop()
+    found.conversations[0].last_sequence = 3
+    history.reads.clear()
+
+
+def double(_history: History, found: Found) -> None:
+    """The last item is there twice."""
+    again = FoundItem(5, "msg_5", "marker:red:4")
+    kept = found.conversations[0]
+    kept.ascending.append(again)
+    kept.behind.append(again)
+    kept.descending.insert(0, again)
+    kept.rows.append(FoundRow(5, "msg_5", deleted=False))
+    kept.last_sequence = 5
+
+
+def gap(_history: History, found: Found) -> None:
+    found.conversations[0].rows[3] = FoundRow(5, "msg_4", deleted=False)
+    found.conversations[0].last_sequence = 5
+
+
+def tie(_history: History, found: Found) -> None:
+    found.conversations[0].rows[3] = FoundRow(3, "msg_4", deleted=False)
+
+
+def refused_and_there(history: History, _found: Found) -> None:
+    history.appends[3].attempts = [attempt(4, 4.5, "RESOURCE_EXHAUSTED", Outcome.REFUSED)]
+    history.appends[3].placements = []
+
+
+def disorder(history: History, _found: Found) -> None:
+    history.appends[0].attempts = [attempt(9, 9.5)]
+
+
+def elsewhere(history: History, _found: Found) -> None:
+    history.appends[3].placements = [Placement(9, ("msg_4",), b"answer")]
+
+
+def other_answer(history: History, _found: Found) -> None:
+    history.appends[3].placements.append(replace(history.appends[3].placements[0], answer=b"other"))
+
+
+def won_twice(history: History, _found: Found) -> None:
+    history.appends[3].expected = 2
+
+
+def two_conversations(_history: History, found: Found) -> None:
+    found.markers["marker:red:made"].append(("red", "conv_9"))
+
+
+def lost_conversation(_history: History, found: Found) -> None:
+    found.markers.clear()
+
+
+def undeleted(_history: History, found: Found) -> None:
+    found.conversations[1].rows[0] = FoundRow(1, "msg_1", deleted=False)
+
+
+def deleted_unasked(history: History, _found: Found) -> None:
+    history.deletions.clear()
+
+
+def lost_update(_history: History, found: Found) -> None:
+    found.conversations[0].metadata["number"] = "0"
+
+
+def stale_page(history: History, _found: Found) -> None:
+    history.reads[0] = replace(history.reads[0], sequences=(3, 2, 1))
+
+
+def page_with_gap(history: History, _found: Found) -> None:
+    history.reads[0] = replace(history.reads[0], sequences=(4, 2, 1))
+
+
+def crooked_page(_history: History, found: Found) -> None:
+    found.conversations[0].behind.pop(1)
+
+
+def unsent(history: History, _found: Found) -> None:
+    history.appends.pop()
+
+
+def leak(history: History, _found: Found) -> None:
+    history.leaks.append("ListItems answered blue with a marker of another tenant")
+
+
+def listed_elsewhere(_history: History, found: Found) -> None:
+    found.markers["marker:red:made"] = [("blue", "conv_2")]
+
+
+def internal(history: History, _found: Found) -> None:
+    history.attempts.append(attempt(0, 1, "INTERNAL", Outcome.UNKNOWN))
+
+
+def late(history: History, _found: Found) -> None:
+    history.attempts.append(attempt(0, 2.4))
+
+
+TAMPERED: list[tuple[Callable[[History, Found], None], str]] = [
+    (lose, "is lost"),
+    (double, "is there 2 times, under a request_id"),
+    (gap, "gaps [4]"),
+    (tie, "ties [3]"),
+    (refused_and_there, "was refused (RESOURCE_EXHAUSTED ) and is there"),
+    (disorder, "stands before it"),
+    (elsewhere, "is not where its answer said"),
+    (other_answer, "different answers under one request_id"),
+    (won_twice, "expected 2 and stands at 4"),
+    (two_conversations, "was created 2 times"),
+    (lost_conversation, "was acknowledged and is lost"),
+    (undeleted, "acknowledged as deleted and is there"),
+    (deleted_unasked, "nobody asked for it"),
+    (lost_update, "the number is 0"),
+    (stale_page, "a page ends at 3 after 4 was acknowledged"),
+    (page_with_gap, "a page has a gap"),
+    (crooked_page, "the pages by after are not what is stored"),
+    (unsent, "nobody sent marker:red:4"),
+    (leak, "a marker of another tenant"),
+    (listed_elsewhere, "is in the list of blue"),
+    (internal, "INTERNAL  must never be told"),
+    (late, "ended 0.40 s after its deadline"),
+]
+
+
+@pytest.mark.parametrize("tamper, told", TAMPERED, ids=[tamper.__name__ for tamper, _ in TAMPERED])
+def test_a_broken_promise(tamper: Callable[[History, Found], None], told: str) -> None:
+    """Each way to break a promise is told in its own words."""
+    history, found = deepcopy(honest())
+    tamper(history, found)
+    assert any(told in sentence for sentence in check(history, found)), check(history, found)
