@@ -4,13 +4,15 @@ Keys, unions and constants come from the schema and its options. No item type is
 in this package except `message`, which the API accepts in several forms.
 """
 
-from server.items.codec import check_item, new_item_from_json, to_json
+from server.items.codec import new_item_from_json, to_json
+from server.items.consistency import check_item, has_own_status
 from server.items.errors import ItemJsonError
 from server.items.names import role_name, status_name
 
 __all__ = [
     "ItemJsonError",
     "check_item",
+    "has_own_status",
     "new_item_from_json",
     "role_name",
     "status_name",

@@ -7,10 +7,9 @@ from conversations.v1.item_pb2 import Item, ItemReference, NewItem
 from conversations.v1.item_status_pb2 import ItemStatus
 
 from server.items.compare import json_equal
-from server.items.decode import fill, fill_opaque
+from server.items.decode import fill, type_key
 from server.items.encode import encode_record, parse_opaque
 from server.items.errors import ItemJsonError
-from server.items.names import item_type
 from server.items.normalize import normalize
 from server.items.shape import body_shapes, enum_names, has_status
 from server.items.text import Json, check, dumps, loads
@@ -28,7 +27,7 @@ def from_json(given: bytes | str | Mapping[str, object]) -> Item:
         ItemJsonError: Not a JSON object, a message without a role, or JSON that cannot be
             stored: lone surrogates, NaN, nesting beyond 100.
     """
-    return _decode_item(normalize(_parse_object(given)))
+    return decode_document(normalize(parse_document(given)))
 
 
 def new_item_from_json(given: bytes | str | Mapping[str, object]) -> NewItem:
@@ -40,9 +39,9 @@ def new_item_from_json(given: bytes | str | Mapping[str, object]) -> NewItem:
     Raises:
         ItemJsonError: As for `from_json`, or an id in a reference is not a string.
     """
-    document = _parse_object(given)
+    document = parse_document(given)
     if not _is_reference(document) or document.get("conversation_id") is None:
-        return NewItem(item=_decode_item(normalize(document)))
+        return NewItem(item=decode_document(normalize(document)))
     item_id, conversation_id = (_required_string(document, key) for key in ("id", "conversation_id"))
     return NewItem(reference=ItemReference(item_id=item_id, conversation_id=conversation_id))
 
@@ -62,29 +61,12 @@ def to_json(item: Item) -> dict[str, Json]:
     return _encode_typed(item, name)
 
 
-def check_item(item: Item) -> None:
-    """Checks that the JSON and the body of a caller's item agree.
-
-    Otherwise readers of the JSON would see another item than filters and readers of the body.
+def parse_document(given: bytes | str | Mapping[str, object]) -> dict[str, Json]:
+    """Parses JSON text, or takes parsed JSON, and checks that it is an object that can be stored.
 
     Raises:
-        ItemJsonError: They differ, or a part that should be JSON is not.
+        ItemJsonError: It is not.
     """
-    shown = to_json(item)
-    twin = from_json(cast("Mapping[str, object]", shown))
-    one_type = twin.WhichOneof("body") == item.WhichOneof("body") and item_type(twin) == item_type(item)
-    if not one_type or (item.json and _body_of(twin) != _body_of(item)):
-        raise ItemJsonError("is not the JSON of its body")
-
-
-def _is_reference(document: Mapping[str, object]) -> bool:
-    """Whether a JSON object is an `item_reference`, whose `type` may be left out."""
-    name = document.get("type")
-    bare = name is None and document.get("role") is None and document.get("id") is not None
-    return bare or name == "item_reference"
-
-
-def _parse_object(given: bytes | str | Mapping[str, object]) -> dict[str, Json]:
     document = loads(given) if isinstance(given, bytes | str) else dict(given)
     if not isinstance(document, dict):
         raise ItemJsonError("is not a JSON object")
@@ -92,25 +74,42 @@ def _parse_object(given: bytes | str | Mapping[str, object]) -> dict[str, Json]:
     return cast("dict[str, Json]", document)
 
 
+def decode_document(document: dict[str, Json]) -> Item:
+    """Decodes a checked and normalized item."""
+    item, name = Item(status=decode_status(document)), type_key(document)
+    if isinstance(item_id := document.get("id"), str):
+        item.id = item_id
+    if name in body_shapes():
+        _fill_body(item, name, document)
+    else:
+        item.unknown.type, item.unknown.json = unknown_type(document), dumps(document)
+    return item
+
+
+def unknown_type(document: dict[str, Json]) -> str:
+    """The `type` of an item without a typed body; an item with an id and no type is a reference."""
+    return "item_reference" if _is_reference(document) else type_key(document)
+
+
+def decode_status(document: dict[str, Json]) -> ItemStatus.ValueType:
+    """The status in the JSON of an item; unspecified where this build or the item's type has no such status."""
+    name, status = type_key(document), document.get("status")
+    if not isinstance(status, str) or (name in body_shapes() and not has_status(name)):
+        return ItemStatus.ITEM_STATUS_UNSPECIFIED
+    return ItemStatus.ValueType(_STATUSES.get(status, 0))
+
+
+def _is_reference(document: dict[str, Json]) -> bool:
+    name = document.get("type")
+    bare = name is None and document.get("role") is None and document.get("id") is not None
+    return bare or name == "item_reference"
+
+
 def _required_string(document: dict[str, Json], key: str) -> str:
     value = document.get(key)
     if not isinstance(value, str):
         raise ItemJsonError("is not a string", key)
     return value
-
-
-def _decode_item(document: dict[str, Json]) -> Item:
-    item, name = Item(), document.get("type")
-    if isinstance(item_id := document.get("id"), str):
-        item.id = item_id
-    known = isinstance(name, str) and name in body_shapes()
-    if isinstance(status := document.get("status"), str) and (not known or has_status(str(name))):
-        item.status = ItemStatus.ValueType(_STATUSES.get(status, 0))
-    if known:
-        _fill_body(item, str(name), document)
-    else:
-        fill_opaque(item.unknown, document, "item_reference" if _is_reference(document) else "")
-    return item
 
 
 def _fill_body(item: Item, name: str, document: dict[str, Json]) -> None:
@@ -140,7 +139,3 @@ def _with_server_fields(item: Item, document: Json) -> dict[str, Json]:
     whole = {**document, **server}
     head: dict[str, Json] = {key: whole[key] for key in ("type", "id", "status") if key in whole}
     return {**head, **whole}
-
-
-def _body_of(item: Item) -> object:
-    return getattr(item, item.WhichOneof("body") or "unknown")

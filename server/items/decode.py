@@ -45,11 +45,17 @@ def fill_record(shape: Shape, message: Message, given: Json) -> None:
             _fill_field(field, message, value)
 
 
-def fill_opaque(message: Any, given: Json, name: str = "") -> None:
-    """Stores the JSON as text, with its `type` key, or ``name`` where it has none, as the message's type."""
-    own = given.get("type") if isinstance(given, dict) else None
-    message.type = own if isinstance(own, str) else name
-    message.json = dumps(given)
+def fill_opaque(message: Any, given: Json) -> None:
+    """Stores the JSON as text, with its type beside it."""
+    message.type, message.json = type_key(given), dumps(given)
+
+
+def type_key(given: Json) -> str:
+    """The `type` key of an object; '' where there is none."""
+    if not isinstance(given, dict):
+        return ""
+    name = given.get("type")
+    return name if isinstance(name, str) else ""
 
 
 def takes_null(field: Field) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import NoReturn, TypeAlias
 
@@ -18,10 +19,10 @@ def loads(text: bytes | str) -> Json:
     """Parses JSON text. The value is not checked yet: see `check`.
 
     Raises:
-        ItemJsonError: Not UTF-8, not JSON, or JSON that Python cannot parse.
+        ItemJsonError: Not UTF-8, not JSON, a key twice in one object, or JSON that Python cannot parse.
     """
     try:
-        value: Json = json.loads(_decoded(text), parse_constant=_refuse_constant)
+        value: Json = json.loads(_decoded(text), parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except json.JSONDecodeError:
         raise ItemJsonError("is not valid JSON") from None
     except RecursionError:
@@ -100,6 +101,15 @@ def _decoded(text: bytes | str) -> str:
         return text if isinstance(text, str) else text.decode()
     except UnicodeDecodeError:
         raise ItemJsonError("is not UTF-8") from None
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    """The object with these keys; JSON parsers disagree about which value a repeated key has (RFC 8259, section 4)."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        ((repeated, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ItemJsonError("is twice in one object").inside(repeated)
+    return value
 
 
 def _refuse_constant(_: str) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from conversations.v1 import item_pb2, item_status_pb2, options_pb2
 
 from server.errors import FieldInvalid, Violation
-from server.items import ItemJsonError, check_item, role_name, status_name
+from server.items import ItemJsonError, check_item, has_own_status, role_name, status_name
 from server.services.messages import timestamp
 from server.store.batch import Batch, Reference
 from server.store.ids import new_item_ids
@@ -117,22 +117,15 @@ def _violations(index: int, item: item_pb2.Item, arm: str) -> list[Violation]:
     # Not a rule in the contract: with `json`, the role may be one this build has no name for.
     if rules.has_role and not json and not getattr(item, arm).role:
         wrong.append(Violation(f"{_at(index)}.{arm}.role", "is required", "item.role"))
-    if (json or arm == UNKNOWN) and (rule := _contradiction(item)):
-        wrong.append(Violation(_at(index), rule, "item.json"))
+    try:
+        check_item(item)
+    except ItemJsonError as error:
+        wrong.append(Violation(f"{_at(index)}.{error.path}", error.rule, "item.json"))
     return wrong
 
 
 def _at(index: int) -> str:
     return f"items[{index}].item"
-
-
-def _contradiction(item: item_pb2.Item) -> str | None:
-    """How the item's JSON and its body differ, when they do."""
-    try:
-        check_item(item)
-    except ItemJsonError as error:
-        return str(error)
-    return None
 
 
 def _complete(item: item_pb2.Item, rules: TypeRules, new_id: str) -> None:
@@ -142,7 +135,7 @@ def _complete(item: item_pb2.Item, rules: TypeRules, new_id: str) -> None:
     item.ClearField("created_by")
     if not item.id:
         item.id = new_id
-    if rules.default_status and not item.status:
+    if rules.default_status and not item.status and not has_own_status(item):
         item.status = rules.default_status
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversations.v1.content_pb2 import ROLE_ASSISTANT, Content, InputText, Opaque
+from conversations.v1.content_pb2 import ROLE_ASSISTANT, ROLE_USER, Content, InputText, Opaque
 from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.conversations_service_pb2 import (
     INCLUDE_REASONING_ENCRYPTED_CONTENT,
@@ -220,6 +220,43 @@ async def test_every_violation_is_listed(stub: Any, conversation: Conversation) 
         "items[3].item.status": "item.status",
     }
     assert await last_sequence(stub, conversation.id) == 0
+
+
+def with_json(text: bytes, **fields: Any) -> NewItem:
+    """A message of a user, without content, and JSON beside it."""
+    return new_item(message=Message(role=ROLE_USER), json=text, **fields)
+
+
+CONTRADICTIONS: list[tuple[NewItem, str]] = [
+    (with_json(b'{"role":"system","role":"user","content":[]}'), "json.role"),
+    (with_json(b'{"role":"system","content":[]}'), "json"),
+    (with_json(b'{"role":"user","content":[],"id":"msg_1"}', id="msg_2"), "json.id"),
+    (with_json(b'{"role":"user","content":[],"status":"failed"}'), "json.status"),
+    (new_item(unknown=Opaque(type="holo", json=b'{"type":"holo","a":{"b":1,"b":2}}')), "unknown.json.b"),
+    (new_item(unknown=Opaque(type="holo", json=b'{"type":"holo","id":"h_1"}')), "unknown.json.id"),
+    (
+        new_item(message=Message(role=ROLE_USER, content=[Content(unknown=Opaque(type="holo", json=b"{"))])),
+        "message.content[0].unknown.json",
+    ),
+]
+
+
+@pytest.mark.parametrize(("item", "path"), CONTRADICTIONS)
+async def test_json_says_one_thing(stub: Any, conversation: Conversation, item: NewItem, path: str) -> None:
+    """JSON that contradicts itself or its item is refused at its field, and nothing is written."""
+    failure = await problem(stub.CreateItems(append(conversation.id, user_message(), item)))
+    assert failure.code == "INVALID_ARGUMENT"
+    assert failure.fields == {f"items[1].item.{path}": "item.json"}
+    assert await last_sequence(stub, conversation.id) == 0
+
+
+async def test_a_newer_status_is_not_overwritten(stub: Any, conversation: Conversation) -> None:
+    """A status that this build has no name for stays the item's only one: no default is stored beside it."""
+    sent = with_json(b'{"type":"message","role":"user","content":[],"status":"archived"}')
+    made = (await stub.CreateItems(append(conversation.id, sent))).items[0]
+    assert made.status == ItemStatus.ITEM_STATUS_UNSPECIFIED
+    again = await stub.CreateConversation(create(NewItem(item=made)))
+    assert again.last_sequence == 1
 
 
 async def test_every_broken_annotation_is_listed(stub: Any, conversation: Conversation) -> None:
