@@ -20,7 +20,7 @@ from server.app.database import Store, open_store, prepare_schema
 from server.authorization.policy_file import PolicyFile
 from server.authorization.requirements import needs
 from server.identity import source_of
-from server.interceptors import interceptors
+from server.interceptors import build_chain
 from server.interceptors.drain_gate import DrainGate
 from server.observability import metrics
 from server.observability.metrics.sources import Sources
@@ -38,8 +38,7 @@ from server.store.items import ItemStore
 from server.transport import tls
 from server.transport.health import Health
 from server.transport.readiness import Readiness
-from server.transport.server import bind, reflect
-from server.transport.server import built as server_of
+from server.transport.server import bind, build_server, reflect
 from server.transport.shutdown import drain
 
 log = structlog.get_logger(__name__)
@@ -97,33 +96,33 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
     version_check.check()
     async with AsyncExitStack() as stack:
         policy = PolicyFile(settings.policy_file, settings.attribute_names, anonymous=settings.identity == "none")
-        certificate = tls.watched(settings)
+        certificate = tls.load_credentials(settings)
         parts = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
         source = await stack.enter_async_context(source_of(settings, parts.tracer))
         store = await stack.enter_async_context(open_store(settings, parts.statement_interceptors))
-        running, health, tokens = DrainGate(), Health(SERVICES), PageTokens()
-        chain = interceptors(settings, needs(*CONTRACT), running, source, policy.accesses, parts.interceptors)
-        server = server_of(settings, chain)
+        drain_gate, health, tokens = DrainGate(), await Health.create(SERVICES), PageTokens()
+        chain = build_chain(settings, needs(*CONTRACT), drain_gate, source, policy.accesses, parts.interceptors)
+        server = build_server(settings, chain)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        _add_services(server, settings, store.database, tokens, running)
+        _add_services(server, settings, store.database, tokens, drain_gate)
         addresses = tuple(
-            bind(server, listen, certificate.of_address() if certificate else None) for listen in settings.listen
+            bind(server, listen, certificate.for_address() if certificate else None) for listen in settings.listen
         )
 
         async def prepare() -> None:
-            tokens.use(await prepare_schema(settings, store))
-            running.opened = True
+            tokens.set_keys(await prepare_schema(settings, store))
+            drain_gate.open()
 
         readiness = Readiness(store.database, prepare, health)
         purges = PurgeStats()
-        sources = Sources(settings, chain, running, readiness, store.database, policy, purges, source, certificate)
+        sources = Sources(settings, chain, drain_gate, readiness, store.database, policy, purges, source, certificate)
         exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0))
         served = RunningService(addresses, store, policy, readiness, exposed, certificate)
         # Before the first call, and after the last: operators can look while it waits and while it drains.
-        process = Process(worker or 0, addresses, running, readiness, store.database, policy, served.reload)
+        process = Process(worker or 0, addresses, drain_gate, readiness, store.database, policy, served.reload)
         await stack.enter_async_context(admin(settings, process, health))
         await server.start()
-        stack.push_async_callback(drain, server, health, running, settings.grace_seconds)
+        stack.push_async_callback(drain, server, health, drain_gate, settings.grace_seconds)
         await readiness.start()
         for work in _beside_calls(settings, served, purges, worker):
             await stack.enter_async_context(run_beside(work))
@@ -148,13 +147,13 @@ def _add_services(
     settings: Settings,
     database: Database,
     tokens: PageTokens,
-    running: DrainGate,
+    drain_gate: DrainGate,
 ) -> None:
     """The services of the contract on a database, and reflection of them."""
     conversations = ConversationStore(database)
     items = ItemStore(database, conversations, settings.max_items_bytes)
     batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
-    methods = ConversationsServicer(conversations, items, tokens, batches, running.draining)
+    methods = ConversationsServicer(conversations, items, tokens, batches, drain_gate.draining)
     add_ConversationsServiceServicer_to_server(methods, server)
     add_AccessServiceServicer_to_server(AccessServicer(conversations), server)
     if settings.reflection:

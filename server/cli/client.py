@@ -16,7 +16,7 @@ import typer
 from server.errors import OperatorError
 from server.settings.addresses import Address
 from server.settings.service import PREFIX, Settings
-from server.transport.certificates import PemFile, authorities, name_of, pair
+from server.transport.certificates import PemFile, host_name, load_authorities, load_key_pair
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 TOKEN = f"{PREFIX}TARGET_TOKEN"  # no option takes a token: what runs, and with what, is seen by all
@@ -127,7 +127,7 @@ def own_connection(settings: Settings, target: Target) -> Connection:
         target = replace(target, cert=settings.tls_certificate, key=settings.tls_key)
     client = _client(target)
     shown = _shown(address, target)
-    name = target.authority or name_of(shown)
+    name = target.authority or host_name(shown)
     if name is None:
         raise TargetConfigError("--target: the server's certificate has no host name to check; name another address.")
     return Connection(str(address), _roots(target) if target.ca else shown, client, tls=True, authority=name)
@@ -140,7 +140,7 @@ def _check(target: Target) -> None:
 
 def _roots(target: Target) -> bytes | None:
     if target.ca:
-        return authorities(PemFile("--ca", target.ca))
+        return load_authorities(PemFile("--ca", target.ca))
     system = ssl.get_default_verify_paths().cafile
     return Path(system).read_bytes() if system else None  # gRPC has a list of its own
 
@@ -148,7 +148,7 @@ def _roots(target: Target) -> bytes | None:
 def _client(target: Target) -> tuple[bytes, bytes] | None:
     if target.cert is None or target.key is None:
         return None
-    ours = pair(PemFile("--cert", target.cert), PemFile("--key", target.key))
+    ours = load_key_pair(PemFile("--cert", target.cert), PemFile("--key", target.key))
     return ours.key, ours.chain
 
 

@@ -17,26 +17,34 @@ from server.interceptors.observe import Observe
 from server.settings.service import Settings
 
 
-def interceptors(
+def build_chain(
     settings: Settings,
     needs: Mapping[str, Need],
-    running: DrainGate,
+    drain_gate: DrainGate,
     source: Source,
     accesses: AccessCache,
-    traces: Sequence[Interceptor] = (),
+    tracing: Sequence[Interceptor] = (),
 ) -> InterceptorChain:
-    """The chain, outermost first."""
-    links = (
-        *traces,  # Trace, so that what the others log has its ids; nothing while tracing is off
-        Observe(needs, access_log=settings.access_log),  # outside: sees refusals too, with the code the caller gets
-        ErrorStatus(),  # everything below leaves as a google.rpc.Status
-        running,  # a drain holds new calls here, before any work, and waits for all that follows
-        CallLimit(settings.calls_limit),  # before anything is done for a call
-        Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds all that waits
-        Authentication(source),  # who is asking
-        StreamLimit(settings.max_streams, settings.max_streams_per_principal),
-        # Needs the principal; refuses before the body is decoded.
-        Authorization(needs, accesses, audit_permits=settings.audit_permits),
-        Decode(),  # innermost: the method gets a request that keeps the contract's rules
+    """Returns the interceptors of the callers' server, the outermost first.
+
+    Args:
+        settings: Limits, deadlines, and what is logged.
+        needs: The permission that each method of the contract needs.
+        drain_gate: Shared with the drain, which closes it.
+        source: Who authenticates callers.
+        accesses: Plans of the policy in force, by caller.
+        tracing: `Tracing`, or nothing while tracing is off.
+    """
+    interceptors = (
+        *tracing,  # the log lines of all others carry its trace id
+        Observe(needs, access_log=settings.access_log),  # counts refusals too, with the code the caller receives
+        ErrorStatus(),  # whatever is raised below leaves as a google.rpc.Status
+        drain_gate,  # before the store is ready and in a drain, calls are refused before any work
+        CallLimit(settings.calls_limit),  # so are calls beyond the limit
+        Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds everything that waits
+        Authentication(source),
+        StreamLimit(settings.max_streams, settings.max_streams_per_principal),  # needs the principal
+        Authorization(needs, accesses, audit_permits=settings.audit_permits),  # needs the principal
+        Decode(),  # innermost: a request that is refused is never parsed
     )
-    return InterceptorChain(links)
+    return InterceptorChain(interceptors)

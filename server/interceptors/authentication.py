@@ -1,4 +1,4 @@
-"""Identify: who is asking, from the one configured source."""
+"""Authentication: who is calling, by the one configured identity source."""
 
 from types import TracebackType
 
@@ -6,7 +6,7 @@ import structlog
 
 from server.errors import Unauthenticated
 from server.identity.source import Source
-from server.interceptors.chain import OPEN, Context, Guard, Interceptor
+from server.interceptors.chain import Context, Guard, Interceptor, is_public_method
 from server.observability.trace_context import current_trace, trace_of
 from server.policy.principal import current_principal
 
@@ -14,14 +14,14 @@ log = structlog.get_logger(__name__)
 
 
 class Authentication(Interceptor):
-    """Sets the principal of each call, except of those that are open to anybody."""
+    """Sets `current_principal` for each call, except for health and reflection, which are public."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
 
     def guard(self, method: str) -> Guard | None:
-        """A guard that sets `current_principal`; none for health and reflection."""
-        if method.startswith(OPEN):
+        """Returns the guard that authenticates; None for public methods."""
+        if is_public_method(method):
             return None
         return lambda context: _AuthenticationGuard(self._source, method, context)
 
@@ -35,17 +35,23 @@ class _AuthenticationGuard:
         self._context = context
 
     async def __aenter__(self) -> None:
-        # With tracing on it is set, and may have begun here.
+        """Authenticates the caller.
+
+        Raises:
+            Unauthenticated: Credentials are missing or not valid.
+            IdentityUnavailable: They cannot be checked now.
+        """
+        # `Tracing` has set it already, perhaps to a trace that began here.
         trace = current_trace.get() or trace_of(self._context.invocation_metadata() or ())
         current_trace.set(trace)
         try:
             principal = await self._source.principal(self._context)
         except Unauthenticated as refusal:
-            # The operator learns what was wrong, in our words; the caller does not.
+            # The log says what was wrong; the caller is not told.
             log.info("credentials refused", source=self._source.name, method=self._method, why=refusal.why, trace=trace)
             raise
-        # Set and never reset: a generator may be closed in another context
-        # (traps §2.12), and every call has a context of its own.
+        # Never reset: a generator may be closed in another context, where the token of
+        # this one is not valid (grpc/grpc#42295). Each call has a context of its own.
         current_principal.set(principal)
 
     async def __aexit__(

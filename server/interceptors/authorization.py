@@ -1,8 +1,9 @@
-"""Access: what a method needs is written in the contract; who may never do it goes no further.
+"""Authorization: refuses callers who could not call a method on any object.
 
-Behind Identify, whose principal it plans for, and before Decode: nobody makes
-the server read a request that they may not send. What a plan leaves to the row
-is decided inside the statement; nothing is looked up here.
+The contract says which permission each method needs. A permission that depends on
+the row is checked inside the SQL statement; no row is read here. Runs inside
+`Authentication`, whose principal it plans for, and outside `Decode`, so that the
+request of a caller who is refused is never parsed.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -15,26 +16,32 @@ from server.authorization import audit_log
 from server.authorization.access import Access, AccessCache, current_access
 from server.authorization.requirements import Need
 from server.errors import ActionDenied, ServiceError
-from server.interceptors.chain import OPEN, Context, Guard, Handler, Interceptor, wrap_handler
+from server.interceptors.chain import Context, Guard, Handler, Interceptor, is_public_method, wrap_handler
 from server.policy.plan import Never
 from server.policy.principal import current_principal
 
 
 class Authorization(Interceptor):
-    """Lets a call go on to the method, with what its caller may do."""
+    """Sets `current_access`, and audits what was refused.
 
-    def __init__(self, needs_of: Mapping[str, Need], accesses: AccessCache, *, audit_permits: bool) -> None:
-        self._needs = needs_of
+    Args:
+        needs: The permission of each method, by ``/package.Service/Method``.
+        accesses: Plans of the policy in force, by principal.
+        audit_permits: Audit what was allowed as well.
+    """
+
+    def __init__(self, needs: Mapping[str, Need], accesses: AccessCache, *, audit_permits: bool) -> None:
+        self._needs = needs
         self._accesses = accesses
         self._audit_permits = audit_permits
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """``handler`` behind its need; one that refuses where the contract says nothing."""
-        if method.startswith(OPEN):
+        """Returns ``handler`` behind its permission; for a method that declares none, a handler that refuses."""
+        if is_public_method(method):
             return handler
         need = self._needs.get(method)
         if need is None:
-            return refuse(ActionDenied("method", "call"))
+            return refuse_all(ActionDenied("method", "call"))
         return wrap_handler(handler, self._guard(need))
 
     def _guard(self, need: Need) -> Guard:
@@ -55,13 +62,17 @@ class _AuthorizationGuard:
         current_access.set(self._access)
         if self._need.actions:
             try:
-                self._demand(self._need)
+                self._check(self._need)
             except ActionDenied as denied:
-                self._log(denied)
+                self._audit(denied)
                 raise
 
-    def _demand(self, need: Need) -> None:
-        """Raises ActionDenied when no request of this method could be allowed."""
+    def _check(self, need: Need) -> None:
+        """Checks that some object exists on which the caller may do this.
+
+        Raises:
+            ActionDenied: The plan of every action that would do is "never".
+        """
         if need.resource == "item":
             self._access.demand("conversation", "read")
         plans = [self._access.may(need.resource, action).plan for action in need.actions]
@@ -72,18 +83,18 @@ class _AuthorizationGuard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._need.actions and (error is None or isinstance(error, ServiceError)):
-            self._log(error)
+            self._audit(error)
 
-    def _log(self, failure: ServiceError | None) -> None:
+    def _audit(self, error: ServiceError | None) -> None:
         resource, action = self._need.resource, self._need.actions[0]
-        audit_log.decided(self._access, resource, action, failure, permits=self._audit_permits)
+        audit_log.decided(self._access, resource, action, error, permits=self._audit_permits)
 
 
-def refuse(failure: ServiceError) -> Handler:
-    """A handler that raises ``failure``; a stream to a stream answers all four kinds of call."""
+def refuse_all(error: ServiceError) -> Handler:
+    """Returns a handler that raises ``error``, whichever of the four kinds of call it answers."""
 
-    async def refused(_requests: Any, _context: Context) -> AsyncIterator[bytes]:
-        raise failure
+    async def refuse(_requests: Any, _context: Context) -> AsyncIterator[bytes]:
+        raise error
         yield b""  # makes it a generator, the kind grpc.aio streams from
 
-    return grpc.stream_stream_rpc_method_handler(refused)
+    return grpc.stream_stream_rpc_method_handler(refuse)

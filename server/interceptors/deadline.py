@@ -1,38 +1,38 @@
-"""Deadline: no call runs for ever.
+"""Deadline: no unary call runs for ever.
 
-Inside Failures, which tells of it. A call without a deadline gets the default,
-one with a longer deadline the ceiling; what is left when it passes is cancelled,
-its query with it.
+A call without a deadline gets the default, one with a longer deadline the maximum.
+When it passes, the method is cancelled, and its SQL statement with it. Runs inside
+`ErrorStatus`, which reports it.
 """
 
 import asyncio
 from types import TracebackType
 
 from server.errors import DeadlineExceeded
-from server.interceptors.chain import Context, Handler, Interceptor, is_ours, streams, wrap_handler
+from server.interceptors.chain import Context, Handler, Interceptor, is_contract_method, is_streaming, wrap_handler
 
 
 class Deadline(Interceptor):
     """Limits how long a call runs.
 
     Args:
-        default: Seconds for a call that has no deadline of its own.
-        ceiling: Seconds for any call.
+        default: Seconds for a call that came without a deadline.
+        maximum: Seconds for any call.
     """
 
-    def __init__(self, default: float, ceiling: float) -> None:
+    def __init__(self, default: float, maximum: float) -> None:
         self._default = default
-        self._ceiling = ceiling
+        self._maximum = maximum
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """``handler`` limited, when it is unary: streams last as long as their callers want."""
-        if not is_ours(method) or streams(handler):
+        """Returns ``handler`` with a deadline, if it is unary: a stream lasts as long as its caller wants."""
+        if not is_contract_method(method) or is_streaming(handler):
             return handler
         return wrap_handler(handler, lambda context: _DeadlineGuard(self._seconds(context)))
 
     def _seconds(self, context: Context) -> float:
         remaining: float | None = context.time_remaining()
-        return min(self._default if remaining is None else remaining, self._ceiling)
+        return min(self._default if remaining is None else remaining, self._maximum)
 
 
 class _DeadlineGuard:
@@ -47,6 +47,11 @@ class _DeadlineGuard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Ends the timeout.
+
+        Raises:
+            DeadlineExceeded: It had passed. A `TimeoutError` of the method itself goes through as it is.
+        """
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:

@@ -1,8 +1,8 @@
 """Decode: bytes become a request that keeps every rule of the contract.
 
-Innermost, behind Access: nobody makes the server parse what they may not send.
-grpc.aio would decode first and tell a malformed body as UNKNOWN with the
-exception's text (traps §2.2).
+Innermost, inside `Authorization`: the server does not parse the request of a caller
+who may not send it. Left to itself, grpc.aio would parse first, and answer a
+malformed request with UNKNOWN and the text of the exception.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -13,45 +13,45 @@ from google.protobuf.message import DecodeError
 
 from server.authorization.audit_log import current_request
 from server.errors import FieldInvalid, Violation
-from server.interceptors.chain import Context, Handler, Interceptor, is_ours
+from server.interceptors.chain import Context, Handler, Interceptor, is_contract_method
 from server.requests.validation import validate
 
 
 class Decode(Interceptor):
-    """Replaces grpc's decoding of requests."""
+    """Parses and validates requests in place of grpc.aio."""
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """``handler`` taking bytes, for the methods of this package."""
-        if not is_ours(method):
+        """Returns ``handler`` taking bytes, for methods of the contract."""
+        if not is_contract_method(method):
             return handler
-        return _streamed(handler) if handler.request_streaming else _decoded(handler)
+        return _decode_stream(handler) if handler.request_streaming else _decode_unary(handler)
 
 
-def _decoded(handler: Handler) -> Handler:
+def _decode_unary(handler: Handler) -> Handler:
     parse: Any = handler.request_deserializer
-    call: Any = handler.unary_unary
+    method: Any = handler.unary_unary
 
-    async def decoded(body: bytes, context: Context) -> Any:
-        request = _parsed(parse, body)
+    async def call(body: bytes, context: Context) -> Any:
+        request = _parse(parse, body)
         validate(request)
         current_request.set(request)
-        return await call(request, context)
+        return await method(request, context)
 
-    return grpc.unary_unary_rpc_method_handler(decoded, None, handler.response_serializer)
+    return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
 
 
-def _streamed(handler: Handler) -> Handler:
-    """Each message is checked by the method: one that breaks a rule need not end the stream."""
+def _decode_stream(handler: Handler) -> Handler:
+    """Returns ``handler`` taking a stream of bytes; the method validates, for not every bad message ends a stream."""
     parse: Any = handler.request_deserializer
     method: Any = handler.stream_stream
 
-    def decoded(bodies: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        return method((_parsed(parse, body) async for body in bodies), context)  # type: ignore[no-any-return]
+    def stream(bodies: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+        return method((_parse(parse, body) async for body in bodies), context)  # type: ignore[no-any-return]
 
-    return grpc.stream_stream_rpc_method_handler(decoded, None, handler.response_serializer)
+    return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
 
-def _parsed(parse: Callable[[bytes], Any], body: bytes) -> Any:
+def _parse(parse: Callable[[bytes], Any], body: bytes) -> Any:
     try:
         return parse(body)
     except DecodeError:

@@ -1,48 +1,63 @@
-"""Running: no call before the store is prepared and none in a drain; those under way are waited for.
+"""DrainGate: no call before the store is ready, none in a drain, and the running ones are waited for.
 
-Outside of all that does anything for a call. `grpc.aio.Server.stop` returns before aborted handlers ran to their end
-(traps §2.5), and the pool must not close under them.
+Outside of everything that works for a call. `grpc.aio.Server.stop` returns before the
+handlers it aborted have ended (grpc/grpc#37239), and the pool must not close under them.
 """
 
 import asyncio
 from types import TracebackType
 
 from server.errors import ShuttingDown, StoreUnavailable
-from server.interceptors.chain import OPEN, Guard, Interceptor
+from server.interceptors.chain import Guard, Interceptor, is_public_method
 
 
 class DrainGate(Interceptor):
-    """Counts the calls under way, and refuses new ones before it is opened and in a drain.
+    """Counts the calls that run, and refuses calls before `open` and from `begin_drain` on.
 
-    A call that comes in a drain is held until its connection is told to go (ADR 17):
-    refused at once, its caller would be back on the same connection, and again.
+    A call that arrives in a drain is held until its connection has received GOAWAY
+    (docs/adr/0017): a caller that is refused at once comes back on the same connection,
+    thousands of times a second.
+
+    Attributes:
+        count: Calls that run now.
+        draining: Set when the drain begins; streams end then.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.opened = False
-        self.draining = asyncio.Event()  # streams end then
-        self._leaving = asyncio.Event()  # held calls are refused then
+        self.draining = asyncio.Event()
+        self._is_open = False
+        self._refuse_held = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def guard(self, method: str) -> Guard | None:
-        """A guard that counts; health and reflection answer from the first moment to the last."""
-        return None if method.startswith(OPEN) else lambda _context: self
+        """Returns this object; None for health and reflection, which answer from start to end."""
+        return None if is_public_method(method) else lambda _context: self
 
-    def hold(self) -> None:
-        """Lets no new call in, and has streams end."""
+    def open(self) -> None:
+        """Lets calls in: the store is ready."""
+        self._is_open = True
+
+    def begin_drain(self) -> None:
+        """Holds new calls, and ends streams."""
         self.draining.set()
 
-    def release(self) -> None:
-        """Refuses the calls that are held, and all that still come."""
-        self._leaving.set()
+    def refuse_held(self) -> None:
+        """Refuses the calls that are held, and all that arrive later."""
+        self._refuse_held.set()
 
     async def __aenter__(self) -> None:
+        """Counts the call in.
+
+        Raises:
+            ShuttingDown: The server drains.
+            StoreUnavailable: The store has not been ready yet.
+        """
         if self.draining.is_set():
-            await self._leaving.wait()
+            await self._refuse_held.wait()
             raise ShuttingDown
-        if not self.opened:
+        if not self._is_open:
             raise StoreUnavailable
         self.count += 1
         self._idle.clear()
@@ -54,8 +69,8 @@ class DrainGate(Interceptor):
         if not self.count:
             self._idle.set()
 
-    async def ended(self, seconds: float) -> bool:
-        """Whether all calls ended within ``seconds``."""
+    async def wait_idle(self, seconds: float) -> bool:
+        """Waits for all calls to end; returns whether they did within ``seconds``."""
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()

@@ -1,7 +1,7 @@
-"""Failures: everything raised below leaves as a google.rpc.Status.
+"""ErrorStatus: whatever is raised below leaves as a google.rpc.Status.
 
-Outside of everything that can raise. An exception that is not a Failure is
-told as INTERNAL with a fixed text: grpc.aio would send its text (traps §2.1).
+Outside of everything that can raise. An exception that is not a `ServiceError` becomes
+INTERNAL with a fixed text: grpc.aio would send the exception's own text.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from server.interceptors.chain import Context, Guard, Interceptor
 
 log = structlog.get_logger(__name__)
 
-
-_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)  # by retry policies
+# Codes that retry policies of clients wait for; others get no pushback.
+_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 class ErrorStatus(Interceptor):
-    """Tells callers what went wrong, and nothing else."""
+    """Ends a failed call with code, message and details of its error, and nothing else."""
 
     def guard(self, method: str) -> Guard:
-        """A guard that ends the call with the status of what was raised."""
+        """Returns a guard that aborts the call with the status of what was raised."""
         return lambda context: _StatusGuard(method, context)
 
 
@@ -45,21 +45,21 @@ class _StatusGuard:
     ) -> None:
         if error is None or isinstance(error, asyncio.CancelledError | grpc.aio.AbortError | GeneratorExit):
             return
-        failure = error if isinstance(error, ServiceError) else self._internal(error)
-        status = failure.status()
+        reported = error if isinstance(error, ServiceError) else self._internal(error)
+        status = reported.status()
         trailers: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", status.SerializeToString()),)
-        if failure.code in _RETRIED and failure.retry_after_ms is not None:
-            # What a client's retry policy waits for (gRFC A6).
-            trailers = (*trailers, ("grpc-retry-pushback-ms", str(failure.retry_after_ms)))
-        await self._context.abort(failure.code, status.message, trailers)
+        if reported.code in _RETRIED and reported.retry_after_ms is not None:
+            trailers = (*trailers, ("grpc-retry-pushback-ms", str(reported.retry_after_ms)))  # gRFC A6
+        await self._context.abort(reported.code, status.message, trailers)
 
     def _internal(self, error: BaseException) -> ServiceError:
+        """Logs an unexpected exception, and returns the error that names its log line."""
         incident = secrets.token_hex(8)
         log.error("unexpected error", method=self._method, incident=incident, **_origin(error))
         return Internal(incident)
 
 
 def _origin(error: BaseException) -> dict[str, object]:
-    """What an exception is and where it came from; its text may hold content, so it stays unsaid."""
+    """Returns what an exception is and where it came from, without its text, which may hold content."""
     frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     return {"error": type(error).__name__, "sqlstate": getattr(error, "sqlstate", None), "frames": frames[-6:]}

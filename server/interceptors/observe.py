@@ -1,8 +1,7 @@
-"""Observe: what every call was and how it ended, refusals with the code the caller gets.
+"""Observe: counts every call by method and status code, and writes the access log.
 
-Outside of Failures, or it would not see what that makes of an exception. Counts are kept
-for whoever asks (`server.observability.metrics`); a line is written when the access log or level debug
-wants one.
+Outside of `ErrorStatus`, which turns exceptions into the code that is counted here.
+`server.observability.metrics` reads the counts.
 """
 
 import time
@@ -13,11 +12,11 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pool
 
-from server.interceptors.chain import OPEN, Context, Handler, Interceptor, wrap_handler
+from server.interceptors.chain import Context, Handler, Interceptor, is_public_method, wrap_handler
 from server.observability.access_log import AccessLog
 from server.observability.stats import MethodStats
 
-# grpc.aio gives what was set, a StatusCode or its number.
+# `context.code()` is what was set: a StatusCode or its number.
 _NAMES = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0])}
 _KINDS = {
     (False, False): "unary",
@@ -28,38 +27,42 @@ _KINDS = {
 
 
 class Observe(Interceptor):
-    """Counts calls by method and code, and logs them.
+    """Counts calls and the messages of streams.
 
     Args:
-        methods: Of the contract, as ``/package.Service/Method``; they count from zero, others
-            that are served from their first call.
-        access_log: A line for each call, at any level that shows lines of level info.
+        methods: Methods of the contract, as ``/package.Service/Method``. Their counts begin
+            with zero at start; those of other services appear with their first call.
+        access_log: Write a line for each call; otherwise only level debug does.
+
+    Attributes:
+        calls: Counts by method.
+        unknown: Calls of methods that are not served.
     """
 
     def __init__(self, methods: Iterable[str], *, access_log: bool) -> None:
-        self.calls = {method: MethodStats(_described(method)) for method in methods}
-        self.unknown = 0  # calls of methods that are not
+        self.calls = {method: MethodStats(_kind(method)) for method in methods}
+        self.unknown = 0
         self._log = AccessLog(always=access_log)
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """``handler`` with its calls, and the messages of streams, counted."""
+        """Returns ``handler`` with its calls counted, and its messages if both sides stream."""
         kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
         calls = self.calls.setdefault(method, MethodStats(kind))
-        log = None if method.startswith(OPEN) else self._log
-        handler = _counted(handler, calls) if kind == "bidi_stream" else handler
+        log = None if is_public_method(method) else self._log
+        handler = _count_messages(handler, calls) if kind == "bidi_stream" else handler
         return wrap_handler(handler, lambda context: _ObserveGuard(method, calls, log, context))
 
     def on_unknown_method(self) -> None:
-        """Counts a call of no method: its name is the caller's, and must not become a label."""
+        """Counts a call without its method: a name that the caller chose must not become a label."""
         self.unknown += 1
 
 
-def _described(method: str) -> str:
-    found = descriptor_pool.Default().FindMethodByName(method.removeprefix("/").replace("/", "."))
-    return _KINDS[found.client_streaming, found.server_streaming]
+def _kind(method: str) -> str:
+    descriptor = descriptor_pool.Default().FindMethodByName(method.removeprefix("/").replace("/", "."))
+    return _KINDS[descriptor.client_streaming, descriptor.server_streaming]
 
 
-def _counted(handler: Handler, calls: MethodStats) -> Handler:
+def _count_messages(handler: Handler, calls: MethodStats) -> Handler:
     method: Any = handler.stream_stream
 
     async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
@@ -71,13 +74,13 @@ def _counted(handler: Handler, calls: MethodStats) -> Handler:
 
 
 class _CountedMessages:
-    """Messages on their way in. No generator: one that is left early has to be closed by somebody."""
+    """Counts the messages received. Not a generator: one that is left early has to be closed by somebody."""
 
     __slots__ = ("_calls", "_messages", "_source")
 
     def __init__(self, source: AsyncIterable[Any], calls: MethodStats) -> None:
         self._source = source
-        self._messages: AsyncIterator[Any] | None = None  # made when it is used: gRPC's is a generator
+        self._messages: AsyncIterator[Any] | None = None  # made at first use: gRPC's is a generator
         self._calls = calls
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -105,8 +108,8 @@ class _ObserveGuard:
     async def __aenter__(self) -> None:
         self._calls.started += 1
         if self._log and self._log.is_on():
-            # Now, not at the end: a stream that is cancelled is left late, when gRPC has freed
-            # the call, and asking for its peer then crashes the process.
+            # Not at the end: a cancelled stream ends after gRPC has freed the call, and
+            # reading its peer then crashes the process.
             self._peer = self._context.peer()
         self._began = time.perf_counter()
 
@@ -122,7 +125,10 @@ class _ObserveGuard:
 
 
 def code_of(context: Context, error: BaseException | None) -> str:
-    """The name of the code that was set; a call that is cancelled sets none, and may be so for its time is over."""
+    """Returns the name of the status code of a call.
+
+    A call that is cancelled has set none; it is DEADLINE_EXCEEDED when its time is over, else CANCELLED.
+    """
     code: Any = context.code()
     if code or error is None:
         return _NAMES[code or 0]

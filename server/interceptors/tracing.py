@@ -1,10 +1,10 @@
-"""Trace: a span for each call, in the caller's trace or in one of its own.
+"""Tracing: a span for each call, in the caller's trace or in a new one.
 
-Outermost: it has the code the caller gets, and whatever is logged of the call, or
-asked of the database, finds it. Attributes are those of OpenTelemetry's conventions for
-gRPC, and no others: nothing of the content, and no id of who asks or of what is asked for.
+Outermost: the span has the code the caller receives, and log lines and SQL spans of the
+call join its trace. Attributes are those of OpenTelemetry's conventions for gRPC and no
+others: no content, no ids of callers or of what they ask for.
 
-Not in the chain unless tracing is on.
+In the chain only while tracing is on.
 """
 
 from collections.abc import Sequence
@@ -16,28 +16,28 @@ from opentelemetry import propagate
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_span_id, format_trace_id, set_span_in_context
 
-from server.interceptors.chain import Context, Guard, Interceptor, is_ours
+from server.interceptors.chain import Context, Guard, Interceptor, is_contract_method
 from server.interceptors.observe import code_of
 from server.observability.trace_context import current_span, current_trace
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
-# Codes with which a server says that it failed; the others say that the caller did.
+# Codes that are failures of the server, by OpenTelemetry's conventions; all others are the caller's.
 _ERRORS = frozenset(
     ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
 )
-# grpc.aio gives what was set, a StatusCode or its number.
 
 
 class _Values(Getter[Metadata]):
-    """Reads metadata."""
+    """Reads the metadata of a call."""
 
     def get(self, carrier: Metadata, key: str) -> list[str] | None:
-        """The values of ``key``; none when there are several parents, of which nobody knows the right one."""
+        """Returns the values of ``key``; None if `traceparent` came more than once, for then no parent is certain."""
         values = [value for name, value in carrier if name == key and isinstance(value, str)]
         return None if key == "traceparent" and len(values) > 1 else values or None
 
     def keys(self, carrier: Metadata) -> list[str]:
+        """Returns the keys, in their order."""
         return [name for name, _ in carrier]
 
 
@@ -45,14 +45,14 @@ VALUES = _Values()
 
 
 class Tracing(Interceptor):
-    """Traces the calls of the contract; those of health would hide them."""
+    """Traces calls of the contract, but not health checks, which would outnumber them."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
     def guard(self, method: str) -> Guard | None:
-        """A guard that makes a span of the call."""
-        if not is_ours(method):
+        """Returns a guard that spans the call; None for methods outside of the contract."""
+        if not is_contract_method(method):
             return None
         name = method.removeprefix("/")
         attributes = {"rpc.system.name": "grpc", "rpc.method": name}
@@ -72,13 +72,13 @@ class _TracingGuard:
     async def __aenter__(self) -> None:
         parent = propagate.extract(tuple(self._context.invocation_metadata() or ()), getter=VALUES)
         self._span = self._tracer.start_span(self._name, parent, SpanKind.SERVER, self._attributes)
-        # Set and never reset: a generator may be closed in another context (traps §2.12),
-        # and every call has a context of its own.
+        # Never reset: a generator may be closed in another context (grpc/grpc#42295).
+        # Each call has a context of its own.
         otel.attach(set_span_in_context(self._span, parent))
-        found = self._span.get_span_context()
-        if found.is_valid:
-            current_trace.set(format_trace_id(found.trace_id))
-            current_span.set(format_span_id(found.span_id))
+        span = self._span.get_span_context()
+        if span.is_valid:
+            current_trace.set(format_trace_id(span.trace_id))
+            current_span.set(format_span_id(span.span_id))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

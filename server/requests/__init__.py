@@ -1,1 +1,1 @@
-"""Requests of callers: validation, filters, field masks, page tokens."""
+"""What a request may say: its validation, filters, field masks and page tokens."""

@@ -1,4 +1,4 @@
-"""Update masks: the paths of an UpdateConversation become a Change (AIP-134, AIP-161)."""
+"""Field masks: the paths of an UpdateConversation become a `Change` (AIP-134, AIP-161)."""
 
 import re
 from collections.abc import Mapping
@@ -16,12 +16,16 @@ _OUTPUT_ONLY = frozenset(conversation_pb2.Conversation.DESCRIPTOR.fields_by_name
 
 
 def change_of(conversation: conversation_pb2.Conversation, mask: FieldMask) -> Change:
-    """What the update does.
+    """Returns what an update changes.
+
+    Args:
+        conversation: The values that were sent.
+        mask: Which of them to take. Without paths, each map that is not empty (AIP-134).
 
     Raises:
-        FieldInvalid: Every path that is unknown, or nothing to change at all.
+        FieldInvalid: With every path that is unknown, or because nothing is named to change.
     """
-    whole, keys = _read(list(mask.paths) or _populated(conversation))
+    whole, keys = _parse(list(mask.paths) or _populated(conversation))
     if not whole and not any(keys.values()):
         raise FieldInvalid(Violation("update_mask", "names nothing to change", "update_mask.empty"))
     attributes = {name: list(values.values) for name, values in conversation.attributes.items()}
@@ -38,7 +42,7 @@ def change_of(conversation: conversation_pb2.Conversation, mask: FieldMask) -> C
 
 
 def attribute_pairs(attributes: Mapping[str, list[str]]) -> list[str]:
-    """``name=value`` for each value, as the store keeps them."""
+    """Returns ``name=value`` for each value of each name, as the store keeps attributes."""
     return [f"{name}={value}" for name, values in attributes.items() for value in values]
 
 
@@ -46,8 +50,12 @@ def _populated(conversation: conversation_pb2.Conversation) -> list[str]:
     return [name for name in ("metadata", "attributes") if getattr(conversation, name)]
 
 
-def _read(paths: list[str]) -> tuple[set[str], dict[str, list[str]]]:
-    """The maps to replace, and the keys to change in each map."""
+def _parse(paths: list[str]) -> tuple[set[str], dict[str, list[str]]]:
+    """Returns the maps to replace, and the keys to change in each map.
+
+    Raises:
+        FieldInvalid: With every path that is unknown, or because there are too many.
+    """
     whole: set[str] = set()
     keys: dict[str, list[str]] = {"metadata": [], "attributes": []}
     wrong: list[Violation] = []
@@ -64,7 +72,7 @@ def _read(paths: list[str]) -> tuple[set[str], dict[str, list[str]]]:
             wrong += _key_violations(match["map"], key, index)
         elif match:
             whole.add(path)
-        elif path not in _OUTPUT_ONLY:  # those are ignored: callers send back what they read
+        elif path not in _OUTPUT_ONLY:  # output-only fields are ignored: callers send back what they read (AIP-203)
             rule = "must be metadata, metadata.<key>, attributes, attributes.<name> or *"
             wrong.append(Violation(f"update_mask.paths[{index}]", rule, "update_mask.path"))
     if wrong:
@@ -73,7 +81,7 @@ def _read(paths: list[str]) -> tuple[set[str], dict[str, list[str]]]:
 
 
 def _key_violations(name: str, key: str, index: int) -> list[Violation]:
-    """A key that the map could not have (the contract's rules of its keys)."""
+    """Returns the violation of a key that the contract does not allow in the map."""
     if _KEYS[name].fullmatch(key):
         return []
     return [Violation(f"update_mask.paths[{index}]", f"must name a key that {name} may have", "update_mask.key")]

@@ -1,11 +1,11 @@
-"""The filter language of the lists: comparisons joined by AND (AIP-160, a part of it).
+"""Filters of the lists: comparisons joined by AND, a part of AIP-160.
 
     filter     = comparison { "AND" comparison }
     comparison = name [ "." key ] operator '"' value '"'
     key        = letters, digits, "_", "-" | "`" any characters but a backtick "`"
 
-A filter is read into plain data; `server.store` makes SQL of it, with values as
-parameters only.
+A filter becomes plain data; `server.store` makes SQL of it, with the values as
+parameters.
 """
 
 import re
@@ -36,7 +36,7 @@ _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]
 
 @dataclass(frozen=True)
 class Field:
-    """What a filter may say of one name."""
+    """What a filter may compare one name with."""
 
     operators: tuple[str, ...]
     key: re.Pattern[str] | None = None  # of `name.key`; None: the name stands alone
@@ -58,10 +58,14 @@ ITEM_FIELDS = {
 
 
 def parse(text: str, fields: dict[str, Field]) -> tuple[Comparison, ...]:
-    """The comparisons of ``text``; none for a blank one.
+    """Returns the comparisons of ``text``, at most `MAX_COMPARISONS`; none for a blank text.
+
+    Args:
+        text: What the caller sent.
+        fields: The names that may be compared, `CONVERSATION_FIELDS` or `ITEM_FIELDS`.
 
     Raises:
-        FilterInvalid: Names the rule and the position.
+        FilterInvalid: With the first broken rule and its position, counted in characters from 0.
     """
     comparisons: list[Comparison] = []
     position = len(text) - len(text.lstrip())
@@ -97,7 +101,11 @@ def _fits(key: str, pattern: re.Pattern[str] | None) -> bool:
 
 
 def _time(value: str, position: int) -> datetime:
-    """The instant, in UTC; OverflowError is one that only its own offset keeps within the calendar."""
+    """Returns the time in UTC.
+
+    Raises:
+        FilterInvalid: It is not RFC 3339, or not between the years 1 and 9999 in UTC.
+    """
     if _RFC_3339.fullmatch(value):
         with suppress(ValueError, OverflowError):
             return datetime.fromisoformat(value.upper()).astimezone(UTC)

@@ -1,9 +1,9 @@
-"""Page tokens: positions in a list, signed and bound to their query.
+"""Page tokens: signed positions in a list (AIP-158).
 
-A token is a position, never a permission: the access policy is applied again
-on every page. It is base64url of version, 16 bytes of HMAC-SHA256 and the
-position; the HMAC covers the query as well, so that a token of another method,
-caller, filter or order is refused (traps §5.12).
+A token is a position and not a permission: the access policy applies again on
+every page. It is the base64url of a version byte, 16 bytes of HMAC-SHA256 and the
+position. The HMAC covers the query as well, so that a token of another method,
+caller, filter or order is refused.
 """
 
 import hmac
@@ -23,38 +23,38 @@ _MAC_SIZE = 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def page_size(asked: int) -> int:
-    """The size to use: 0 is the default, more than the maximum is lowered (AIP-158)."""
-    return min(asked or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+def page_size(requested: int) -> int:
+    """Returns the page size to use: for 0 the default, and never more than the maximum (AIP-158)."""
+    return min(requested or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 class PageTokens:
-    """Signs and reads page tokens.
+    """Signs and verifies page tokens.
 
     Args:
-        keys: Secrets of at least 32 bytes. The first signs, all of them verify,
-            so that keys can be rotated.
+        keys: Secrets of 32 bytes or more. The first signs and all of them verify, so
+            that keys can be rotated.
     """
 
     def __init__(self, keys: Sequence[bytes] = ()) -> None:
         self._keys = keys
 
-    def use(self, keys: Sequence[bytes]) -> None:
-        """Replaces the keys: they are in the database, which may come later than the server."""
+    def set_keys(self, keys: Sequence[bytes]) -> None:
+        """Replaces the keys: they are in the database, which may be reached after the start."""
         self._keys = keys
 
     def sign(self, position: bytes, *query: str) -> str:
-        """A token for ``position`` in the list that ``query`` describes."""
+        """Returns a token for ``position`` in the list that ``query`` names: method, caller, filter and order."""
         mac = _mac(self._keys[0], position, query)
-        return _encoded(_VERSION + mac + position)
+        return _encode(_VERSION + mac + position)
 
-    def read(self, token: str, *query: str) -> bytes:
-        """The position ``token`` stands for.
+    def verify(self, token: str, *query: str) -> bytes:
+        """Returns the position in ``token``.
 
         Raises:
-            PageTokenInvalid: Not signed here, or for another query.
+            PageTokenInvalid: It is malformed, or not signed by these keys for this query.
         """
-        raw = _decoded(token)
+        raw = _decode(token)
         version, mac, position = raw[:1], raw[1 : 1 + _MAC_SIZE], raw[1 + _MAC_SIZE :]
         good = [hmac.compare_digest(mac, _mac(key, position, query)) for key in self._keys]
         if version != _VERSION or not any(good):
@@ -62,18 +62,18 @@ class PageTokens:
         return position
 
 
-def _decoded(token: str) -> bytes:
-    """The bytes of ``token``; Python's decoder skips what is not base64, so the way back must give the same."""
+def _decode(token: str) -> bytes:
+    """Returns the bytes of ``token``. The decoder skips other characters: encoding must give ``token`` again."""
     try:
         raw = urlsafe_b64decode(token + "=" * (-len(token) % 4))
     except (NotBase64, ValueError):
         raise PageTokenInvalid from None
-    if _encoded(raw) != token:
+    if _encode(raw) != token:
         raise PageTokenInvalid
     return raw
 
 
-def _encoded(raw: bytes) -> str:
+def _encode(raw: bytes) -> str:
     return urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
@@ -84,23 +84,23 @@ def _mac(key: bytes, position: bytes, query: tuple[str, ...]) -> bytes:
 
 
 def pack_sequence(sequence: int) -> bytes:
-    """A position in a list of items."""
+    """Returns the position of the item with this sequence in a list of items."""
     return struct.pack(">q", sequence)
 
 
 def unpack_sequence(position: bytes) -> int:
-    """The sequence that `pack_sequence` packed."""
+    """Returns what `pack_sequence` packed."""
     sequence: int
     (sequence,) = struct.unpack(">q", position)
     return sequence
 
 
 def pack_time(time: datetime, identifier: str) -> bytes:
-    """A position in a list of conversations: microseconds, then the id."""
+    """Returns the position of a conversation in a list: its creation in microseconds since 1970, then its id."""
     return struct.pack(">q", (time - _EPOCH) // timedelta(microseconds=1)) + identifier.encode()
 
 
 def unpack_time(position: bytes) -> tuple[datetime, str]:
-    """The time and id that `pack_time` packed."""
+    """Returns what `pack_time` packed."""
     (microseconds,) = struct.unpack(">q", position[:8])
     return _EPOCH + timedelta(microseconds=microseconds), position[8:].decode()

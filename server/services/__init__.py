@@ -1,1 +1,1 @@
-"""The gRPC services: each method decodes, makes one store call and encodes."""
+"""The gRPC services: each method takes a valid request, makes one store call and encodes the response."""

@@ -21,61 +21,73 @@ _DECISIONS = {True: pb.DECISION_ALLOWED, False: pb.DECISION_DENIED, None: pb.DEC
 
 
 class AccessServicer(AccessServiceServicer):
-    """Answers from the policy in force; what it says of a row is what the row's statement would decide."""
+    """Answers from the policy in force, and decides on a row as the SQL statement of that row would."""
 
     def __init__(self, conversations: ConversationStore) -> None:
+        """``conversations``: where the row is read that a request names."""
         self._conversations = conversations
 
     async def CheckAccess(self, request: pb.CheckAccessRequest, context: Context) -> pb.CheckAccessResponse:
-        """The permissions the caller has; none on what it cannot see."""
+        """Returns those of the permissions that the caller has on a conversation or an item in it.
+
+        None of them on a conversation that the caller cannot read: missing and hidden look the same.
+        """
         access = current_access.get()
         try:
             row = await self._row(access, request.conversation_id)
         except ConversationNotFound:
             return pb.CheckAccessResponse()
         return pb.CheckAccessResponse(
-            allowed=[asked for asked in request.permissions if _allowed(access, asked, row, request.item_id)]
+            allowed=[each for each in request.permissions if _is_allowed(access, each, row, request.item_id)]
         )
 
     async def ExplainAccess(self, request: pb.ExplainAccessRequest, context: Context) -> pb.ExplainAccessResponse:
-        """The decision, rule by rule."""
-        access, asked = current_access.get(), request.permission
+        """Returns the decision on a permission, rule by rule.
+
+        Raises:
+            ConversationNotFound: The caller cannot read the conversation that the request names.
+        """
+        access, permission = current_access.get(), request.permission
         row = None
         if request.conversation_id:
-            row = _seen_as(asked, await self._row(access, request.conversation_id), request.item_id)
+            row = _target(permission, await self._row(access, request.conversation_id), request.item_id)
         subject = _subject(request, access.principal)
-        return _answer(explain(access.policy, subject, asked.resource, asked.action, row))
+        return _explanation(explain(access.policy, subject, permission.resource, permission.action, row))
 
     async def _row(self, access: Access, conversation_id: str) -> Row:
-        """The conversation as policies see it, if the caller may read it."""
+        """Returns the conversation as rules see it.
+
+        Raises:
+            ConversationNotFound: It is missing, or the caller cannot read it.
+        """
         if isinstance(access.may("conversation", "read").plan, Never):
             raise ConversationNotFound(conversation_id)
-        found = await self._conversations.get(access, conversation_id)
-        return Row(found["owner"], frozenset(found["attributes"]), found["id"])
+        record = await self._conversations.get(access, conversation_id)
+        return Row(record["owner"], frozenset(record["attributes"]), record["id"])
 
 
-def _allowed(access: Access, asked: pb.Permission, row: Row, item_id: str) -> bool:
-    plan = access.may(asked.resource, asked.action).plan
-    return evaluate(plan, _seen_as(asked, row, item_id))
+def _is_allowed(access: Access, permission: pb.Permission, row: Row, item_id: str) -> bool:
+    plan = access.may(permission.resource, permission.action).plan
+    return evaluate(plan, _target(permission, row, item_id))
 
 
-_NO_ID = "*"  # no id has this sign, so no rule can be about it by its id
+_NO_ID = "*"  # ids have no such character, so no rule matches it
 
 
-def _seen_as(asked: pb.Permission, row: Row, item_id: str) -> Row:
-    """``row``, or an item in it: it has the owner and attributes of its conversation."""
-    return Row(row.owner, row.attributes, item_id or _NO_ID) if asked.resource == "item" else row
+def _target(permission: pb.Permission, row: Row, item_id: str) -> Row:
+    """Returns ``row``, or the item in it, which has the owner and attributes of its conversation."""
+    return Row(row.owner, row.attributes, item_id or _NO_ID) if permission.resource == "item" else row
 
 
 def _subject(request: pb.ExplainAccessRequest, caller: Principal) -> Principal:
-    """Who is asked about: the caller, or somebody of the caller's tenant."""
+    """Returns the principal to explain: the caller, or one of the caller's tenant."""
     if not request.HasField("subject"):
         return caller
     attributes = {name: frozenset(values.values) for name, values in request.subject.attributes.items()}
     return Principal(tenant=caller.tenant, id=request.subject.id, attributes=attributes)
 
 
-def _answer(explanation: Explanation) -> pb.ExplainAccessResponse:
+def _explanation(explanation: Explanation) -> pb.ExplainAccessResponse:
     return pb.ExplainAccessResponse(
         decision=_DECISIONS[explanation.allowed],
         plan=_plan(explanation.plan),
@@ -122,16 +134,16 @@ def _expression(residual: Residual) -> pb.Expression:
 
 
 def _any(operands: Iterable[pb.Expression]) -> pb.Expression:
-    """One of ``operands``; a single one stands for itself."""
-    each = list(operands)
-    return each[0] if len(each) == 1 else pb.Expression(any=pb.Expressions(operands=each))
+    """Returns "any of ``operands``", which is the operand itself if there is one."""
+    listed = list(operands)
+    return listed[0] if len(listed) == 1 else pb.Expression(any=pb.Expressions(operands=listed))
 
 
 def _matches(pairs: tuple[str, ...]) -> Iterator[pb.AttributeMatch]:
-    """``name=value`` pairs by their name."""
+    """Yields ``name=value`` pairs, grouped by name."""
     values: dict[str, list[str]] = {}
     for pair in pairs:
         name, _, value = pair.partition("=")
         values.setdefault(name, []).append(value)
-    for name, own in values.items():
-        yield pb.AttributeMatch(attribute=name, values=own)
+    for name, grouped in values.items():
+        yield pb.AttributeMatch(attribute=name, values=grouped)

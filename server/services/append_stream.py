@@ -1,7 +1,7 @@
 """AppendItems: a stream of appends to one conversation.
 
-Requests are taken ahead: while one statement is under way the next ones gather
-for the statement after it. Answers go out in the order of the requests.
+Requests are read ahead: while one statement runs, the next ones gather for the
+statement after it. Responses go out in the order of the requests.
 """
 
 import asyncio
@@ -21,21 +21,22 @@ from server.store.append_batching import Append
 from server.store.idempotency import Method, reservation
 from server.store.items import ItemStore, StoredItem
 
-AHEAD = 128  # requests taken and not yet answered; then the caller has to wait
-_ENDING = (ActionDenied, ConversationNotFound)  # access was lost, or never was
+MAX_PENDING = 128  # requests read and not yet answered; beyond it the caller waits
+_FATAL = (ActionDenied, ConversationNotFound)  # end the stream: no later request can succeed
 
-# What waits to be answered: an append, one under way by itself, an answer, or the end and why.
-Taken: TypeAlias = "Append | asyncio.Task[pb.AppendItemsResponse] | pb.AppendItemsResponse | Exception | None"
+# What the queue of responses holds: an append in a batch, one that runs by itself, a finished
+# response, or the end of the stream with its error, if there is one.
+Pending: TypeAlias = "Append | asyncio.Task[pb.AppendItemsResponse] | pb.AppendItemsResponse | Exception | None"
 
 
 class AppendStream:
     """One call of AppendItems.
 
     Args:
-        access: The caller's; asked for again with each request.
+        access: What the caller may do; looked up again for each request, so that a new policy applies.
         items: The store.
-        admission: Of new items.
-        draining: Set when the server ends; requests taken before are answered.
+        batches: Makes the batch of each request.
+        draining: Set when the drain begins; requests read before are still answered.
     """
 
     def __init__(self, access: Access, items: ItemStore, batches: BatchBuilder, draining: asyncio.Event) -> None:
@@ -45,108 +46,108 @@ class AppendStream:
         self._draining = draining
         self._conversation_id = ""
         self._first: pb.AppendItemsRequest | None = None
-        self._line: asyncio.Queue[Taken] = asyncio.Queue()
-        self._room = asyncio.Semaphore(AHEAD)  # in line: what has begun must get there whatever happens
-        self._latest: Append | None = None  # of those that were queued; when it is placed, all are
+        self._queue: asyncio.Queue[Pending] = asyncio.Queue()
+        self._slots = asyncio.Semaphore(MAX_PENDING)  # not maxsize: a request that has begun is always queued
+        self._latest: Append | None = None  # the last one given to a batch; when it is placed, all are
 
-    async def answers(self, requests: AsyncIterator[pb.AppendItemsRequest]) -> AsyncIterator[pb.AppendItemsResponse]:
-        """An answer for each request, as they are placed.
+    async def respond(self, requests: AsyncIterator[pb.AppendItemsRequest]) -> AsyncIterator[pb.AppendItemsResponse]:
+        """Yields a response for each request, in their order.
 
         Raises:
-            FieldInvalid: A request breaks the protocol.
-            ConversationNotFound, ActionDenied: Nothing more can be appended.
-            ShuttingDown: The server ends.
+            FieldInvalid: A request breaks the protocol of the stream.
+            ConversationNotFound, ActionDenied: The caller cannot append to the conversation, or no longer.
+            ShuttingDown: The server drains.
         """
         reader = asyncio.create_task(self._read(requests))
-        stopper = asyncio.create_task(self._stopped(reader))
-        taken: Taken = None
+        stopper = asyncio.create_task(self._stop_on_drain(reader))
+        pending: Pending = None
         try:
-            while (taken := await self._line.get()) is not None:
-                self._room.release()
-                yield await self._answer(taken)
+            while (pending := await self._queue.get()) is not None:
+                self._slots.release()
+                yield await self._response(pending)
         finally:
-            current_request.set(self._first)  # the audit tells the conversation
+            current_request.set(self._first)  # the audit line names its conversation
             stopper.cancel()
             reader.cancel()
-            self._abandon(taken)
+            self._cancel(pending)
 
-    def _abandon(self, taken: Taken) -> None:
-        """Appends that nobody waits for any more are left out, unless their statement is under way.
+    def _cancel(self, pending: Pending) -> None:
+        """Cancels ``pending`` and everything queued; an append whose statement runs already is still made.
 
-        All at once, the one that was to be answered too: one that is left out and another
-        behind it that is not would change the order.
+        All of them before anything else runs: if one were cancelled and a later one not, the
+        conversation would get items out of order.
         """
         while True:
-            if isinstance(taken, Append):
-                taken.placed.cancel()
-            elif isinstance(taken, asyncio.Task):
-                taken.cancel()
-            if self._line.empty():
+            if isinstance(pending, Append):
+                pending.placed.cancel()
+            elif isinstance(pending, asyncio.Task):
+                pending.cancel()
+            if self._queue.empty():
                 return
-            taken = self._line.get_nowait()
+            pending = self._queue.get_nowait()
 
-    async def _stopped(self, reader: "asyncio.Task[None]") -> None:
+    async def _stop_on_drain(self, reader: "asyncio.Task[None]") -> None:
         await self._draining.wait()
         reader.cancel()
 
     async def _read(self, requests: AsyncIterator[pb.AppendItemsRequest]) -> None:
-        """Takes requests, and puts them in line for their answers."""
+        """Reads requests until their end, and queues a response for each."""
         end: Exception | None = None
         try:
             async for request in requests:
                 self._first = self._first or request
-                await self._room.acquire()
-                await self._take(request)
+                await self._slots.acquire()
+                await self._begin(request)
         except asyncio.CancelledError:
             if not self._draining.is_set():
                 raise
             end = ShuttingDown()
-        except Exception as error:  # noqa: BLE001 - it is how the stream ends
+        except Exception as error:  # noqa: BLE001 - raised again by `respond`
             end = error
-        self._line.put_nowait(end)
+        self._queue.put_nowait(end)
 
-    async def _take(self, request: pb.AppendItemsRequest) -> None:
-        """Settles the turn of a request among the appends, and puts it in line."""
+    async def _begin(self, request: pb.AppendItemsRequest) -> None:
+        """Begins the append of a request, in its turn, and queues its response."""
         self._identify(request)
         try:
             append = self._append(request)
-        except _ENDING:
+        except _FATAL:
             raise
-        except ServiceError as failure:
-            if _about_conversation(failure):
+        except ServiceError as error:
+            if _is_about_conversation(error):
                 raise
-            self._line.put_nowait(pb.AppendItemsResponse(error=failure.status()))
+            self._queue.put_nowait(pb.AppendItemsResponse(error=error.status()))
             return
         if append.can_batch:
             self._items.queue(append)
-            self._line.put_nowait(append)
+            self._queue.put_nowait(append)
             self._latest = append
             return
-        # It cannot be queued: all before it are placed first, and it before all others.
+        # By itself: after all appends before it, and before all that follow.
         if self._latest:
             await asyncio.wait((self._latest.placed,))
-        alone = asyncio.create_task(self._answered(self._items.append(append)))
-        self._line.put_nowait(alone)
-        await asyncio.wait((alone,))
-        alone.result()
+        task = asyncio.create_task(self._await_response(self._items.append(append)))
+        self._queue.put_nowait(task)
+        await asyncio.wait((task,))
+        task.result()
 
-    async def _answer(
-        self, taken: "Append | asyncio.Task[pb.AppendItemsResponse] | pb.AppendItemsResponse | Exception"
+    async def _response(
+        self, pending: "Append | asyncio.Task[pb.AppendItemsResponse] | pb.AppendItemsResponse | Exception"
     ) -> pb.AppendItemsResponse:
-        match taken:
+        match pending:
             case Exception():
-                raise taken
+                raise pending
             case Append():
-                return await self._answered(self._items.result(taken))
+                return await self._await_response(self._items.result(pending))
             case asyncio.Task():
-                return await taken
-        return taken
+                return await pending
+        return pending
 
     def _identify(self, request: pb.AppendItemsRequest) -> None:
-        """The conversation is said once.
+        """Sets the conversation of ``request``: the one that the first request named.
 
         Raises:
-            FieldInvalid: It is missing, or another than before.
+            FieldInvalid: The first request names none, or a later one names another.
         """
         sent = request.conversation_id
         if not (sent or self._conversation_id):
@@ -155,7 +156,7 @@ class AppendStream:
             raise FieldInvalid(
                 Violation("conversation_id", "must be that of the first message, or empty", "append.later")
             )
-        # The same request is the same whichever place in a stream it has.
+        # Set on every request, so that its fingerprint does not depend on its place in a stream.
         request.conversation_id = self._conversation_id = sent or self._conversation_id
 
     def _append(self, request: pb.AppendItemsRequest) -> Append:
@@ -166,21 +167,21 @@ class AppendStream:
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         return Append(access, self._conversation_id, batch, expected, reserved, now)
 
-    async def _answered(self, appended: Awaitable[list[StoredItem]]) -> pb.AppendItemsResponse:
-        """What became of an append, unless that ends the stream."""
+    async def _await_response(self, append: Awaitable[list[StoredItem]]) -> pb.AppendItemsResponse:
+        """Waits for an append and returns its response; errors that end the stream are raised."""
         try:
-            stored = await appended
-        except _ENDING:
+            stored = await append
+        except _FATAL:
             raise
-        except ServiceError as failure:
-            decided(self._access, "item", "create", failure, permits=False)
-            return pb.AppendItemsResponse(error=failure.status())
+        except ServiceError as error:
+            decided(self._access, "item", "create", error, permits=False)
+            return pb.AppendItemsResponse(error=error.status())
         ids = [item_of(each).id for each in stored]
         return pb.AppendItemsResponse(
             appended=pb.AppendItemsResponse.Appended(item_ids=ids, first_sequence=stored[0].sequence)
         )
 
 
-def _about_conversation(failure: ServiceError) -> bool:
-    """Whether no request of the stream can be valid."""
-    return isinstance(failure, FieldInvalid) and any(each.field == "conversation_id" for each in failure.violations)
+def _is_about_conversation(error: ServiceError) -> bool:
+    """Whether the id of the conversation is invalid, and with it every request of the stream."""
+    return isinstance(error, FieldInvalid) and any(each.field == "conversation_id" for each in error.violations)

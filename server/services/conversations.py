@@ -28,7 +28,19 @@ _CONVERSATIONS, _ITEMS = "ListConversations", "ListItems"  # what a page token i
 
 
 class ConversationsServicer(ConversationsServiceServicer):
-    """Requests reach it decoded and valid; what is raised becomes the call's status."""
+    """One method for each of the contract. Requests are valid; a `ServiceError` becomes the call's status.
+
+    Beside what is listed, every method raises StoreUnavailable when the database cannot be
+    reached, DeadlineExceeded when a statement takes too long, and Conflict when it lost
+    against others more often than it is tried.
+
+    Args:
+        conversations: Store of conversations.
+        items: Store of items.
+        tokens: Signs and verifies page tokens.
+        batches: Checks new items and makes the batch of each request.
+        draining: Set when the drain begins; streams end then.
+    """
 
     def __init__(
         self,
@@ -47,7 +59,15 @@ class ConversationsServicer(ConversationsServiceServicer):
     async def CreateConversation(
         self, request: pb.CreateConversationRequest, context: Context
     ) -> conversation_pb2.Conversation:
-        """Creates a conversation, with its first items in the same statement."""
+        """Creates a conversation, with its first items in the same statement.
+
+        Raises:
+            FieldInvalid: An item breaks a rule of its type.
+            ActionDenied: The caller may not create one with these attributes.
+            ItemNotFound, ConversationNotFound: An item that is referred to does not exist for the caller.
+            ItemExists: Two items have one id.
+            RequestIdReused: The `request_id` belongs to another request.
+        """
         access, now = current_access.get(), datetime.now(UTC)
         reserved = reservation(Method.CREATE_CONVERSATION, request)
         conversation_id = new_id(access.principal, reserved)
@@ -61,13 +81,26 @@ class ConversationsServicer(ConversationsServiceServicer):
     async def GetConversation(
         self, request: pb.GetConversationRequest, context: Context
     ) -> conversation_pb2.Conversation:
-        """Gets one conversation."""
+        """Returns one conversation.
+
+        Raises:
+            ConversationNotFound: It is missing, deleted, or not readable for the caller.
+        """
         return conversation_of(await self._conversations.get(current_access.get(), request.conversation_id))
 
     async def UpdateConversation(
         self, request: pb.UpdateConversationRequest, context: Context
     ) -> conversation_pb2.Conversation:
-        """Changes what the mask names."""
+        """Changes what the mask names.
+
+        Raises:
+            FieldInvalid: The mask names a field that cannot be changed, or nothing.
+            LimitExceeded: It would have too many metadata pairs or attributes.
+            ConversationNotFound: It is missing, deleted, or not readable for the caller.
+            ActionDenied: The caller may read it but not change it.
+            EtagMismatch: It has another etag than the one sent.
+            RequestIdReused: The `request_id` belongs to another request.
+        """
         sent = request.conversation
         row = await self._conversations.update(
             current_access.get(),
@@ -79,7 +112,14 @@ class ConversationsServicer(ConversationsServiceServicer):
         return conversation_of(row)
 
     async def DeleteConversation(self, request: pb.DeleteConversationRequest, context: Context) -> Empty:
-        """Makes a conversation a tombstone."""
+        """Deletes a conversation; the purge removes its row later.
+
+        Raises:
+            ConversationNotFound: It is missing, deleted, or not readable for the caller.
+            ActionDenied: The caller may read it but not delete it.
+            EtagMismatch: It has another etag than the one sent.
+            RequestIdReused: The `request_id` belongs to another request.
+        """
         await self._conversations.delete(
             current_access.get(),
             request.conversation_id,
@@ -91,13 +131,18 @@ class ConversationsServicer(ConversationsServiceServicer):
     async def ListConversations(
         self, request: pb.ListConversationsRequest, context: Context
     ) -> pb.ListConversationsResponse:
-        """Lists what the caller may read, a page at a time."""
+        """Returns a page of the conversations that the caller may read.
+
+        Raises:
+            PageTokenInvalid: The token belongs to another query, or is none.
+            FilterInvalid: The filter cannot be parsed.
+        """
         access, size = current_access.get(), page_tokens.page_size(request.page_size)
         descending = request.order_by in _DESCENDING
         query = (_CONVERSATIONS, access.principal.tenant, access.principal.id, request.filter, str(descending))
         position = None
         if request.page_token:
-            position = page_tokens.unpack_time(self._tokens.read(request.page_token, *query))
+            position = page_tokens.unpack_time(self._tokens.verify(request.page_token, *query))
         comparisons = filters.parse(request.filter, filters.CONVERSATION_FIELDS)
         rows = await self._conversations.page(access, comparisons, position, size + 1, descending=descending)
         response = pb.ListConversationsResponse(conversations=map(conversation_of, rows[:size]))
@@ -107,7 +152,17 @@ class ConversationsServicer(ConversationsServiceServicer):
         return response
 
     async def CreateItems(self, request: pb.CreateItemsRequest, context: Context) -> pb.CreateItemsResponse:
-        """Appends items, all or none."""
+        """Appends items, all or none.
+
+        Raises:
+            FieldInvalid: An item breaks a rule of its type, or they are too large together.
+            ConversationNotFound: It is missing, deleted, or not readable for the caller.
+            ActionDenied: The caller may read it but not append.
+            ItemNotFound: An item that is referred to does not exist for the caller.
+            ItemExists: An id is taken.
+            SequenceMismatch: `expected_last_sequence` is not the last one.
+            RequestIdReused: The `request_id` belongs to another request.
+        """
         access, now = current_access.get(), datetime.now(UTC)
         reserved = reservation(Method.CREATE_ITEMS, request)
         batch = self._batches.build(request.items, request.conversation_id, access.principal.id, now)
@@ -118,21 +173,39 @@ class ConversationsServicer(ConversationsServiceServicer):
     def AppendItems(
         self, requests: AsyncIterator[pb.AppendItemsRequest], context: Context
     ) -> AsyncIterator[pb.AppendItemsResponse]:
-        """Appends what comes, and answers in the same order."""
+        """Appends the items of each request, and responds in the same order; see `AppendStream.respond`."""
         stream = AppendStream(current_access.get(), self._items, self._batches, self._draining)
-        return stream.answers(requests)
+        return stream.respond(requests)
 
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> item_pb2.Item:
-        """Gets one item."""
+        """Returns one item.
+
+        Raises:
+            ConversationNotFound: It is missing, deleted, or not readable for the caller.
+            ItemNotFound: It has no such item.
+        """
         return item_of(await self._items.get(current_access.get(), request.conversation_id, request.item_id))
 
     async def BatchGetItems(self, request: pb.BatchGetItemsRequest, context: Context) -> pb.BatchGetItemsResponse:
-        """Gets items by id, in request order."""
+        """Returns items by id, in request order.
+
+        Raises:
+            ConversationNotFound: It is missing, deleted, or not readable for the caller.
+            ItemNotFound: It has no such item; the first one that is missing.
+            ResponseTooLarge: Together they do not fit into a message.
+        """
         stored = await self._items.get_batch(current_access.get(), request.conversation_id, list(request.item_ids))
         return add_items(pb.BatchGetItemsResponse(), stored)
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
-        """Lists items by sequence, a page at a time."""
+        """Returns a page of the items of a conversation, by sequence.
+
+        Raises:
+            ConversationNotFound: It is missing, deleted, or not readable for the caller.
+            ItemNotFound: `after` names no item of it.
+            PageTokenInvalid: The token belongs to another query, or is none.
+            FilterInvalid: The filter cannot be parsed.
+        """
         access, size = current_access.get(), page_tokens.page_size(request.page_size)
         descending = request.order != pb.ORDER_ASCENDING
         query = (
@@ -145,7 +218,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         )
         cursor: int | str | None = request.after or None
         if request.page_token:
-            cursor = page_tokens.unpack_sequence(self._tokens.read(request.page_token, *query))
+            cursor = page_tokens.unpack_sequence(self._tokens.verify(request.page_token, *query))
         comparisons = filters.parse(request.filter, filters.ITEM_FIELDS)
         stored, more = await self._items.page(
             access, request.conversation_id, comparisons, cursor, size, descending=descending
@@ -158,7 +231,14 @@ class ConversationsServicer(ConversationsServiceServicer):
         return response
 
     async def DeleteItem(self, request: pb.DeleteItemRequest, context: Context) -> conversation_pb2.Conversation:
-        """Empties one item and returns its conversation."""
+        """Deletes the content of an item, whose sequence stays taken, and returns its conversation.
+
+        Raises:
+            ConversationNotFound: It is missing, deleted, or not readable for the caller.
+            ItemNotFound: It has no such item.
+            ActionDenied: The caller may read it but not delete items.
+            RequestIdReused: The `request_id` belongs to another request.
+        """
         row = await self._items.delete(
             current_access.get(),
             request.conversation_id,
@@ -169,14 +249,14 @@ class ConversationsServicer(ConversationsServiceServicer):
 
 
 def _attributes(conversation: conversation_pb2.Conversation, principal: Principal) -> list[str]:
-    """The attributes of a new conversation: the caller's, but for the names that were sent."""
+    """Returns the attributes of a new conversation: the caller's, replaced by those that were sent, name by name."""
     own = {name: sorted(values) for name, values in principal.attributes.items()}
     sent = {name: list(values.values) for name, values in conversation.attributes.items()}
     return attribute_pairs(own | sent)
 
 
 def _revision(etag: str) -> int | None:
-    """The revision an etag names: None when none was sent, 0, which none has, when it is not one of ours."""
+    """Returns the revision of an etag: None for an empty one, 0, which no conversation has, for one not made here."""
     if not etag:
         return None
     digits = etag.strip('"')

@@ -12,20 +12,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.store.conversations import etag_of
 from server.store.items import StoredItem
 
-Answer = TypeVar("Answer", pb.CreateItemsResponse, pb.BatchGetItemsResponse, pb.ListItemsResponse)
+ItemsResponse = TypeVar("ItemsResponse", pb.CreateItemsResponse, pb.BatchGetItemsResponse, pb.ListItemsResponse)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def timestamp(moment: datetime) -> Timestamp:
-    """``moment``, which has a time zone, as a message; half the time of protobuf's own way."""
-    since = moment - _EPOCH
-    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
+    """Returns an aware time as a message, in half the time of `Timestamp.FromDatetime`."""
+    elapsed = moment - _EPOCH
+    return Timestamp(seconds=elapsed.days * 86_400 + elapsed.seconds, nanos=elapsed.microseconds * 1_000)
 
 
 def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
-    """The conversation a row of the store holds."""
+    """Returns the conversation in a row of the store."""
     message = conversation_pb2.Conversation(
         id=row["id"],
         create_time=timestamp(row["create_time"]),
@@ -34,7 +34,7 @@ def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
         owner=row["owner"],
         last_sequence=row["last_sequence"],
     )
-    if (metadata := row["metadata"]) not in _EMPTY:
+    if (metadata := row["metadata"]) not in _NO_METADATA:
         message.metadata.update(metadata if isinstance(metadata, dict) else json.loads(metadata))
     for pair in row["attributes"]:
         name, _, value = pair.partition("=")
@@ -42,46 +42,46 @@ def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
     return message
 
 
-_EMPTY: tuple[Any, ...] = ("{}", {})
+_NO_METADATA: tuple[Any, ...] = ("{}", {})  # as text from the driver, or decoded
 
 
 def item_of(stored: StoredItem) -> item_pb2.Item:
-    """The item with its place."""
+    """Returns the item with its sequence."""
     item = item_pb2.Item.FromString(stored.body)
     item.sequence = stored.sequence
     return item
 
 
-def add_items(response: Answer, stored: Iterable[StoredItem]) -> Answer:
-    """``response`` with the items and their places in its field `items`.
+def add_items(response: ItemsResponse, stored: Iterable[StoredItem]) -> ItemsResponse:
+    """Adds items, with their sequences, to the field `items` of ``response``, and returns it.
 
-    The bytes of a message are its fields one after the other: a response of
-    stored bytes is put together without reading each item by itself.
+    A serialized message is its fields one after the other, so the stored bytes are joined
+    and parsed once, instead of each item by itself (docs/adr/0013).
     """
-    tag = _ITEMS[type(response)]
+    tag = _ITEMS_TAGS[type(response)]
     parts: list[bytes] = []
     for sequence, body in stored:
-        place = _SEQUENCE + varint(sequence)
-        parts += (tag, varint(len(body) + len(place)), body, place)
+        field = _SEQUENCE_TAG + varint(sequence)
+        parts += (tag, varint(len(body) + len(field)), body, field)
     response.MergeFromString(b"".join(parts))
     return response
 
 
 def varint(number: int) -> bytes:
-    """``number``, at least 0, as protobuf writes it."""
+    """Returns ``number``, 0 or more, in protobuf's variable-length encoding."""
     if number < 0x80:
-        return _SHORT[number]
-    digits = bytearray()
+        return _ONE_BYTE[number]
+    groups = bytearray()
     while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
+        groups.append(number & 0x7F | 0x80)
         number >>= 7
-    digits.append(number)
-    return bytes(digits)
+    groups.append(number)
+    return bytes(groups)
 
 
-_SHORT = tuple(bytes([number]) for number in range(0x80))
-_SEQUENCE = varint(item_pb2.Item.DESCRIPTOR.fields_by_name["sequence"].number << 3)
-_ITEMS = {
+_ONE_BYTE = tuple(bytes([number]) for number in range(0x80))
+_SEQUENCE_TAG = varint(item_pb2.Item.DESCRIPTOR.fields_by_name["sequence"].number << 3)
+_ITEMS_TAGS = {
     each: varint(each.DESCRIPTOR.fields_by_name["items"].number << 3 | 2)  # 2: length-delimited
     for each in (pb.CreateItemsResponse, pb.BatchGetItemsResponse, pb.ListItemsResponse)
 }

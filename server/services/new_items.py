@@ -1,4 +1,4 @@
-"""New items on their way in: checked, given ids and defaults, and turned into a Batch."""
+"""New items: checked, completed with ids and defaults, and made into a `Batch` for the store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,21 @@ from server.store.batch import Batch, Reference
 from server.store.ids import new_item_ids
 
 UNKNOWN = "unknown"
-_UNKNOWN_PREFIX = "item"  # of the ids given to items of a type this build does not know
+_UNKNOWN_PREFIX = "item"  # of new ids of items whose type the schema does not know
 
 Status: TypeAlias = "item_status_pb2.ItemStatus.ValueType"
 
 
 @dataclass(frozen=True, slots=True)
 class TypeRules:
-    """The `item_type` option of one arm of `Item.body`, and whether the arm has a role."""
+    """The `item_type` option of one arm of `Item.body`, and whether the arm has a role.
+
+    Attributes:
+        required_prefix: Of an id that the caller chose; "" allows any.
+        minted_prefix: Of an id that the server makes.
+        statuses: Those an item of the type may have; none if it has no status.
+        default_status: Set when the caller sent none; 0 leaves it unset.
+    """
 
     required_prefix: str
     minted_prefix: str
@@ -49,21 +56,27 @@ TYPE_RULES = _type_rules()
 
 @dataclass(frozen=True)
 class BatchBuilder:
-    """Takes items in.
+    """Makes the batch of one request.
 
     Args:
         max_item_bytes: Largest item, serialized.
-        max_batch_bytes: Largest sum of the items of one request.
+        max_batch_bytes: Largest sum of the items of one request, serialized.
     """
 
     max_item_bytes: int
     max_batch_bytes: int
 
     def build(self, new: Sequence[item_pb2.NewItem], conversation_id: str, created_by: str, now: datetime) -> Batch:
-        """The rows to store; the items of ``new`` are changed in place.
+        """Returns the rows to store; the items of ``new`` are changed in place.
+
+        Args:
+            new: 1 to 20 items or references, valid by the rules of the contract.
+            conversation_id: Where they are appended; ids are derived from it.
+            created_by: Id of the caller.
+            now: Time of creation of all of them.
 
         Raises:
-            FieldInvalid: Every violation in every item.
+            FieldInvalid: With every violation in every item.
         """
         references = [_reference(each) for each in new]
         items = [each.item for each in new]  # an empty one where there is a reference
@@ -77,9 +90,9 @@ class BatchBuilder:
         ids = new_item_ids([TYPE_RULES[arm].minted_prefix for arm in arms], conversation_id)
         for item, arm, new_id in zip(items, arms, ids, strict=True):
             _complete(item, TYPE_RULES[arm], new_id)
-        # Fields of a message may come in any order: what all items share is made once.
-        decided = item_pb2.Item(create_time=timestamp(now), created_by=created_by).SerializeToString()
-        bodies = [item.SerializeToString() + decided for item in items]
+        # Fields of a serialized message come in any order: those that all items share are serialized once.
+        shared = item_pb2.Item(create_time=timestamp(now), created_by=created_by).SerializeToString()
+        bodies = [item.SerializeToString() + shared for item in items]
         violations += self._size_violations(bodies)
         if violations:
             raise FieldInvalid(*violations)
@@ -106,7 +119,7 @@ def _reference(new: item_pb2.NewItem) -> Reference | None:
 
 
 def _violations(index: int, item: item_pb2.Item, arm: str) -> list[Violation]:
-    """What the contract's annotations cannot say: rules that depend on the type."""
+    """Returns the rules that depend on the type and are broken; protovalidate's options cannot express them."""
     rules, wrong = TYPE_RULES[arm], []
     item_id, status, json = item.id, item.status, item.json
     if item_id and not item_id.startswith(rules.required_prefix):
@@ -114,7 +127,7 @@ def _violations(index: int, item: item_pb2.Item, arm: str) -> list[Violation]:
     if status and status not in rules.statuses and arm != UNKNOWN:
         names = ", ".join(sorted(map(status_name, rules.statuses))) or "unset"
         wrong.append(Violation(f"{_at(index)}.status", f"must be {names} for this type", "item.status"))
-    # Not a rule in the contract: with `json`, the role may be one this build has no name for.
+    # With `json` the role may be a newer one, which the schema has no value for.
     if rules.has_role and not json and not getattr(item, arm).role:
         wrong.append(Violation(f"{_at(index)}.{arm}.role", "is required", "item.role"))
     try:
@@ -129,7 +142,7 @@ def _at(index: int) -> str:
 
 
 def _complete(item: item_pb2.Item, rules: TypeRules, new_id: str) -> None:
-    """Sets what was left to the server; what it decides alone is taken out."""
+    """Clears output-only fields, and sets id and status where the caller left them out."""
     item.ClearField("sequence")
     item.ClearField("create_time")
     item.ClearField("created_by")
@@ -139,22 +152,22 @@ def _complete(item: item_pb2.Item, rules: TypeRules, new_id: str) -> None:
         item.status = rules.default_status
 
 
-_NOTHING = ("", "", "", "", b"")  # the row of a reference: the database fills it
+_REFERENCE_ROW = ("", "", "", "", b"")  # the statement reads the referenced item
 
 
 def _batch(
     items: list[item_pb2.Item], arms: list[str], references: list[Reference | None], bodies: list[bytes]
 ) -> Batch:
     rows = [
-        _NOTHING if reference else (*_words(item, arm), body)
+        _REFERENCE_ROW if reference else (*_columns(item, arm), body)
         for item, arm, reference, body in zip(items, arms, references, bodies, strict=True)
     ]
     ids, types, roles, statuses, stored = zip(*rows, strict=True)
     return Batch(ids, types, roles, statuses, stored, references)
 
 
-def _words(item: item_pb2.Item, arm: str) -> tuple[str, str, str, str]:
-    """Id, type, role and status, for their columns."""
+def _columns(item: item_pb2.Item, arm: str) -> tuple[str, str, str, str]:
+    """Returns id, type, role and status as the store's columns have them."""
     type_ = item.unknown.type if arm == UNKNOWN else arm
     role = role_name(getattr(item, arm).role) if TYPE_RULES[arm].has_role else ""
     return item.id, type_, role, status_name(item.status)

@@ -1,4 +1,4 @@
-"""PEM files of TLS, read and checked: what is wrong is said here, not by gRPC to every client.
+"""PEM files for TLS, checked when they are loaded and not at the handshake of every client.
 
 `cryptography` is imported where it is used: a server without TLS saves 10 MB.
 """
@@ -17,18 +17,18 @@ _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
 class TlsConfigError(OperatorError):
-    """A file for TLS cannot be used; the text is for the operator, and says nothing of what is in it."""
+    """A file for TLS cannot be used; the text is for operators and holds nothing of the file."""
 
 
 @dataclass(frozen=True)
 class PemFile:
-    """A file, and what people know it by: a setting or an option."""
+    """A file, with the name of the setting or option that names it."""
 
     name: str
     path: Path
 
     def read(self) -> bytes:
-        """What it holds.
+        """Returns the bytes of the file.
 
         Raises:
             TlsConfigError: It cannot be read.
@@ -40,19 +40,19 @@ class PemFile:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A certificate with the chain that proves it, and its private key; they belong together."""
+class KeyPair:
+    """A certificate chain and the private key of its first certificate, both PEM."""
 
     chain: bytes
     key: bytes
     expires_at: datetime
 
 
-def pair(certificate: PemFile, key: PemFile) -> Pair:
-    """What the two files hold.
+def load_key_pair(certificate: PemFile, key: PemFile) -> KeyPair:
+    """Reads a certificate chain and its private key.
 
     Raises:
-        TlsConfigError: One of them cannot be used, or they are not of each other.
+        TlsConfigError: One of them cannot be used, they do not match, or the certificate has expired.
     """
     chain, secret = certificate.read(), key.read()
     leaf = _certificates(certificate.name, chain)[0]
@@ -62,22 +62,22 @@ def pair(certificate: PemFile, key: PemFile) -> Pair:
         raise TlsConfigError(
             f"{certificate.name}: the certificate expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC."
         )
-    return Pair(chain, secret, leaf.not_valid_after_utc)
+    return KeyPair(chain, secret, leaf.not_valid_after_utc)
 
 
-def authorities(file: PemFile) -> bytes:
-    """The certificates of CAs.
+def load_authorities(file: PemFile) -> bytes:
+    """Reads certificates of CAs; returns them as PEM.
 
     Raises:
-        TlsConfigError: It holds none, or something else beside them.
+        TlsConfigError: The file holds no certificate, or a broken one.
     """
     pem = file.read()
     _certificates(file.name, pem)
     return pem
 
 
-def name_of(pem: bytes) -> str | None:
-    """A name that gRPC finds in the certificate; None if it has none, as one with a SPIFFE id only."""
+def host_name(pem: bytes) -> str | None:
+    """Returns a name that gRPC accepts for the certificate; None if it has none, as one with only a SPIFFE id."""
     from cryptography import x509  # noqa: PLC0415
 
     leaf = x509.load_pem_x509_certificate(pem)
@@ -98,13 +98,17 @@ def _certificates(name: str, pem: bytes) -> "list[x509.Certificate]":
         found = x509.load_pem_x509_certificates(pem)
     except ValueError:
         found = []
-    if not found or len(found) < pem.count(_BEGIN):  # one that is cut off is not counted
+    if not found or len(found) < pem.count(_BEGIN):  # the parser skips one that is cut off
         raise TlsConfigError(f"{name}: holds no PEM certificate, or a broken one.")
     return found
 
 
 def _public_key(name: str, pem: bytes) -> Any:
-    """Of a private key."""
+    """Returns the public key of a private key in PEM.
+
+    Raises:
+        TlsConfigError: It is not a private key, has a password, or is of a kind that is not served.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
 
@@ -112,13 +116,13 @@ def _public_key(name: str, pem: bytes) -> Any:
         key = load_pem_private_key(pem, password=None)
     except (TypeError, ValueError, UnsupportedAlgorithm):
         raise TlsConfigError(f"{name}: holds no PEM private key without a password.") from None
-    if not _is_served(key):
+    if not _is_supported(key):
         raise TlsConfigError(f"{name}: must be RSA of 2048 bits or more, ECDSA on P-256, P-384 or P-521, or Ed25519.")
     return key.public_key()
 
 
-def _is_served(key: Any) -> bool:
-    """Whether gRPC takes such a key, and a careful client the certificate."""
+def _is_supported(key: Any) -> bool:
+    """Whether gRPC accepts such a key, and careful clients its certificate."""
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa  # noqa: PLC0415
 
     match key:

@@ -1,64 +1,78 @@
-"""The health service: what orchestrators and clients may ask, and how watching ends.
+"""The health service: what orchestrators and clients ask for, and how watches end.
 
-| name | SERVING when |
+| name | SERVING while |
 |---|---|
-| `liveness` | the process answers; restarting it would not help anything else |
-| `startup` | the store has been ready once |
+| `liveness` | the process answers; a restart would help nothing |
+| `startup` | from the first time the store was ready |
 | `readiness`, `""` and each service of the contract | the store is ready and no drain has begun |
 """
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as package
+from grpc_health.v1.health import aio as grpc_health
 
 from server.errors import ShuttingDown
 from server.interceptors.chain import Context
 
 LIVENESS, STARTUP, READINESS = "liveness", "startup", "readiness"
-_STATES = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
+_STATUSES = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
 
 
-class Health(package.HealthServicer):  # type: ignore[misc] # not typed
-    """Answers by name; not ready until told."""
+class Health(grpc_health.HealthServicer):  # type: ignore[misc] # not typed
+    """Answers by name; made by `create`."""
 
     def __init__(self, services: Iterable[str]) -> None:
-        """``services``: the full names that are served."""
+        """``services``: full names of the services of the contract."""
         super().__init__()
-        self._ready = ("", READINESS, *services)
-        self._drained = asyncio.Event()
-        self._server_status = dict.fromkeys((*self._ready, STARTUP), _STATES[False])
-        self._server_status[LIVENESS] = _STATES[True]
+        self._ready_names = ("", READINESS, *services)
+        self._draining = False
+        self._end_watches = asyncio.Event()
+
+    @classmethod
+    async def create(cls, services: Iterable[str]) -> Self:
+        """Returns a health service that is alive and not ready; ``services``: full names of those of the contract."""
+        health = cls(services)
+        await health.set(LIVENESS, _STATUSES[True])
+        await health.set(STARTUP, _STATUSES[False])
+        await health.ready(now=False)
+        return health
 
     async def ready(self, *, now: bool) -> None:
-        """Tells whether the store can be used."""
-        for name in (*self._ready, STARTUP) if now else self._ready:
-            await self.set(name, _STATES[now])
+        """Sets whether the store is ready; without effect once a drain has begun."""
+        if self._draining:
+            return
+        for name in (*self._ready_names, STARTUP) if now else self._ready_names:
+            await self.set(name, _STATUSES[now])
 
     async def begin_drain(self) -> None:
-        """Nothing more is served, for good, except that the process is alive: nobody must kill it in its drain."""
+        """Sets every name of readiness to NOT_SERVING, for good.
+
+        `liveness` stays SERVING, so that nothing kills the process before its drain has ended:
+        this is why `enter_graceful_shutdown`, which would change that name too, is not used.
+        """
         await self.ready(now=False)
-        self._gracefully_shutting_down = True
+        self._draining = True
 
     def end_watches(self) -> None:
-        """Ends every watch: an endless stream would hold up the drain for the whole grace (traps §2.6)."""
-        self._drained.set()
+        """Ends every watch: an endless stream would hold up the drain for the whole grace (grpc/grpc-go#8776)."""
+        self._end_watches.set()
 
     async def Watch(self, request: Any, context: Context) -> None:  # noqa: N802 - gRPC's name
-        """As in the protocol, until the drain.
+        """Streams the status of a name until the caller leaves.
 
         Raises:
-            ShuttingDown: The server ends.
+            ShuttingDown: The drain has reached its end.
         """
-        watching = asyncio.ensure_future(super().Watch(request, context))
-        drained = asyncio.ensure_future(self._drained.wait())
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        end = asyncio.ensure_future(self._end_watches.wait())
         try:
-            await asyncio.wait((watching, drained), return_when=asyncio.FIRST_COMPLETED)
-            if watching.done():
-                watching.result()  # it ends by an error only
+            await asyncio.wait((watch, end), return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                watch.result()  # it ends by an error only
             raise ShuttingDown
         finally:
-            watching.cancel()
-            drained.cancel()
+            watch.cancel()
+            end.cancel()

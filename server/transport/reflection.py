@@ -1,8 +1,8 @@
-"""gRPC reflection: what clients such as grpcurl learn the contract from, its comments included.
+"""gRPC reflection: clients such as grpcurl read the contract from it, comments included.
 
-The servicer of grpcio-reflection reads the descriptors inside the Python modules, which
-have no comments, and finds neither single methods nor fields nor values. This one has
-what protoc wrote beside the modules (`proto/generate.py`).
+The servicer of grpcio-reflection reads the descriptors in the Python modules, which have
+no comments, and finds neither methods nor fields nor enum values. This one reads the
+descriptor set that protoc wrote beside the modules (`proto/generate.py`).
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -30,26 +30,30 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionResponse as R
 from server.interceptors.chain import Context
 
 _V1ALPHA = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
-_V1 = _V1ALPHA.replace("v1alpha", "v1")  # grpcurl asks it first; others know the older one only
+_V1 = _V1ALPHA.replace("v1alpha", "v1")  # grpcurl tries it first; other clients know only v1alpha
 
 
 def reflect(server: grpc.aio.Server, names: Iterable[str]) -> None:
-    """Serves reflection of the services ``names``, whose modules are loaded, and of itself.
+    """Adds reflection of the services ``names`` and of itself.
 
-    One servicer is both versions: their messages are the same on the wire.
+    One servicer answers for both versions: their messages are the same on the wire.
+
+    Args:
+        server: Not started yet.
+        names: Full names of services whose modules are imported.
     """
     served = sorted((*names, _V1, _V1ALPHA))
-    reflection = Reflection(served, Catalogue(_described(served)))
+    reflection = Reflection(served, Catalogue(_files_of(served)))
     for name in (_V1, _V1ALPHA):
         handler = grpc.stream_stream_rpc_method_handler(
-            reflection.answers, Request.FromString, Response.SerializeToString
+            reflection.answer_all, Request.FromString, Response.SerializeToString
         )
         methods = grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler})
         server.add_generic_rpc_handlers((methods,))
 
 
-def _described(services: Iterable[str]) -> Iterator[FileDescriptorProto]:
-    """The contract, then what else the services consist of; some files come twice."""
+def _files_of(services: Iterable[str]) -> Iterator[FileDescriptorProto]:
+    """Yields the files of the contract, then those of all ``services``; some files come twice."""
     contract = Path(conversations_service_pb2.__file__).with_name("descriptors.binpb").read_bytes()
     yield from FileDescriptorSet.FromString(contract).file
     yield _reflection_v1()
@@ -67,15 +71,15 @@ def _with_imports(file: FileDescriptor) -> Iterator[FileDescriptorProto]:
 
 
 def _reflection_v1() -> FileDescriptorProto:
-    """Reflection v1, which no package describes: v1alpha under another name, message by message."""
-    (older,) = _with_imports(reflection_pb2.DESCRIPTOR)
-    return text_format.Parse(text_format.MessageToString(older).replace("v1alpha", "v1"), FileDescriptorProto())
+    """Returns the file of reflection v1, which no package has: that of v1alpha with another name."""
+    (v1alpha,) = _with_imports(reflection_pb2.DESCRIPTOR)
+    return text_format.Parse(text_format.MessageToString(v1alpha).replace("v1alpha", "v1"), FileDescriptorProto())
 
 
 class Catalogue:
-    """Files, found by what they declare. Of two with one name the first counts.
+    """Serialized files, found by name or by what they declare.
 
-    What is asked for and not there raises KeyError.
+    Each method raises KeyError for what it does not find. Of two files with one name, the first is used.
     """
 
     def __init__(self, protos: Iterable[FileDescriptorProto]) -> None:
@@ -88,22 +92,22 @@ class Catalogue:
                 self._add(proto)
 
     def named(self, file: str) -> list[bytes]:
-        """A file, then all that it imports."""
+        """Returns a file, then everything it imports."""
         names = [file]
-        for name in names:  # it grows meanwhile
+        for name in names:  # the list grows meanwhile
             names.extend(each for each in self._imports[name] if each not in names)
         return [self._serialized[name] for name in names]
 
     def containing(self, symbol: str) -> list[bytes]:
-        """The file that declares a symbol of whatever kind, then all that it imports."""
+        """Returns the file that declares a symbol of any kind, then everything it imports."""
         return self.named(self._symbols[symbol])
 
     def extending(self, message: str, number: int) -> list[bytes]:
-        """The file that declares an extension, then all that it imports."""
+        """Returns the file that declares an extension of ``message``, then everything it imports."""
         return self.named(self._extensions[message][number])
 
     def extensions(self, message: str) -> list[int]:
-        """The numbers of all known extensions of a message."""
+        """Returns the numbers of all extensions of ``message``, ascending."""
         return sorted(self._extensions[message])
 
     def _add(self, proto: FileDescriptorProto) -> None:
@@ -119,7 +123,7 @@ class Catalogue:
 
 
 def _messages(scope: str, messages: Iterable[DescriptorProto]) -> Iterator[tuple[str, DescriptorProto]]:
-    """Messages by full name, with those nested in them."""
+    """Yields messages with their full names, nested ones included."""
     for message in messages:
         name = f"{scope}.{message.name}"
         yield name, message
@@ -127,7 +131,7 @@ def _messages(scope: str, messages: Iterable[DescriptorProto]) -> Iterator[tuple
 
 
 def _symbols(file: FileDescriptorProto, messages: dict[str, DescriptorProto]) -> Iterator[str]:
-    """The full names of all that a file declares, ``messages`` and their parts included."""
+    """Yields the full names of everything a file declares; ``messages`` are its messages by full name."""
     for service in file.service:
         yield from _full_names(file.package, [service])
         yield from _full_names(f"{file.package}.{service.name}", service.method)
@@ -136,7 +140,7 @@ def _symbols(file: FileDescriptorProto, messages: dict[str, DescriptorProto]) ->
         yield from _full_names(name, message.field, message.oneof_decl)
     scopes: list[tuple[str, FileDescriptorProto | DescriptorProto]] = [(file.package, file), *messages.items()]
     for scope, holder in scopes:
-        values = chain.from_iterable(enum.value for enum in holder.enum_type)  # siblings of their enum, not parts
+        values = chain.from_iterable(enum.value for enum in holder.enum_type)  # scoped like their enum, not inside it
         yield from _full_names(scope, holder.enum_type, values, holder.extension)
 
 
@@ -150,22 +154,22 @@ def _full_names(scope: str, *parts: Iterable[_Named]) -> Iterator[str]:
 
 
 class Reflection:
-    """Answers from a catalogue, each request by itself."""
+    """The servicer of both versions of reflection."""
 
     def __init__(self, services: Iterable[str], catalogue: Catalogue) -> None:
         self._services = ListServiceResponse(service=[ServiceResponse(name=name) for name in services])
         self._catalogue = catalogue
 
-    async def answers(self, requests: AsyncIterator[Request], _context: Context) -> AsyncIterator[Response]:
-        """One answer for each request, in their order."""
+    async def answer_all(self, requests: AsyncIterator[Request], _context: Context) -> AsyncIterator[Response]:
+        """Answers each request, in their order."""
         async for request in requests:
             try:
-                answer = self._answer(request)
+                response = self._answer(request)
             except KeyError as missing:
-                answer = _error(grpc.StatusCode.NOT_FOUND, f"Not found: {missing.args[0]}")
-            answer.valid_host = request.host
-            answer.original_request.CopyFrom(request)
-            yield answer
+                response = _error(grpc.StatusCode.NOT_FOUND, f"Not found: {missing.args[0]}")
+            response.valid_host = request.host
+            response.original_request.CopyFrom(request)
+            yield response
 
     def _answer(self, request: Request) -> Response:
         match request.WhichOneof("message_request"):
@@ -176,8 +180,8 @@ class Reflection:
             case "file_containing_symbol":
                 return _files(self._catalogue.containing(request.file_containing_symbol))
             case "file_containing_extension":
-                wanted = request.file_containing_extension
-                return _files(self._catalogue.extending(wanted.containing_type, wanted.extension_number))
+                extension = request.file_containing_extension
+                return _files(self._catalogue.extending(extension.containing_type, extension.extension_number))
             case "all_extension_numbers_of_type":
                 name = request.all_extension_numbers_of_type
                 numbers = ExtensionNumberResponse(

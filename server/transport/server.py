@@ -1,4 +1,4 @@
-"""The gRPC server itself: its limits, reflection, its address, and how it ends."""
+"""The gRPC server: its limits, its addresses and reflection."""
 
 import socket
 from collections.abc import Iterable
@@ -18,14 +18,14 @@ from server.transport import reflection
 log = structlog.get_logger(__name__)
 
 
-def built(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server:
-    """A server with its limits, without services and addresses."""
+def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server:
+    """Returns a server with its limits, without services and addresses."""
     options = [
-        # Without workers, a second server on the port would take half of its connections (traps §2.7).
+        # On by default: a second server on the port would start, and take half of the connections.
         ("grpc.so_reuseport", int(settings.workers > 1)),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        # A token may have 8 KiB; between this and the absolute limit calls are refused by chance.
+        # A token may have 8 KiB. Between this and the absolute limit gRPC refuses calls at random.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes // 4 * 5),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
@@ -34,11 +34,14 @@ def built(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server:
         ("grpc.max_connection_idle_ms", _milliseconds(settings.connection_idle_seconds)),
         ("grpc.keepalive_time_ms", _milliseconds(settings.keepalive_seconds)),
         ("grpc.keepalive_timeout_ms", _milliseconds(settings.keepalive_timeout_seconds)),
-        # What keepalive_timeout_ms promises happens by this one alone (ADR 15).
+        # keepalive_timeout_ms has no effect without this one (docs/adr/0016).
         ("grpc.http2.ping_timeout_ms", _milliseconds(settings.keepalive_timeout_seconds)),
         ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(settings.min_ping_interval_seconds)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.enable_channelz", int(bool(settings.admin_listen))),  # gRPC's default is yes, for nobody to look at
+        (
+            "grpc.enable_channelz",
+            int(bool(settings.admin_listen)),
+        ),  # on by default, though only the admin address shows it
     ]
     return grpc.aio.server(interceptors=[chain], options=options)
 
@@ -48,15 +51,20 @@ def _milliseconds(seconds: float) -> int:
 
 
 def reflect(server: grpc.aio.Server, names: Iterable[str]) -> None:
-    """Serves reflection of the services ``names`` and of health."""
+    """Adds reflection of the services ``names`` and of health."""
     reflection.reflect(server, (*names, HEALTH))
 
 
 def bind(server: grpc.aio.Server, listen: Address, credentials: grpc.ServerCredentials | None) -> Address:
-    """The address in use; a Unix socket is guarded by its mode, and without TLS.
+    """Binds an address, and returns it with the port in use.
+
+    Args:
+        server: Not started yet.
+        listen: Port 0 takes any free one.
+        credentials: For TLS. A Unix socket is served without, to its owner and group.
 
     Raises:
-        StartFailed: It is taken, or not ours to use.
+        StartFailed: The address is taken or not allowed.
     """
     if listen.path:
         _clear_socket(listen.path)
@@ -74,10 +82,10 @@ def bind(server: grpc.aio.Server, listen: Address, credentials: grpc.ServerCrede
 
 
 def _clear_socket(path: Path) -> None:
-    """Removes the socket of a process that is gone.
+    """Removes the socket of a process that has ended.
 
     Raises:
-        StartFailed: Its process lives: gRPC would take the address from it.
+        StartFailed: A process serves it; gRPC would take the address away from that process.
     """
     if not path.is_socket():
         return

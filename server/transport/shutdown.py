@@ -1,4 +1,4 @@
-"""How the server ends: a drain that no caller has to notice."""
+"""The drain: how the server stops without a failed call."""
 
 import asyncio
 
@@ -11,27 +11,33 @@ from server.transport.health import Health
 
 log = structlog.get_logger(__name__)
 
-HELD_SECONDS = 0.25  # in which balancers and health checks move calls away; shorter than the pushback of ShuttingDown
+# New calls are held so long, while balancers and health checks move callers away.
+# Shorter than the pushback of ShuttingDown, or retries would use themselves up.
+HOLD_SECONDS = 0.25
+_GOAWAY_SECONDS = 0.05  # for GOAWAY to arrive
 
 
-_LEAVING_SECONDS = 0.05  # for GOAWAY to arrive
+async def drain(server: grpc.aio.Server, health: Health, drain_gate: DrainGate, grace: float) -> None:
+    """Stops taking calls and waits for the running ones; after that the pool may close.
 
+    `stop` fails calls it has received but not started with CANCELLED, which no client
+    retries (grpc/grpc#41785). So new calls are held at first, which keeps their callers
+    from making more, and refused as UNAVAILABLE once `stop` has sent GOAWAY to every
+    connection (docs/adr/0017).
 
-async def drain(server: grpc.aio.Server, health: Health, running: DrainGate, grace: float) -> None:
-    """No new calls, then the end of the running ones, before the pool closes.
-
-    `stop` fails calls it has received but not started with CANCELLED, which no
-    client retries. So new calls are held for a while, which keeps their callers
-    from making more of them, and refused as UNAVAILABLE once `stop` has told every
-    connection to go (ADR 17).
+    Args:
+        server: Stops within ``grace`` seconds; calls that still run then are aborted.
+        health: NOT_SERVING from now on.
+        drain_gate: Holds and counts the calls.
+        grace: Seconds; at least twice the time GOAWAY takes.
     """
     await health.begin_drain()
-    running.hold()
-    await asyncio.sleep(HELD_SECONDS)
+    drain_gate.begin_drain()
+    await asyncio.sleep(HOLD_SECONDS)
     health.end_watches()
-    stopping = asyncio.create_task(server.stop(max(grace, 2 * _LEAVING_SECONDS)))
-    await asyncio.sleep(_LEAVING_SECONDS)
-    running.release()
+    stopping = asyncio.create_task(server.stop(max(grace, 2 * _GOAWAY_SECONDS)))
+    await asyncio.sleep(_GOAWAY_SECONDS)
+    drain_gate.refuse_held()
     await stopping
-    if not await running.ended(seconds=2):
+    if not await drain_gate.wait_idle(seconds=2):
         log.warning("calls were still running at the end")

@@ -1,4 +1,4 @@
-"""Serving TLS from three files, which are read again when they change."""
+"""TLS: the server's certificate, key and client CAs, reloaded when their files change."""
 
 import asyncio
 import os
@@ -11,29 +11,32 @@ import structlog
 
 from server.settings.identity import IdentitySettings
 from server.settings.watched_file import WakeableSleep
-from server.transport.certificates import Pair, PemFile, TlsConfigError, authorities, pair
+from server.transport.certificates import KeyPair, PemFile, TlsConfigError, load_authorities, load_key_pair
 
 log = structlog.get_logger(__name__)
 
-_PERIOD = 1.0  # seconds between two looks at the files
+_POLL_SECONDS = 1.0
 _Stamp = tuple[int, ...]
 
-__all__ = ["Credentials", "TlsConfigError", "watched"]
+__all__ = ["Credentials", "TlsConfigError", "load_credentials"]
 
 
 @dataclass(frozen=True)
 class _Material:
-    """What connections begin with."""
+    """What a handshake needs."""
 
-    pair: Pair
+    key_pair: KeyPair
     client_ca: bytes | None
 
 
 class Credentials:
-    """What new connections are served with; connections that are there live on as they began.
+    """Certificate, key and client CAs for new connections; open connections keep theirs.
 
-    Certificate, key and client CAs are taken together or not at all: while one
-    of them is replaced and another not yet, those before stay in force.
+    The three files are loaded together or not at all: while one is replaced and another
+    is not yet, the previous material stays in force.
+
+    Attributes:
+        reloads: Changes of the files, by whether they were `taken` or `refused`.
 
     Raises:
         TlsConfigError: A file cannot be used; only from the constructor.
@@ -44,80 +47,82 @@ class Credentials:
         self._key = key
         self._client_ca = client_ca
         self._sleep = WakeableSleep()
-        self._seen = self._stamps()  # of the files as they are in force; before they are read, or a change is missed
-        self._served = self._read()
-        self._unfit: object = None  # how the last look found the files, if they could not be used
-        self._told: object = None
-        self.reloads = {"taken": 0, "refused": 0}  # changes, by what became of them
+        self._loaded_stamps = self._stamps()  # taken before the files are read, or a change could be missed
+        self._material = self._read()
+        self._last_refused: object = None  # stamps and problem of the last poll, if the files could not be used
+        self._reported: object = None
+        self.reloads = {"taken": 0, "refused": 0}
 
     @property
     def expires_at(self) -> datetime:
-        """When the certificate does that is served to new connections."""
-        return self._served.pair.expires_at
+        """When the certificate of new connections expires."""
+        return self._material.key_pair.expires_at
 
-    def of_address(self) -> grpc.ServerCredentials:
-        """Credentials to serve one address with.
+    def for_address(self) -> grpc.ServerCredentials:
+        """Returns credentials for one address; each needs its own, for gRPC keeps the last configuration of each."""
+        current = self._material
 
-        Each address needs its own: gRPC keeps for each what it was given last.
-        """
-        given = self._served
+        def fetch_configuration() -> Any:
+            """Called by a thread of gRPC before each handshake, which waits for it: no files, no locks."""
+            nonlocal current
+            if (latest := self._material) is current:
+                return None  # unchanged
+            current = latest
+            return _configuration(latest)
 
-        def news() -> Any:
-            """Called by a thread of gRPC before each handshake, which waits: no files, no locks."""
-            nonlocal given
-            if (served := self._served) is given:
-                return None
-            given = served
-            return _configuration(served)
-
-        needed = self._client_ca is not None
-        return grpc.dynamic_ssl_server_credentials(_configuration(given), news, require_client_authentication=needed)
+        required = self._client_ca is not None
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(current), fetch_configuration, require_client_authentication=required
+        )
 
     def reload(self) -> None:
-        """Has the files looked at soon; safe in a signal handler."""
+        """Makes `watch` check the files at once; safe in a signal handler."""
         self._sleep.wake()
 
     async def watch(self) -> None:
-        """Takes what the files hold after every change, for ever; what cannot be used changes nothing."""
+        """Loads the files after every change, for ever; files that cannot be used change nothing."""
         while True:
-            await self._sleep.sleep(_PERIOD)
-            await self._look()
+            await self._sleep.sleep(_POLL_SECONDS)
+            await self._poll()
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         stamps = self._stamps()
-        if stamps == self._seen:
+        if stamps == self._loaded_stamps:
             return
         try:
-            found = await asyncio.to_thread(self._read)  # the files may be on a slow disk
+            material = await asyncio.to_thread(self._read)  # the files may be on a slow disk
         except TlsConfigError as error:
             self._refuse((stamps, str(error)), str(error))
             return
-        self._seen = stamps
-        if found != self._served:
-            self._served = found
+        self._loaded_stamps = stamps
+        if material != self._material:
+            self._material = material
             self.reloads["taken"] += 1
             log.info("certificate loaded", expires_at=self.expires_at.isoformat())
 
     def _refuse(self, change: object, problem: str) -> None:
-        """Once for each change, and not before a second look finds the same: files are replaced one after the other."""
-        if change == self._unfit and change != self._told:
-            self._told = change
+        """Logs a change that cannot be used, once, when a second poll finds it unchanged.
+
+        Files are replaced one after the other, so the first poll may see half of a change.
+        """
+        if change == self._last_refused and change != self._reported:
+            self._reported = change
             self.reloads["refused"] += 1
             log.warning("certificate refused", problem=problem, in_force_until=self.expires_at.isoformat())
-        self._unfit = change
+        self._last_refused = change
 
     def _read(self) -> _Material:
-        client_ca = authorities(self._client_ca) if self._client_ca else None
-        return _Material(pair(self._certificate, self._key), client_ca)
+        client_ca = load_authorities(self._client_ca) if self._client_ca else None
+        return _Material(load_key_pair(self._certificate, self._key), client_ca)
 
     def _stamps(self) -> tuple[_Stamp, ...]:
-        """What changes when a file does, or a link on the way to it: Kubernetes swaps a link to the folder of all."""
+        """Returns values that change with a file, or with a link on its path: Kubernetes swaps a link to the folder."""
         files = (self._certificate, self._key, self._client_ca)
         return tuple(_stamp(file) for file in files if file)
 
 
-def watched(settings: IdentitySettings) -> Credentials | None:
-    """What to serve with; None without TLS. With `tls_client_ca` nobody without a certificate gets in.
+def load_credentials(settings: IdentitySettings) -> Credentials | None:
+    """Returns the configured credentials; None without TLS. With `tls_client_ca`, clients need a certificate.
 
     Raises:
         TlsConfigError: Names the setting and what is wrong with it.
@@ -130,7 +135,7 @@ def watched(settings: IdentitySettings) -> Credentials | None:
 
 
 def _configuration(material: _Material) -> Any:
-    pairs = [(material.pair.key, material.pair.chain)]
+    pairs = [(material.key_pair.key, material.key_pair.chain)]
     return grpc.ssl_server_certificate_configuration(pairs, material.client_ca)
 
 

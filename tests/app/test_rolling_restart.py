@@ -16,7 +16,7 @@ from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
 from server.errors import ShuttingDown
-from server.transport.shutdown import HELD_SECONDS
+from server.transport.shutdown import HOLD_SECONDS
 from tests.support.build import append, create, get, list_items, text_of, user_message
 from tests.support.commands import address_in, environment, start_command
 from tests.support.postgres import fresh_database
@@ -144,4 +144,4 @@ async def test_rolling_restart(postgres: str, template: str, configured: bool) -
 def test_the_pushback_fits_the_window() -> None:
     """A client that is told to wait comes back when the refusal is over, not into it again."""
     assert ShuttingDown.retry_after_ms is not None
-    assert ShuttingDown.retry_after_ms > HELD_SECONDS * 1000
+    assert ShuttingDown.retry_after_ms > HOLD_SECONDS * 1000

@@ -39,7 +39,7 @@ from server.interceptors.chain import InterceptorChain
 from server.interceptors.error_status import ErrorStatus
 from server.policy.principal import Principal, current_principal
 from server.settings.service import SettingsInvalid, load
-from server.transport.tls import TlsConfigError, watched
+from server.transport.tls import TlsConfigError, load_credentials
 from tests.support.certificates import CertificateAuthority
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, b64, claims, identity_settings, jwk_set, jwt_settings, token
 from tests.support.postgres import fresh_database
@@ -856,12 +856,12 @@ def test_tls_files_are_checked(tls_files: dict[str, Path], authority: Certificat
     other, text = tmp_path / "key", tmp_path / "text"
     other.write_bytes(authority.issue("x")[1])
     text.write_text("no PEM")
-    assert watched(identity_settings()) is None
-    assert watched(identity_settings(**tls_files)) is not None
+    assert load_credentials(identity_settings()) is None
+    assert load_credentials(identity_settings(**tls_files)) is not None
     wrong = [("tls_key", other), ("tls_key", text), ("tls_certificate", text), ("tls_client_ca", text)]
     for name, path in [*wrong, ("tls_key", tmp_path / "none")]:
         with pytest.raises(TlsConfigError, match=name):
-            watched(identity_settings(**tls_files | {name: path}))
+            load_credentials(identity_settings(**tls_files | {name: path}))
 
 
 # --- the whole service

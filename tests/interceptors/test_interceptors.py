@@ -15,7 +15,7 @@ from server.authorization.access import AccessCache
 from server.authorization.policy_file import ONE_USER
 from server.authorization.requirements import AccessUndeclared, Need, needs
 from server.identity.anonymous import Anonymous
-from server.interceptors import interceptors
+from server.interceptors import build_chain
 from server.interceptors.drain_gate import DrainGate
 from server.settings.service import load
 from tests.support.problems import problem
@@ -63,9 +63,9 @@ def test_a_method_without_a_need_stops_the_start() -> None:
 
 async def test_a_method_outside_of_the_contract_is_refused() -> None:
     """A service that somebody registers beside the contract is not reached."""
-    running = DrainGate()
-    running.opened = True
-    chain = interceptors(load(), needs(*CONTRACT), running, Anonymous(), AccessCache(ONE_USER))
+    drain_gate = DrainGate()
+    drain_gate.open()
+    chain = build_chain(load(), needs(*CONTRACT), drain_gate, Anonymous(), AccessCache(ONE_USER))
     assert ORDER == [type(each).__name__ for each in chain.interceptors]
     reached: list[bytes] = []
 

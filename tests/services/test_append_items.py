@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from structlog.testing import capture_logs
 
-from server.services.append_stream import AHEAD
+from server.services.append_stream import MAX_PENDING
 from server.services.new_items import BatchBuilder
 from server.store.connection.database import Database
 from tests.support.access import Caller, GuardedService, caller, guarded_service
@@ -406,7 +406,7 @@ async def test_a_caller_that_does_not_read(service: Service, target: str) -> Non
             for _ in range(30):
                 await service.stub.GetConversation(get(target))
                 await asyncio.sleep(0.01)
-        assert AHEAD < written < MANY_MESSAGES
+        assert MAX_PENDING < written < MANY_MESSAGES
         enough.set()
         found = [await call.read() for _ in range(written)]
         await writer
@@ -432,7 +432,7 @@ async def test_no_default_deadline(service: Service, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "count", [None, 0, 1, 40, AHEAD + 60], ids=["nothing sent", "all answered", "one", "some", "many"]
+    "count", [None, 0, 1, 40, MAX_PENDING + 60], ids=["nothing sent", "all answered", "one", "some", "many"]
 )
 async def test_a_drain(service: Service, target: str, count: int | None) -> None:
     """What was taken is answered, then the stream is told to go elsewhere; nobody waits for the grace."""
@@ -448,7 +448,7 @@ async def test_a_drain(service: Service, target: str, count: int | None) -> None
                 await call.write(ahead(target, user_message()))
             if count:
                 await line.started.wait()
-                await line.until(lambda: len(line.appends) >= min(count, AHEAD) - 1)
+                await line.until(lambda: len(line.appends) >= min(count, MAX_PENDING) - 1)
             elif count == 0:
                 await call.write(ahead(target, user_message()))
                 assert [2] == firsts([await call.read()])
@@ -462,4 +462,4 @@ async def test_a_drain(service: Service, target: str, count: int | None) -> None
     assert "UNAVAILABLE SHUTTING_DOWN" == end
     last = (await stub.GetConversation(get(target))).last_sequence
     assert list(range(2 if count else last + 1, last + 1)) == firsts(found)
-    assert last > min(count or 0, AHEAD)
+    assert last > min(count or 0, MAX_PENDING)

@@ -79,7 +79,7 @@ class TlsFiles:
 
     def credentials(self) -> Credentials:
         """The credentials that a server reads from them."""
-        credentials = tls.watched(load(**self.settings))
+        credentials = tls.load_credentials(load(**self.settings))
         assert credentials
         return credentials
 

@@ -30,7 +30,7 @@ from server.cli.client import Target, own_connection
 from server.settings.addresses import Address
 from server.settings.service import load
 from server.transport import tls
-from server.transport.certificates import PemFile, name_of
+from server.transport.certificates import PemFile, host_name
 from server.transport.server import bind
 from server.transport.tls import Credentials, TlsConfigError
 from tests.support.build import create
@@ -64,7 +64,7 @@ async def served(credentials: Credentials, count: int = 1) -> AsyncIterator[list
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     check = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(check, server)
-    addresses = [str(bind(server, Address("127.0.0.1", 0), credentials.of_address())) for _ in range(count)]
+    addresses = [str(bind(server, Address("127.0.0.1", 0), credentials.for_address())) for _ in range(count)]
     await server.start()
     await check.set("", SERVING)
     watch = asyncio.create_task(credentials.watch())
@@ -306,10 +306,10 @@ async def test_half_a_pair(files: TlsFiles, first: str) -> None:
     new = dict(zip(("tls_certificate", "tls_key"), CA.issue("new"), strict=True))
     files.path(first).write_bytes(new.pop(first))
     with capture_logs() as lines:
-        await credentials._look()
+        await credentials._poll()
         assert [] == lines
         for _ in range(3):
-            await credentials._look()
+            await credentials._poll()
     assert [("warning", "certificate refused")] == [(line["log_level"], line["event"]) for line in lines]
     assert {"taken": 0, "refused": 1} == credentials.reloads
     async with served(credentials) as (address,):
@@ -350,7 +350,7 @@ async def test_broken_files(files: TlsFiles, case: str) -> None:
     files.path(name).unlink() if content is None else files.path(name).write_bytes(content)
     with capture_logs() as lines:
         for _ in range(4):
-            await credentials._look()
+            await credentials._poll()
     (line,) = lines
     assert "warning" == line["log_level"]
     assert line["problem"].startswith(name) or f", {name}: " in line["problem"]
@@ -375,17 +375,17 @@ async def test_each_broken_change_is_told(files: TlsFiles) -> None:
         for content in (b"one", b"another", b"a third"):
             files.path("tls_key").write_bytes(content)
             for _ in range(3):
-                await credentials._look()
+                await credentials._poll()
         files.put(*good)
         for _ in range(3):
-            await credentials._look()
+            await credentials._poll()
     assert 3 == len(lines)
     assert {"taken": 0, "refused": 3} == credentials.reloads
 
 
 async def test_a_signal_is_not_waited_for(files: TlsFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked to, the files are looked at without waiting for the next time."""
-    monkeypatch.setattr(tls, "_PERIOD", 3600.0)
+    monkeypatch.setattr(tls, "_POLL_SECONDS", 3600.0)
     credentials = files.credentials()
     async with served(credentials):
         files.put(*CA.issue("new"))
@@ -610,10 +610,10 @@ async def test_healthcheck_says_why(files: TlsFiles) -> None:
 
 def test_names_to_check_a_certificate_by() -> None:
     """A host name, else an address, else the common name of one that has no other names."""
-    assert "a.example" == name_of(CA.issue("x", hosts=("a.example", "b.example"))[0])
-    assert "any.example" == name_of(CA.issue("x", hosts=("*.example",))[0])
-    assert "x" == name_of(CA.issue("x", hosts=())[0])
+    assert "a.example" == host_name(CA.issue("x", hosts=("a.example", "b.example"))[0])
+    assert "any.example" == host_name(CA.issue("x", hosts=("*.example",))[0])
+    assert "x" == host_name(CA.issue("x", hosts=())[0])
     key = ec.generate_private_key(ec.SECP256R1())
     spiffe = x509.UniformResourceIdentifier("spiffe://prod.example/a")
-    assert "10.0.0.7" == name_of(CA._signed("x", key, [spiffe, x509.IPAddress(IPv4Address("10.0.0.7"))], HOUR))
-    assert None is name_of(CA._signed("x", key, [spiffe], HOUR))
+    assert "10.0.0.7" == host_name(CA._signed("x", key, [spiffe, x509.IPAddress(IPv4Address("10.0.0.7"))], HOUR))
+    assert None is host_name(CA._signed("x", key, [spiffe], HOUR))
