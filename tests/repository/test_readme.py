@@ -70,7 +70,7 @@ TRIED = {
     *((OPERATIONS, heading) for heading in OPERATED),
 }
 # Blocks that need more than this machine has; what they have of grpcurl is printed, and tried, elsewhere too.
-NOT_HERE = {(DOCS / "kubernetes.md", "To try it")}
+NOT_HERE = {(DOCS / "kubernetes.md", "To try it out")}
 needs_grpcurl = pytest.mark.skipif(not shutil.which("grpcurl"), reason="grpcurl is not installed")
 needs_ghz = pytest.mark.skipif(not shutil.which("ghz"), reason="ghz is not installed")
 
