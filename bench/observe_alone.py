@@ -22,7 +22,7 @@ from server.policy.principal import Principal, current_principal
 
 _SERVICE = conversations_service_pb2.DESCRIPTOR.services_by_name["ConversationsService"].full_name
 METHOD = f"/{_SERVICE}/GetConversation"
-CALLS, GATHER_TICKS = 20_000, 15
+CALLS, ROUNDS = 20_000, 15
 BARE = "nothing"
 
 
@@ -75,12 +75,12 @@ async def measure() -> None:
     current_principal.set(Principal("", "alice"))
     methods = variants()
     least = dict.fromkeys(methods, float("inf"))
-    for _ in range(GATHER_TICKS):
+    for _ in range(ROUNDS):
         for name, method in methods.items():
             least[name] = min(least[name], await microseconds(method))
     for name, found in least.items():
         print(f"{name:16} {found - least[BARE]:6.2f} µs a call")
-    print(f"{'of a statement':16} {min(of_statement() for _ in range(GATHER_TICKS)):6.2f} µs")
+    print(f"{'of a statement':16} {min(of_statement() for _ in range(ROUNDS)):6.2f} µs")
 
 
 def main() -> None:

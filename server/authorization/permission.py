@@ -43,9 +43,9 @@ class Permission:
                 return self.plan.shape
 
     @property
-    def asks_for_id(self) -> bool:
-        """Whether the condition is one on the id of the row too."""
-        return "id" in self.shape  # no other word of a shape has these letters
+    def reads_row_id(self) -> bool:
+        """Whether it depends on the id of the row."""
+        return isinstance(self.plan, Conditional) and self.plan.reads_row_id
 
 
 def _sent(value: str | tuple[str, ...]) -> str | list[str]:

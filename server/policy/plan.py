@@ -20,6 +20,7 @@ from server.policy.residual import (
     any_of,
     holds,
     negation,
+    reads_row_id,
     shape,
     values,
 )
@@ -69,6 +70,11 @@ class Conditional:
     def shape(self) -> str:
         """The residual without its values: equal shapes are one statement."""
         return shape(self.residual)
+
+    @cached_property
+    def reads_row_id(self) -> bool:
+        """Whether the residual has a condition on the row's id."""
+        return reads_row_id(self.residual)
 
     @cached_property
     def values(self) -> tuple[Value, ...]:

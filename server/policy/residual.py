@@ -120,6 +120,19 @@ def shape(residual: Residual) -> str:
             return f"or({','.join(map(shape, parts))})"
 
 
+def reads_row_id(residual: Residual) -> bool:
+    """Whether ``residual`` has a condition on the row's id."""
+    match residual:
+        case HasId() | IdMatches():
+            return True
+        case Owned() | Unowned() | Shares():
+            return False
+        case Not(part):
+            return reads_row_id(part)
+        case And(parts) | Or(parts):
+            return any(map(reads_row_id, parts))
+
+
 def values(residual: Residual) -> Iterator[Value]:
     """The values of ``residual``, one for each leaf of its shape that takes one, from left to right."""
     match residual:

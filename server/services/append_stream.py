@@ -18,7 +18,7 @@ from server.requests.validation import validate
 from server.services.messages import item_of
 from server.services.new_items import BatchBuilder
 from server.store.append_batching import Append
-from server.store.idempotency import Method, reservation
+from server.store.idempotency import Method, reservation_for
 from server.store.items import ItemStore, StoredItem
 
 MAX_PENDING = 128  # requests read and not yet answered; beyond it the caller waits
@@ -79,7 +79,7 @@ class AppendStream:
         """
         while True:
             if isinstance(pending, Append):
-                pending.placed.cancel()
+                pending.base.cancel()
             elif isinstance(pending, asyncio.Task):
                 pending.cancel()
             if self._queue.empty():
@@ -119,13 +119,13 @@ class AppendStream:
             self._queue.put_nowait(pb.AppendItemsResponse(error=error.status()))
             return
         if append.can_batch:
-            self._items.queue(append)
+            self._items.enqueue(append)
             self._queue.put_nowait(append)
             self._latest = append
             return
         # By itself: after all appends before it, and before all that follow.
         if self._latest:
-            await asyncio.wait((self._latest.placed,))
+            await asyncio.wait((self._latest.base,))
         task = asyncio.create_task(self._await_response(self._items.append(append)))
         self._queue.put_nowait(task)
         await asyncio.wait((task,))
@@ -162,7 +162,7 @@ class AppendStream:
     def _append(self, request: pb.AppendItemsRequest) -> Append:
         validate(request)
         access, now = self._access.now, datetime.now(UTC)
-        reserved = reservation(Method.APPEND_ITEMS, request)
+        reserved = reservation_for(Method.APPEND_ITEMS, request)
         batch = self._batches.build(request.items, self._conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         return Append(access, self._conversation_id, batch, expected, reserved, now)

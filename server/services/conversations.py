@@ -20,7 +20,7 @@ from server.services.messages import add_items, conversation_of, item_of
 from server.services.new_items import BatchBuilder
 from server.store.append_batching import Append
 from server.store.conversations import ConversationStore, etag_of, new_id
-from server.store.idempotency import Method, reservation
+from server.store.idempotency import Method, reservation_for
 from server.store.items import ItemStore
 
 _DESCENDING = ("", "create_time desc")  # order_by, and the default
@@ -69,7 +69,7 @@ class ConversationsServicer(ConversationsServiceServicer):
             RequestIdReused: The `request_id` belongs to another request.
         """
         access, now = current_access.get(), datetime.now(UTC)
-        reserved = reservation(Method.CREATE_CONVERSATION, request)
+        reserved = reservation_for(Method.CREATE_CONVERSATION, request)
         conversation_id = new_id(access.principal, reserved)
         batch = None
         if request.items:
@@ -107,7 +107,7 @@ class ConversationsServicer(ConversationsServiceServicer):
             sent.id,
             change_of(sent, request.update_mask),
             _revision(sent.etag),
-            reservation(Method.UPDATE_CONVERSATION, request),
+            reservation_for(Method.UPDATE_CONVERSATION, request),
         )
         return conversation_of(row)
 
@@ -124,7 +124,7 @@ class ConversationsServicer(ConversationsServiceServicer):
             current_access.get(),
             request.conversation_id,
             _revision(request.etag),
-            reservation(Method.DELETE_CONVERSATION, request),
+            reservation_for(Method.DELETE_CONVERSATION, request),
         )
         return Empty()
 
@@ -164,7 +164,7 @@ class ConversationsServicer(ConversationsServiceServicer):
             RequestIdReused: The `request_id` belongs to another request.
         """
         access, now = current_access.get(), datetime.now(UTC)
-        reserved = reservation(Method.CREATE_ITEMS, request)
+        reserved = reservation_for(Method.CREATE_ITEMS, request)
         batch = self._batches.build(request.items, request.conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         append = Append(access, request.conversation_id, batch, expected, reserved, now)
@@ -243,7 +243,7 @@ class ConversationsServicer(ConversationsServiceServicer):
             current_access.get(),
             request.conversation_id,
             request.item_id,
-            reservation(Method.DELETE_ITEM, request),
+            reservation_for(Method.DELETE_ITEM, request),
         )
         return conversation_of(row)
 

@@ -1,4 +1,4 @@
-"""The items of one write, as parallel arrays, and the INSERT that places them."""
+"""The items of one write."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,12 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Items to append, in order; where ``references`` has one, the rest of that row is empty."""
+    """Items to store, in order, as a sequence for each column.
+
+    Attributes:
+        bodies: Each a serialized ``conversations.v1.Item`` without its sequence.
+        references: None for an item that was sent; the other columns of a reference are empty.
+    """
 
     item_ids: Sequence[str]
     types: Sequence[str]
@@ -29,17 +34,21 @@ class Batch:
         return len(self.item_ids)
 
     @property
-    def refers(self) -> bool:
+    def has_references(self) -> bool:
         """Whether an item is a reference."""
         return any(self.references)
 
     @property
     def all_ids(self) -> list[str]:
-        """The ids the items will have, those of references included."""
+        """The ids that the items will have, references included."""
         return [ref.item_id if ref else own for own, ref in zip(self.item_ids, self.references, strict=True)]
 
     def values(self, now: datetime) -> dict[str, Any]:
-        """The parameters of `placed`."""
+        """The parameters of `sent_rows` or, with references, of `resolved_rows`.
+
+        Args:
+            now: The create_time of items that are not references.
+        """
         values: dict[str, Any] = {
             "item_ids": self.item_ids,
             "types": self.types,
@@ -48,7 +57,7 @@ class Batch:
             "bodies": self.bodies,
             "now": now,
         }
-        if self.refers:
+        if self.has_references:
             values["reference_conversations"] = [ref.conversation_id if ref else "" for ref in self.references]
             values["reference_items"] = [ref.item_id if ref else "" for ref in self.references]
         return values

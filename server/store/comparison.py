@@ -1,4 +1,4 @@
-"""One comparison of a filter, as the store takes it."""
+"""One comparison of a filter."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,7 +6,14 @@ from datetime import datetime
 
 @dataclass(frozen=True)
 class Comparison:
-    """One comparison; the first two fields are its shape, the others its values."""
+    """A comparison of a column with a value.
+
+    Attributes:
+        name: A field of the filter language, such as ``metadata``.
+        operator: As in SQL.
+        key: Of an entry, for fields that are maps; else empty.
+        value: A string, or a time in UTC.
+    """
 
     name: str
     operator: str

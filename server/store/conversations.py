@@ -1,4 +1,4 @@
-"""Conversations: what is asked of them, and what a write that changed no row means."""
+"""Create, read, update, delete and list conversations."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ from server.store.batch import Batch
 from server.store.comparison import Comparison
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
-from server.store.idempotency import PriorResult, Reservation, execute_write, find_prior_result, reserved_values
+from server.store.idempotency import PriorResult, Reservation, execute_write, find_prior_result, reservation_values
 from server.store.ids import conversation_id_for, new_conversation_id
 from server.store.sql import conversations as sql
 from server.store.sql.conversations import MAX_PAIRS
@@ -37,18 +37,32 @@ LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo
 
 @dataclass(frozen=True)
 class Change:
-    """What an update does; a map that is not replaced keeps what is not named."""
+    """What an update changes.
+
+    Attributes:
+        metadata: Pairs to set.
+        drop_metadata: Keys to remove.
+        replace_metadata: Whether all other pairs are removed.
+        attributes: To add, each ``name=value``.
+        drop_attributes: Names whose values are removed first; names that get new values are among them.
+        replace_attributes: Whether all other attributes are removed.
+    """
 
     metadata: dict[str, str] = field(default_factory=dict)
     drop_metadata: Sequence[str] = ()
     replace_metadata: bool = False
-    attributes: Sequence[str] = ()  # name=value
-    drop_attributes: Sequence[str] = ()  # names, of those that get new values too
+    attributes: Sequence[str] = ()
+    drop_attributes: Sequence[str] = ()
     replace_attributes: bool = False
 
 
 class ConversationStore:
-    """Each method is one statement; a repeated or a refused write takes a second one to tell why."""
+    """The conversations that callers may see.
+
+    Each method runs one statement, which carries every permission and precondition. Only when a
+    write changed nothing does a second one find out why. Every method raises StoreUnavailable,
+    DeadlineExceeded and Conflict as `Database.fetch` does.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -59,19 +73,32 @@ class ConversationStore:
         metadata: dict[str, str],
         attributes: Sequence[str],
         batch: Batch | None,
-        reserved: Reservation | None,
+        reservation: Reservation | None,
         conversation_id: str,
         now: datetime,
     ) -> dict[str, Any] | asyncpg.Record:
-        """The row of the new conversation, or of the one an earlier call under the id made.
+        """Creates a conversation with its first items; returns its row.
+
+        Args:
+            access: Of the caller, who becomes the owner.
+            metadata: At most `MAX_PAIRS` pairs.
+            attributes: Each ``name=value``.
+            batch: The first items; None for none.
+            reservation: Of the request id; a repeated call returns the row of the existing conversation.
+            conversation_id: Of `new_id`.
+            now: The create_time.
 
         Raises:
-            ActionDenied, RequestIdReused, ItemNotFound, ItemExists: Nothing was written.
+            ActionDenied: The policy does not let the caller create it.
+            ItemNotFound: A reference cannot be read.
+            ItemExists: Two items have the same id.
+            RequestIdReused: The request id belongs to another request.
+            ConversationNotFound: The conversation of an earlier call was deleted.
         """
-        _decide(access, attributes, conversation_id, batch)
-        references = (_read(access), access.demand("item", "read")) if batch and batch.refers else None
+        _authorize_create(access, attributes, conversation_id, batch)
+        references = (_read(access), access.demand("item", "read")) if batch and batch.has_references else None
         statement = sql.create(
-            references, attributes=bool(attributes), items=batch is not None, reserves=reserved is not None
+            references, attributes=bool(attributes), items=batch is not None, reserves=reservation is not None
         )
         values = {
             **access.values,
@@ -82,41 +109,41 @@ class ConversationStore:
             "last_sequence": len(batch) if batch else 0,
             "now": now,
             **_batch_values(batch, now),
-            **reserved_values(access.principal, reserved),
+            **reservation_values(access.principal, reservation),
         }
         try:
-            row = await self._database.fetchrow(statement, values, repeatable=reserved is not None)
+            row = await self._database.fetchrow(statement, values, repeatable=reservation is not None)
         except asyncpg.UniqueViolationError as error:
-            if reserved and error.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
-                return await self._created_before(access, conversation_id, reserved)
+            if reservation and error.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
+                return await self._get_created(access, conversation_id, reservation)
             raise await explain_batch(self._database, access, conversation_id, batch) from error
         if row is None:
             raise await explain_batch(self._database, access, conversation_id, batch)
         self._database.stats.items += values["last_sequence"]
         return _new_row(values, metadata)
 
-    async def _created_before(self, access: Access, conversation_id: str, reserved: Reservation) -> asyncpg.Record:
-        """The conversation that an earlier call under the id created.
+    async def _get_created(self, access: Access, conversation_id: str, reservation: Reservation) -> asyncpg.Record:
+        """The row of the conversation that an earlier call with the request id created.
 
         Raises:
             ConversationNotFound: It was deleted.
-            RequestIdReused: By another request, or so long ago that nobody knows.
+            RequestIdReused: It was created by another request, or the request id is no longer kept.
         """
-        create = access.demand("conversation", "create")  # an answer to a write takes what the write takes
+        create = access.demand("conversation", "create")  # a repeated write needs the permission of the write
         values = {**access.values, "conversation_id": conversation_id}
         row = await self._database.fetchrow(sql.get(create), values)
         if row is None:
             raise ConversationNotFound(conversation_id)
-        made = await find_prior_result(self._database, conversation_id, access.principal, reserved)
-        if made is None or not made.same:
-            raise RequestIdReused(reserved.request_id)
+        prior = await find_prior_result(self._database, conversation_id, access.principal, reservation)
+        if prior is None or not prior.same_request:
+            raise RequestIdReused(reservation.request_id)
         return row
 
     async def get(self, access: Access, conversation_id: str) -> asyncpg.Record:
         """The row of one conversation.
 
         Raises:
-            ConversationNotFound: Missing, deleted or not readable.
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
         """
         return await self.require(access, conversation_id)
 
@@ -126,19 +153,30 @@ class ConversationStore:
         conversation_id: str,
         change: Change,
         revision: int | None,
-        reserved: Reservation | None,
+        reservation: Reservation | None,
     ) -> asyncpg.Record:
-        """The row after ``change``.
+        """Updates a conversation; returns its row after the change.
+
+        Args:
+            access: Of the caller.
+            conversation_id: Of the conversation.
+            change: What to set and to remove.
+            revision: The revision it must have; None for any.
+            reservation: Of the request id.
 
         Raises:
-            ConversationNotFound, EtagMismatch, LimitExceeded, RequestIdReused: Nothing was written.
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
+            ActionDenied: The caller may not change it, or may not set these attributes.
+            EtagMismatch: It has another revision.
+            LimitExceeded: Metadata or attributes would have more than `MAX_PAIRS` names.
+            RequestIdReused: The request id belongs to another request.
         """
-        acts = _acts(access, change)
+        permissions = _permissions_to(change, access)
         shares = bool(change.attributes or change.drop_attributes or change.replace_attributes)
-        statement = sql.change(_read(access), acts, attributes=shares, reserves=reserved is not None)
+        statement = sql.change(_read(access), permissions, attributes=shares, reserves=reservation is not None)
         values = {
             **access.values,
-            **reserved_values(access.principal, reserved),
+            **reservation_values(access.principal, reservation),
             "conversation_id": conversation_id,
             "revision": revision,
             "now": datetime.now(UTC),
@@ -149,40 +187,49 @@ class ConversationStore:
             "drop_attributes": change.drop_attributes,
             "replace_attributes": change.replace_attributes,
         }
-        row = await execute_write(self._database, statement, values, reserved)
+        row = await execute_write(self._database, statement, values, reservation)
         if row is not None:
             return row
-        if await self.prior_result(access, conversation_id, reserved):
-            return await self.require(access, conversation_id, *acts)
-        raise _too_many(await self.require(access, conversation_id, *acts, revision=revision), change)
+        if await self.prior_result(access, conversation_id, reservation):
+            return await self.require(access, conversation_id, *permissions)
+        raise _too_many_pairs(await self.require(access, conversation_id, *permissions, revision=revision), change)
 
     async def delete(
-        self, access: Access, conversation_id: str, revision: int | None, reserved: Reservation | None
+        self, access: Access, conversation_id: str, revision: int | None, reservation: Reservation | None
     ) -> None:
-        """Makes the conversation a tombstone: everything on it answers not found from now on.
+        """Turns a conversation into a tombstone: from then on it and its items are not found.
+
+        Args:
+            access: Of the caller.
+            conversation_id: Of the conversation.
+            revision: The revision it must have; None for any.
+            reservation: Of the request id; a repeated call succeeds.
 
         Raises:
-            ConversationNotFound, EtagMismatch, RequestIdReused: Nothing was written.
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
+            ActionDenied: The caller may not delete it.
+            EtagMismatch: It has another revision.
+            RequestIdReused: The request id belongs to another request.
         """
-        act = access.demand("conversation", "delete")
-        statement = sql.delete(_read(access), act, reserves=reserved is not None)
+        delete = access.demand("conversation", "delete")
+        statement = sql.delete(_read(access), delete, reserves=reservation is not None)
         values = {
             **access.values,
-            **reserved_values(access.principal, reserved),
+            **reservation_values(access.principal, reservation),
             "conversation_id": conversation_id,
             "revision": revision,
             "now": datetime.now(UTC),
         }
-        row = await execute_write(self._database, statement, values, reserved)
+        row = await execute_write(self._database, statement, values, reservation)
         if row is not None:
             return
-        made = await find_prior_result(self._database, conversation_id, access.principal, reserved)
-        if made is None:
-            await self.require(access, conversation_id, act, revision=revision)
+        prior = await find_prior_result(self._database, conversation_id, access.principal, reservation)
+        if prior is None:
+            await self.require(access, conversation_id, delete, revision=revision)
             raise Conflict
-        await self._require_deleted(access, conversation_id, act)
-        if reserved and not made.same:
-            raise RequestIdReused(reserved.request_id)
+        await self._require_deleted(access, conversation_id, delete)
+        if reservation and not prior.same_request:
+            raise RequestIdReused(reservation.request_id)
 
     async def page(
         self,
@@ -193,71 +240,81 @@ class ConversationStore:
         *,
         descending: bool,
     ) -> list[asyncpg.Record]:
-        """At most ``count`` rows behind ``position``, by creation."""
+        """A page of the conversations that the caller may read, by create_time and id.
+
+        Args:
+            access: Of the caller.
+            comparisons: Of the filter; all must hold.
+            position: The create_time and id that the page follows; None for the first page.
+            count: The most rows.
+            descending: Whether newest come first.
+        """
         start = (LATEST, "") if descending else (EARLIEST, "")
         after_time, after_id = position or start
-        read, cover = access.demand("conversation", "read"), access.index_ranges
+        read, ranges = access.demand("conversation", "read"), access.index_ranges
         values = {
             **access.values,
             "after_time": after_time,
             "after_id": after_id,
             "count": count,
-            **(cover.values() if cover else {}),
+            **(ranges.values() if ranges else {}),
             **_filter_values(comparisons),
         }
         shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
-        statement = sql.page(read, shape, covered=cover is not None, descending=descending)
+        statement = sql.page(read, shape, covered=ranges is not None, descending=descending)
         return await self._database.fetch(statement, values)
 
     async def prior_result(
-        self, access: Access, conversation_id: str, reserved: Reservation | None
+        self, access: Access, conversation_id: str, reservation: Reservation | None
     ) -> PriorResult | None:
-        """What an earlier call of the same request made, or None.
+        """What an earlier call with the same request did, or None.
 
         Raises:
-            ConversationNotFound: Another request had the id, on a conversation that is not there any more.
-            RequestIdReused: Another request had the id.
+            ConversationNotFound: Another request used the request id, and the conversation cannot be read.
+            RequestIdReused: Another request used the request id.
         """
-        made = await find_prior_result(self._database, conversation_id, access.principal, reserved)
-        if made is None or made.same or reserved is None:
-            return made
+        prior = await find_prior_result(self._database, conversation_id, access.principal, reservation)
+        if prior is None or prior.same_request or reservation is None:
+            return prior
         await self.get(access, conversation_id)
-        raise RequestIdReused(reserved.request_id)
+        raise RequestIdReused(reservation.request_id)
 
     async def require(
-        self, access: Access, conversation_id: str, *acts: Permission, revision: int | None = None
+        self, access: Access, conversation_id: str, *permissions: Permission, revision: int | None = None
     ) -> asyncpg.Record:
-        """The row, when nothing of it explains why a write was refused.
+        """The row of a conversation that meets the conditions of a write.
 
-        Asked after the fact: the write itself carried every condition.
+        A write that changed nothing calls this to find out why; it never decides whether to write.
 
         Raises:
-            ConversationNotFound, ActionDenied, EtagMismatch: That is why.
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
+            ActionDenied: One of ``permissions`` does not cover it.
+            EtagMismatch: It has another revision.
         """
-        statement = sql.get(_read(access), *acts)
+        statement = sql.get(_read(access), *permissions)
         rows = await self._database.read(statement, {**access.values, "conversation_id": conversation_id})
         if not rows:
             raise ConversationNotFound(conversation_id)
         row = rows[0]
-        for act in acts:
-            if not row[act.name]:
-                raise ActionDenied(act.resource, act.action)
+        for permission in permissions:
+            if not row[permission.name]:
+                raise ActionDenied(permission.resource, permission.action)
         if revision is not None and revision != row["revision"]:
             raise EtagMismatch(etag_of(row["revision"]))
         return row
 
-    async def _require_deleted(self, access: Access, conversation_id: str, act: Permission) -> None:
-        """Raises ConversationNotFound or ActionDenied when a delete may not be repeated."""
+    async def _require_deleted(self, access: Access, conversation_id: str, delete: Permission) -> None:
+        """Raises ConversationNotFound or ActionDenied unless the caller may repeat a delete."""
         values = {**access.values, "conversation_id": conversation_id}
-        row = await self._database.fetchrow(sql.get_deleted(_read(access), act), values)
+        row = await self._database.fetchrow(sql.get_deleted(_read(access), delete), values)
         if row is None:
             raise ConversationNotFound(conversation_id)
-        if not row[act.name]:
+        if not row[delete.name]:
             raise ActionDenied("conversation", "delete")
 
 
-def _too_many(row: asyncpg.Record, change: Change) -> LimitExceeded:
-    """Which map would have become too big."""
+def _too_many_pairs(row: asyncpg.Record, change: Change) -> LimitExceeded:
+    """The error of a change that would give a conversation too many metadata pairs or attribute names."""
     kept = {} if change.replace_metadata else json.loads(row["metadata"])
     pairs = (kept.keys() - set(change.drop_metadata)) | change.metadata.keys()
     name = "metadata" if len(pairs) > MAX_PAIRS else "attributes"
@@ -266,7 +323,7 @@ def _too_many(row: asyncpg.Record, change: Change) -> LimitExceeded:
 
 
 def _new_row(values: dict[str, Any], metadata: dict[str, str]) -> dict[str, Any]:
-    """The row that a create with ``values`` has made."""
+    """The row that a create with these parameters inserted."""
     return {
         "id": values["conversation_id"],
         "owner": values["owner"],
@@ -279,15 +336,15 @@ def _new_row(values: dict[str, Any], metadata: dict[str, str]) -> dict[str, Any]
     }
 
 
-def new_id(principal: Principal, reserved: Reservation | None) -> str:
-    """The id of a conversation about to be created: the same at every retry under a request id."""
-    if reserved is None:
+def new_id(principal: Principal, reservation: Reservation | None) -> str:
+    """The id of a conversation that is about to be created; with a request id, every retry has the same."""
+    if reservation is None:
         return new_conversation_id()
-    return conversation_id_for(principal.tenant, principal.id, reserved.request_id)
+    return conversation_id_for(principal.tenant, principal.id, reservation.request_id)
 
 
 def etag_of(revision: int) -> str:
-    """The etag callers see: the revision in quotes."""
+    """The etag of a conversation: its revision in quotes."""
     return f'"{revision}"'
 
 
@@ -310,31 +367,32 @@ def _filter_value(comparison: Comparison) -> Any:
 
 
 def _read(access: Access) -> Permission:
-    """What every statement on a conversation carries."""
+    """The permission that every statement on a conversation carries."""
     return access.demand("conversation", "read")
 
 
-def _acts(access: Access, change: Change) -> tuple[Permission, ...]:
-    """What a change needs: update for metadata, share for attributes.
+def _permissions_to(change: Change, access: Access) -> tuple[Permission, ...]:
+    """The permissions that a change needs: update for metadata, share for attributes.
 
-    New attribute values must be the caller's own: who may share a conversation may
-    show it to their own teams. Only whoever may share every conversation may put
-    it in front of others.
-    """
-    acts = []
-    if change.replace_metadata or change.metadata or change.drop_metadata:
-        acts.append(access.demand("conversation", "update"))
-    if change.replace_attributes or change.attributes or change.drop_attributes:
-        acts.append(access.demand("conversation", "share"))
-        access.decide_values(change.attributes)
-    return tuple(acts)
-
-
-def _decide(access: Access, attributes: Sequence[str], conversation_id: str, batch: Batch | None) -> None:
-    """Decides on a conversation as it is about to be, and on its first items.
+    New attributes must be the caller's own, unless it may share every conversation.
 
     Raises:
-        ActionDenied: The policy does not let the caller create it.
+        ActionDenied: The policy never lets the caller make such a change.
+    """
+    permissions = []
+    if change.replace_metadata or change.metadata or change.drop_metadata:
+        permissions.append(access.demand("conversation", "update"))
+    if change.replace_attributes or change.attributes or change.drop_attributes:
+        permissions.append(access.demand("conversation", "share"))
+        access.decide_values(change.attributes)
+    return tuple(permissions)
+
+
+def _authorize_create(access: Access, attributes: Sequence[str], conversation_id: str, batch: Batch | None) -> None:
+    """Applies the policy to a conversation and its first items as they would be stored.
+
+    Raises:
+        ActionDenied: The policy does not let the caller create them.
     """
     access.decide_values(attributes)
     owner, pairs = access.principal.id, frozenset(attributes)

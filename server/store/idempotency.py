@@ -1,8 +1,8 @@
-"""Request ids: a write and the reservation of its id commit together or not at all.
+"""Request ids: a write and the row of its request id commit together or not at all.
 
-A retry meets the reservation in the primary key of ``requests`` and is answered
-from what the first call made. The key begins with the conversation: an id is
-scoped to (tenant, principal, method, conversation).
+A repeated write violates the primary key of that table, and is answered with what the
+first one did. The key begins with the conversation: a request id belongs to (tenant,
+principal, method, conversation) (ADR 1).
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ import asyncpg
 
 from server.policy.principal import Principal
 from server.store.connection.database import Database
-from server.store.sql.idempotency import _FIND, CONSTRAINT
+from server.store.sql.idempotency import CONSTRAINT, FIND
 from server.store.sql.statement import Statement
 
 
 class Method(IntEnum):
-    """The writes; the numbers are stored."""
+    """The methods that write; the numbers are stored."""
 
     CREATE_CONVERSATION = 1
     UPDATE_CONVERSATION = 2
@@ -32,19 +32,24 @@ class Method(IntEnum):
 
 @dataclass(frozen=True)
 class Reservation:
-    """A request id, and what it is reserved for."""
+    """A request id that a write will use up.
+
+    Attributes:
+        request_id: A UUID in lower case.
+        fingerprint: 16 bytes, a hash of the whole request.
+    """
 
     method: Method
     request_id: str
     fingerprint: bytes
 
     def values(self) -> dict[str, Any]:
-        """The parameters of `reserve` and `FIND`, without those of the conversation."""
+        """The parameters of `reserve` and `FIND` but those of the conversation and the principal."""
         return {"method": self.method, "request_id": self.request_id, "fingerprint": self.fingerprint}
 
 
-def reservation(method: Method, request: Any) -> Reservation | None:
-    """What to reserve for ``request``, a request message; None when it has no id."""
+def reservation_for(method: Method, request: Any) -> Reservation | None:
+    """The reservation of a request message, whose request_id is put into lower case; None when it has none."""
     if not request.request_id:
         return None
     request.request_id = request.request_id.lower()  # a UUID is the same in either case
@@ -52,17 +57,25 @@ def reservation(method: Method, request: Any) -> Reservation | None:
     return Reservation(method, request.request_id, digest)
 
 
-def reserved_values(principal: Principal, reserved: Reservation | None) -> dict[str, Any]:
-    """The parameters of `reserve` but the conversation's; none when nothing is reserved."""
-    return {"principal": principal.id, **reserved.values()} if reserved else {}
+def reservation_values(principal: Principal, reservation: Reservation | None) -> dict[str, Any]:
+    """The parameters of `reserve` but that of the conversation; empty without a reservation."""
+    return {"principal": principal.id, **reservation.values()} if reservation else {}
 
 
 async def execute_write(
-    database: Database, statement: Statement, values: Mapping[str, Any], reserved: Reservation | None
+    database: Database, statement: Statement, values: Mapping[str, Any], reservation: Reservation | None
 ) -> asyncpg.Record | None:
-    """The row that a write gives; None also when another call has reserved the id meanwhile."""
+    """Runs a write.
+
+    Returns:
+        Its row; None when a condition does not hold, or when the request id is used up.
+
+    Raises:
+        StoreUnavailable, DeadlineExceeded, Conflict: As `Database.fetch`.
+        asyncpg.UniqueViolationError: Of another constraint than that of request ids.
+    """
     try:
-        return await database.fetchrow(statement, values, repeatable=reserved is not None)
+        return await database.fetchrow(statement, values, repeatable=reservation is not None)
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name != CONSTRAINT:
             raise
@@ -71,25 +84,30 @@ async def execute_write(
 
 @dataclass(frozen=True)
 class PriorResult:
-    """What the first call under a request id made; ``same``: by the request that is sent now."""
+    """What an earlier call with a request id did.
 
-    same: bool
+    Attributes:
+        same_request: Whether it had the same request as this call.
+        first_sequence: Of the items it created; 0 if none.
+    """
+
+    same_request: bool
     first_sequence: int
     item_count: int
 
 
 async def find_prior_result(
-    database: Database, conversation_id: str, principal: Principal, reserved: Reservation | None
+    database: Database, conversation_id: str, principal: Principal, reservation: Reservation | None
 ) -> PriorResult | None:
-    """What an earlier call made under the same id, or None."""
-    if reserved is None:
+    """What an earlier call with the same request id did; None without a request id or an earlier call."""
+    if reservation is None:
         return None
     key = {
-        **reserved_values(principal, reserved),
+        **reservation_values(principal, reservation),
         "conversation_id": conversation_id,
         "tenant": principal.tenant,
     }
-    row = await database.fetchrow(_FIND, key)
+    row = await database.fetchrow(FIND, key)
     if row is None:
         return None
-    return PriorResult(row["fingerprint"] == reserved.fingerprint, row["first_sequence"], row["item_count"])
+    return PriorResult(row["fingerprint"] == reservation.fingerprint, row["first_sequence"], row["item_count"])

@@ -1,4 +1,4 @@
-"""Items: append, read, list and delete, and what a write that changed no row means."""
+"""Append, read, list and delete items."""
 
 import asyncio
 from collections.abc import Sequence
@@ -25,62 +25,77 @@ from server.store.comparison import Comparison
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
-from server.store.idempotency import PriorResult, Reservation, execute_write, reserved_values
+from server.store.idempotency import PriorResult, Reservation, execute_write, reservation_values
 from server.store.sql import items as sql
 
-_FIRST, _LAST = 0, 2**63 - 1  # positions before and behind every item
+_BEFORE_ALL, _AFTER_ALL = 0, 2**63 - 1  # sequences that no item has
 
 
 class StoredItem(NamedTuple):
-    """An item as it lies in the database: its place, and its bytes without the place."""
+    """An item as it is stored.
+
+    Attributes:
+        body: A serialized ``conversations.v1.Item`` without its sequence.
+    """
 
     sequence: int
     body: bytes
 
 
 class ItemStore:
-    """Each method is one statement; a repeated or a refused write takes a second one to tell why."""
+    """The items of conversations that callers may see.
 
-    def __init__(
-        self,
-        database: Database,
-        parents: ConversationStore,
-        page_bytes: int,
-    ) -> None:
-        """``page_bytes`` is what the items of one answer may hold together; a single item always fits."""
+    Each method runs one statement, which carries every permission and precondition. Only when a
+    write changed nothing, or was repeated, does a second one find out why. Every method raises
+    StoreUnavailable, DeadlineExceeded and Conflict as `Database.fetch` does.
+
+    Args:
+        database: Runs the statements.
+        conversations: The conversations of the items.
+        page_bytes: The most bytes that the items of one response may have together; a single item always fits.
+    """
+
+    def __init__(self, database: Database, conversations: ConversationStore, page_bytes: int) -> None:
         self._database = database
-        self._parents = parents
+        self._conversations = conversations
         self._page_bytes = page_bytes
-        self._appends = AppendBatcher(database, self._place)
+        self._batcher = AppendBatcher(database, self._run_append)
 
     async def append(self, append: Append) -> list[StoredItem]:
-        """Places items behind the newest one, all or nothing; the items as they lie there.
+        """Stores items after the newest one of a conversation, all or none; returns them.
+
+        With a request id, a repeated call returns the items of the first one as they are now.
 
         Raises:
-            ConversationNotFound, ActionDenied, ItemNotFound, ItemExists,
-            SequenceMismatch, RequestIdReused: Nothing was written.
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
+            ActionDenied: The caller may not create these items.
+            ItemNotFound: A reference cannot be read, or an item of the earlier call was deleted.
+            ItemExists: An id is taken.
+            SequenceMismatch: The conversation has another last_sequence.
+            RequestIdReused: The request id belongs to another request.
         """
-        return await self._result(append, await self._appends.place(append))
+        return await self._result(append, await self._batcher.run(append))
 
-    def queue(self, append: Append) -> None:
-        """As `append`, but for the result; those of a conversation are placed in the order of these calls.
+    def enqueue(self, append: Append) -> None:
+        """Stores items as `append` does, in the order of these calls for each conversation.
 
-        For sociable ones only.
+        Args:
+            append: One that `Append.can_batch`; `result` waits for it.
         """
-        self._appends.queue(append)
+        self._batcher.enqueue(append)
 
     async def result(self, append: Append) -> list[StoredItem]:
-        """What became of an append that was queued; as `append` otherwise.
+        """The items of an enqueued append; raises as `append` does.
 
-        A caller that goes leaves it in line: those behind it must not overtake it.
+        A caller that is cancelled while it waits does not cancel the append.
         """
-        return await self._result(append, await asyncio.shield(append.placed))
+        return await self._result(append, await asyncio.shield(append.base))
 
-    async def _place(self, append: Append) -> int | None:
-        """Places one append in a statement of its own: the last sequence before it, None when it was not placed."""
-        access, reserved, batch = append.access, append.reserved, append.batch
-        references = access.may("item", "read") if batch.refers else None
-        expects, reserves = append.expected is not None, reserved is not None
+    async def _run_append(self, append: Append) -> int | None:
+        """Runs an append in a statement of its own; the last sequence before its items, None when not stored."""
+        access, reservation, batch = append.access, append.reservation, append.batch
+        references = access.may("item", "read") if batch.has_references else None
+        expects, reserves = append.expected is not None, reservation is not None
         statement = sql.append(*append.permissions, references, expects=expects, reserves=reserves)
         values = {
             **access.values,
@@ -88,7 +103,7 @@ class ItemStore:
             "size": len(batch),
             "expected": append.expected,
             **batch.values(append.now),
-            **reserved_values(access.principal, reserved),
+            **reservation_values(access.principal, reservation),
         }
         try:
             row = await self._database.fetchrow(statement, values, repeatable=reserves, callers=append.callers)
@@ -97,33 +112,35 @@ class ItemStore:
         return row["base"] if row else None
 
     async def _result(self, append: Append, base: int | None) -> list[StoredItem]:
-        """The items that were placed behind ``base``, or why they were not."""
+        """The items that were stored after ``base``; raises why they were not, when ``base`` is None."""
         access, conversation_id, batch = append.access, append.conversation_id, append.batch
         if base is not None:
             self._database.stats.appends += 1
             self._database.stats.items += len(batch)
-            return await self._appended(access, conversation_id, base + 1, batch)
-        if made := await self._parents.prior_result(access, conversation_id, append.reserved):
-            return await self._again(access, conversation_id, made, batch)
-        raise await self._refusal(access, conversation_id, batch, append.expected)
+            return await self._stored_items(access, conversation_id, base + 1, batch)
+        if prior := await self._conversations.prior_result(access, conversation_id, append.reservation):
+            return await self._read_back(access, conversation_id, prior, batch)
+        raise await self._explain(access, conversation_id, batch, append.expected)
 
     async def get(self, access: Access, conversation_id: str, item_id: str) -> StoredItem:
         """One item.
 
         Raises:
-            ConversationNotFound, ItemNotFound
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
+            ItemNotFound: Likewise of the item.
         """
-        row = await self._row(access, conversation_id, item_id)
+        row = await self._get_row(access, conversation_id, item_id)
         return StoredItem(row["sequence"], row["body"])
 
     async def get_batch(self, access: Access, conversation_id: str, item_ids: Sequence[str]) -> list[StoredItem]:
         """The items in the order of ``item_ids``.
 
         Raises:
-            ConversationNotFound, ItemNotFound: The first one that is missing.
-            ResponseTooLarge: Together they are too big for one message.
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
+            ItemNotFound: Likewise of an item; the first one.
+            ResponseTooLarge: The items have more than ``page_bytes`` together.
         """
-        statement = sql.get_batch(*_reads(access))
+        statement = sql.get_batch(*_read_permissions(access))
         values = {
             **access.values,
             "conversation_id": conversation_id,
@@ -150,11 +167,19 @@ class ItemStore:
         *,
         descending: bool,
     ) -> tuple[list[StoredItem], bool]:
-        """At most ``count`` items behind ``cursor`` (a sequence, or an item id), and whether more follow.
+        """A page of items by sequence, and whether more follow; it ends early where ``page_bytes`` are full.
+
+        Args:
+            access: Of the caller.
+            conversation_id: Of the conversation.
+            comparisons: Of the filter; all must hold.
+            cursor: The sequence or the item id that the page follows; None for the first page.
+            count: The most items.
+            descending: Whether newest come first.
 
         Raises:
-            ConversationNotFound: Also when not readable.
-            FieldInvalid: The cursor is an id that never was in this conversation.
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
+            FieldInvalid: The cursor is an item id that the conversation never had.
         """
         values = {
             **access.values,
@@ -165,7 +190,7 @@ class ItemStore:
         if isinstance(cursor, str):
             values["after"] = cursor
         else:
-            values["position"] = cursor if cursor is not None else _LAST if descending else _FIRST
+            values["position"] = cursor if cursor is not None else _AFTER_ALL if descending else _BEFORE_ALL
         shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
         rows = await self._page(access, values, shape, count, by_id=isinstance(cursor, str), descending=descending)
         if not rows:
@@ -185,49 +210,52 @@ class ItemStore:
         by_id: bool,
         descending: bool,
     ) -> list[asyncpg.Record]:
-        """The rows; only when one has more than its share of a message are their sizes added up."""
-        reads = _reads(access)
-        statement = sql.page(*reads, shape, by_id=by_id, descending=descending, small=True)
+        """The rows of a page; sizes are added up only when a body has more than its share of ``page_bytes``."""
+        permissions = _read_permissions(access)
+        statement = sql.page(*permissions, shape, by_id=by_id, descending=descending, small=True)
         rows = await self._database.read(statement, {**values, "share": self._page_bytes // count})
         if all(row["body"] is not None or row["sequence"] is None for row in rows[:count]):
             return rows
-        statement = sql.page(*reads, shape, by_id=by_id, descending=descending, small=False)
+        statement = sql.page(*permissions, shape, by_id=by_id, descending=descending, small=False)
         return await self._database.fetch(statement, {**values, "page_bytes": self._page_bytes})
 
     async def delete(
-        self, access: Access, conversation_id: str, item_id: str, reserved: Reservation | None
+        self, access: Access, conversation_id: str, item_id: str, reservation: Reservation | None
     ) -> asyncpg.Record:
-        """The conversation's row after the item was emptied; its place stays.
+        """Turns an item into a tombstone, which keeps its sequence; returns the row of the conversation.
 
         Raises:
-            ConversationNotFound, ItemNotFound, ActionDenied, RequestIdReused: Nothing was written.
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
+            ItemNotFound: Likewise of the item.
+            ActionDenied: The caller may not delete it.
+            RequestIdReused: The request id belongs to another request.
         """
-        act = access.demand("item", "delete")
-        statement = sql.delete(*_reads(access), act, reserves=reserved is not None)
+        delete = access.demand("item", "delete")
+        statement = sql.delete(*_read_permissions(access), delete, reserves=reservation is not None)
         values = {
             **access.values,
             "conversation_id": conversation_id,
             "item_id": item_id,
             "now": datetime.now(UTC),
-            **reserved_values(access.principal, reserved),
+            **reservation_values(access.principal, reservation),
         }
-        row = await execute_write(self._database, statement, values, reserved)
+        row = await execute_write(self._database, statement, values, reservation)
         if row is not None:
             return row
-        if await self._parents.prior_result(access, conversation_id, reserved):
-            await self._require(access, conversation_id, act, [item_id])
-            return await self._parents.get(access, conversation_id)
-        row = await self._row(access, conversation_id, item_id, act)
-        # An item that may be deleted has come after the statement looked for it.
-        raise ItemNotFound(conversation_id, item_id) if row[act.name] else ActionDenied("item", "delete")
+        if await self._conversations.prior_result(access, conversation_id, reservation):
+            await self._require(access, conversation_id, delete, [item_id])
+            return await self._conversations.get(access, conversation_id)
+        row = await self._get_row(access, conversation_id, item_id, delete)
+        # When it may be deleted, it was created after the statement had looked for it.
+        raise ItemNotFound(conversation_id, item_id) if row[delete.name] else ActionDenied("item", "delete")
 
-    async def _row(self, access: Access, conversation_id: str, item_id: str, *asked: Permission) -> asyncpg.Record:
-        """An item's row, with an answer for each permission under its name.
+    async def _get_row(self, access: Access, conversation_id: str, item_id: str, *others: Permission) -> asyncpg.Record:
+        """An item's row, with a column for each of ``others``: whether it covers the item.
 
         Raises:
-            ConversationNotFound, ItemNotFound
+            ConversationNotFound, ItemNotFound: As `get`.
         """
-        statement = sql.get(*_reads(access), *asked)
+        statement = sql.get(*_read_permissions(access), *others)
         values = {**access.values, "conversation_id": conversation_id, "item_id": item_id}
         rows = await self._database.read(statement, values)
         if not rows:
@@ -236,54 +264,58 @@ class ItemStore:
             raise ItemNotFound(conversation_id, item_id)
         return rows[0]
 
-    async def _appended(self, access: Access, conversation_id: str, first: int, batch: Batch) -> list[StoredItem]:
-        """References were copied inside the database: only then are the items read back."""
-        if not batch.refers:
+    async def _stored_items(self, access: Access, conversation_id: str, first: int, batch: Batch) -> list[StoredItem]:
+        """The items of a write that has succeeded; they are read back if some were copied inside the database."""
+        if not batch.has_references:
             return [StoredItem(*each) for each in enumerate(batch.bodies, first)]
-        made = PriorResult(same=True, first_sequence=first, item_count=len(batch))
-        return await self._again(access, conversation_id, made, batch)
+        result = PriorResult(same_request=True, first_sequence=first, item_count=len(batch))
+        return await self._read_back(access, conversation_id, result, batch)
 
-    async def _again(self, access: Access, conversation_id: str, made: PriorResult, batch: Batch) -> list[StoredItem]:
-        """What an earlier write of ``batch`` made, as it is now: all of it or an ItemNotFound.
+    async def _read_back(
+        self, access: Access, conversation_id: str, result: PriorResult, batch: Batch
+    ) -> list[StoredItem]:
+        """The items that a write stored, as they are now; needs the permissions of the write.
 
-        It is the answer to a write, so it takes what the write takes.
+        Raises:
+            ItemNotFound: One was deleted.
         """
         statement = sql.between(access.demand("conversation", "read"), access.demand("item", "create"))
         values = {
             **access.values,
             "conversation_id": conversation_id,
-            "first": made.first_sequence,
-            "last": made.first_sequence + made.item_count - 1,
+            "first": result.first_sequence,
+            "last": result.first_sequence + result.item_count - 1,
         }
         rows = await self._database.fetch(statement, values)
         if not rows:
             await self._require(access, conversation_id, access.demand("item", "create"), batch.all_ids)
         found = {row["sequence"]: row for row in rows}
-        for sequence, sent_id in enumerate(batch.all_ids, made.first_sequence):
+        for sequence, sent_id in enumerate(batch.all_ids, result.first_sequence):
             row = found.get(sequence)
             if row is None or row["delete_time"] is not None:
                 raise ItemNotFound(conversation_id, row["item_id"] if row else sent_id)
         return [StoredItem(row["sequence"], row["body"]) for row in rows]
 
     async def _require(
-        self, access: Access, conversation_id: str, act: Permission, item_ids: Sequence[str]
+        self, access: Access, conversation_id: str, permission: Permission, item_ids: Sequence[str]
     ) -> asyncpg.Record:
-        """The conversation's last_sequence, when ``act`` reaches items of these ids in it.
+        """A row with the last_sequence of a conversation.
 
         Raises:
-            ConversationNotFound, ActionDenied
+            ConversationNotFound: It does not exist, was deleted, or may not be read.
+            ActionDenied: ``permission`` does not cover items with these ids in it.
         """
-        statement = sql.refusal(access.demand("conversation", "read"), act)
+        statement = sql.refusal(access.demand("conversation", "read"), permission)
         values = {**access.values, "conversation_id": conversation_id, "item_ids": item_ids}
         row = await self._database.fetchrow(statement, values)
         if row is None:
             raise ConversationNotFound(conversation_id)
         if not row["allowed"]:
-            raise ActionDenied(act.resource, act.action)
+            raise ActionDenied(permission.resource, permission.action)
         return row
 
-    async def _refusal(self, access: Access, conversation_id: str, batch: Batch, expected: int | None) -> Exception:
-        """Why an append placed nothing, asked after the fact: the write itself carried every condition."""
+    async def _explain(self, access: Access, conversation_id: str, batch: Batch, expected: int | None) -> Exception:
+        """The error of an append that stored nothing."""
         create = access.demand("item", "create")
         row = await self._require(access, conversation_id, create, batch.all_ids)
         if expected is not None and row["last_sequence"] != expected:
@@ -294,6 +326,6 @@ class ItemStore:
         return failure
 
 
-def _reads(access: Access) -> tuple[Permission, Permission]:
-    """What every read of items carries: who may not read the conversation finds nothing in it."""
+def _read_permissions(access: Access) -> tuple[Permission, Permission]:
+    """The permissions of every read of items: to read the conversation, and its items."""
     return access.demand("conversation", "read"), access.demand("item", "read")

@@ -75,7 +75,7 @@ async def test_the_proof_finds_what_is_wrong(empty: str, monkeypatch: pytest.Mon
         case "cover":
             monkeypatch.setattr(store_access, "index_ranges", _half_a_cover)
         case "operator":
-            monkeypatch.setattr(predicate, "_lowered", _careless(predicate._lowered))
+            monkeypatch.setattr(predicate, "_to_sql", _careless(predicate._to_sql))
     async with proof_on(empty, Random(SEED)) as proof:
         if broken == "page":
             monkeypatch.setattr(type(proof._conversations), "page", _off_by_one(type(proof._conversations).page))

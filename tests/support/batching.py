@@ -44,7 +44,7 @@ class HeldStatement:
 @asynccontextmanager
 async def held_statement(database: Database) -> AsyncIterator[HeldStatement]:
     """Holds the next statement of ``database`` back until it is released."""
-    line, queue = HeldStatement(), AppendBatcher.queue
+    line, queue = HeldStatement(), AppendBatcher.enqueue
 
     async def hold(execute: Execute, execution: Execution) -> Rows:
         line.texts.append(execution.statement.text)
@@ -58,13 +58,13 @@ async def held_statement(database: Database) -> AsyncIterator[HeldStatement]:
         if line.started.is_set():
             line.appends.append(append)
 
-    AppendBatcher.queue = seen  # type: ignore[method-assign,assignment]
+    AppendBatcher.enqueue = seen  # type: ignore[method-assign,assignment]
     try:
         with intercepted(database, hold):
             yield line
     finally:
         line.release.set()
-        AppendBatcher.queue = queue  # type: ignore[method-assign]
+        AppendBatcher.enqueue = queue  # type: ignore[method-assign]
 
 
 @asynccontextmanager

@@ -1,8 +1,7 @@
-"""The statement that carries the appends of many calls.
+"""The statement that runs the appends of many calls (ADR 11).
 
-It has one row for each conversation, a group: all appends in it are of one
-caller and follow each other. A group is placed or refused as a whole, without
-any effect on the others.
+The appends of one caller to one conversation are a group. A group is stored or
+refused as a whole, and neither affects another group.
 """
 
 from functools import lru_cache
@@ -36,17 +35,17 @@ from server.store.sql.visibility import allowed, visible_one
 
 _c = conversations.c
 
-# The arrays of a statement: the element of each that belongs together has one place in all.
+# The columns of the statement's parameters, which are an array for each column.
 GROUPS = {
     "tenant": Text,
     "conversation_id": Text,
-    "size": BigInteger,  # items
-    "changes": BigInteger,  # appends
-    "expected": BigInteger,  # last_sequence; NULL when any will do
+    "size": BigInteger,  # number of items
+    "changes": BigInteger,  # number of appends
+    "expected": BigInteger,  # last_sequence before the group; NULL for any
 }
 ITEMS = {
-    "group_number": Integer,  # of its group, from 1
-    "place": BigInteger,  # in its group, from 1
+    "group_number": Integer,  # position of its group in GROUPS, from 1
+    "place": BigInteger,  # position in the group, from 1
     "item_id": Text,
     "type": Text,
     "role": Text,
@@ -67,57 +66,67 @@ REQUESTS = {
 
 @lru_cache(maxsize=512)
 def append_many(read: Permission, create: Permission, *, reserves: bool) -> Statement:
-    """The number of each group that was placed, and the last sequence before it."""
+    """The appends of several groups; returns the number of each stored group and the last sequence before it.
+
+    Args:
+        read: To read a conversation; each group has its own values.
+        create: To create items, likewise; must not depend on item ids.
+        reserves: Whether the appends have request ids: all, or none.
+
+    A taken item id or request id fails the whole statement (SQLSTATE 23505).
+    """
     values = sorted({**read.values, **create.values})
     groups = _rows("groups", {**GROUPS, **dict.fromkeys(values, Text)})
     bumped = _bumped(read, create, groups).cte("bumped")
-    statement: Select[Any] = select(bumped.c.number, bumped.c.base).add_cte(_placed(bumped))
-    return compile_statement(statement.add_cte(_reserved(bumped)) if reserves else statement, "append")
+    statement: Select[Any] = select(bumped.c.number, bumped.c.base).add_cte(_insert_items(bumped))
+    return compile_statement(statement.add_cte(_insert_request_ids(bumped)) if reserves else statement, "append")
 
 
 def _rows(name: str, columns: dict[str, Any]) -> Any:
-    """A table of the arrays ``<name>_<column>``, numbered from 1."""
+    """The arrays ``<name>_<column>`` as a table, with the column ``number`` from 1."""
     arrays = [bindparam(f"{name}_{column}", type_=ARRAY(type_)) for column, type_ in columns.items()]
     rows = func.unnest(*arrays).table_valued(*columns, with_ordinality="number", name=name)
     return rows.render_derived()
 
 
 def _bumped(read: Permission, create: Permission, groups: Any) -> Update:
-    """The counters, each under the lock of its row: the order of commits is the order of items."""
+    """Advances the counters of the conversations; the row locks make the order of items that of commits."""
 
-    def of_group(name: str, type_: Any) -> ColumnElement[Any]:
+    def group_value(name: str, type_: Any) -> ColumnElement[Any]:
         value: ColumnElement[Any] = groups.c[name]
         return cast(value, type_) if isinstance(type_, ARRAY) else value
 
-    may = (visible_one(read, groups.c.conversation_id, parameter=of_group), allowed(create, parameter=of_group))
+    permitted = (
+        visible_one(read, groups.c.conversation_id, parameter=group_value),
+        allowed(create, parameter=group_value),
+    )
     as_expected = or_(groups.c.expected.is_(None), _c.last_sequence == groups.c.expected)
-    counted = {"last_sequence": _c.last_sequence + groups.c.size, "version": _c.version + groups.c.changes}
+    counters = {"last_sequence": _c.last_sequence + groups.c.size, "version": _c.version + groups.c.changes}
     base = (_c.last_sequence - groups.c.size).label("base")
     return (
         update(conversations)
-        .where(*may, as_expected)
-        .values(counted)
+        .where(*permitted, as_expected)
+        .values(counters)
         .returning(groups.c.number, _c.id, base, _c.version)
     )
 
 
-def _placed(bumped: CTE) -> CTE:
+def _insert_items(bumped: CTE) -> CTE:
     rows = _rows("items", ITEMS)
-    given = {
+    columns = {
         "conversation_id": bumped.c.id,
         "sequence": bumped.c.base + rows.c.place,
         "version": bumped.c.version,
         **{name: rows.c[name] for name in ("item_id", "type", "role", "status", "create_time", "body")},
     }
-    query = select(*given.values()).join_from(bumped, rows, bumped.c.number == rows.c.group_number)
-    statement: Insert = insert(items).from_select(list(given), query)
+    query = select(*columns.values()).join_from(bumped, rows, bumped.c.number == rows.c.group_number)
+    statement: Insert = insert(items).from_select(list(columns), query)
     return statement.cte("placed")
 
 
-def _reserved(bumped: CTE) -> CTE:
-    """The request ids; one that is taken raises 23505 and undoes the whole statement."""
+def _insert_request_ids(bumped: CTE) -> CTE:
     rows = _rows("requests", REQUESTS)
-    given = {
+    columns = {
         "conversation_id": bumped.c.id,
         "principal": rows.c.principal,
         "method": rows.c.method,
@@ -126,6 +135,6 @@ def _reserved(bumped: CTE) -> CTE:
         "first_sequence": bumped.c.base + rows.c.first_place,
         "item_count": rows.c.item_count,
     }
-    query = select(*given.values()).join_from(bumped, rows, bumped.c.number == rows.c.group_number)
-    statement: Insert = insert(requests).from_select(list(given), query)
+    query = select(*columns.values()).join_from(bumped, rows, bumped.c.number == rows.c.group_number)
+    statement: Insert = insert(requests).from_select(list(columns), query)
     return statement.cte("reserved")

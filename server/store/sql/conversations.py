@@ -1,4 +1,4 @@
-"""The statements of conversations."""
+"""Statements on conversations."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -61,26 +61,33 @@ COLUMNS = (
 
 
 @lru_cache(maxsize=512)
-def get(read: Permission, *asked: Permission) -> Statement:
-    """One conversation, and whether each permission ``asked`` about reaches it, under its name."""
-    answers = [allowed(permission).label(permission.name) for permission in asked]
-    return compile_statement(select(*COLUMNS, *answers).where(visible_one(read)), "read")
+def get(read: Permission, *others: Permission) -> Statement:
+    """One conversation, with a column for each of ``others``, named as it is: whether it covers the conversation."""
+    covered = [allowed(permission).label(permission.name) for permission in others]
+    return compile_statement(select(*COLUMNS, *covered).where(visible_one(read)), "read")
 
 
 @lru_cache(maxsize=512)
-def get_deleted(read: Permission, act: Permission) -> Statement:
-    """Whether ``act`` reaches a conversation, living or a tombstone: a repeated delete is authorized again."""
+def get_deleted(read: Permission, delete: Permission) -> Statement:
+    """Whether ``delete`` covers a conversation or tombstone that may be read: a repeated delete is authorized again."""
     own = _c.tenant == bindparam("tenant", type_=Text)
-    return compile_statement(select(allowed(act).label(act.name)).where(_c.id == _id, own, allowed(read)), "read")
+    return compile_statement(select(allowed(delete).label(delete.name)).where(_c.id == _id, own, allowed(read)), "read")
 
 
 @lru_cache(maxsize=512)
 def create(
     references: tuple[Permission, Permission] | None, *, attributes: bool, items: bool, reserves: bool
 ) -> Statement:
-    """Inserts a conversation with its first items; none of it when a reference is not found."""
+    """Inserts a conversation with its first items; nothing when a reference is not found.
+
+    Args:
+        references: To read conversations and items, if items are references.
+        attributes: Whether the conversation has attributes.
+        items: Whether it has first items.
+        reserves: Whether there is a request id.
+    """
     rows = resolved_rows(*references) if references else sent_rows() if items else None
-    given: dict[str, ColumnElement[Any]] = {
+    columns: dict[str, ColumnElement[Any]] = {
         "id": _id,
         "tenant": bindparam("tenant", type_=Text),
         "owner": bindparam("owner", type_=Text),
@@ -92,14 +99,14 @@ def create(
         "create_time": _now,
         "update_time": _now,
     }
-    source: Select[Any] = select(*list(given.values()))
+    source: Select[Any] = select(*list(columns.values()))
     if references and rows is not None:
         source = source.where(all_found(rows))
     base = literal_column("0", BigInteger).label("base")
-    created = insert(conversations).from_select(list(given), source).returning(_c.id, _c.version, base).cte("created")
+    created = insert(conversations).from_select(list(columns), source).returning(_c.id, _c.version, base).cte("created")
     statement: Select[Any] = select(created.c.id)
     if attributes:
-        statement = statement.add_cte(_indexed(created))
+        statement = statement.add_cte(_insert_attributes(created))
     if rows is not None:
         statement = statement.add_cte(insert_items(rows, created))
     if reserves:
@@ -107,26 +114,33 @@ def create(
     return compile_statement(statement, "write" if rows is None else "append")
 
 
-def _each(array: ColumnElement[Any]) -> Any:
-    """A table of the elements of ``array``, as the column ``value``."""
+def _unnest(array: ColumnElement[Any]) -> Any:
+    """The elements of ``array`` as a table with the column ``value``."""
     return func.unnest(array).table_valued("value").render_derived()
 
 
-def _indexed(written: CTE) -> CTE:
-    """Inserts the attributes of a new conversation as the rows that lists read."""
+def _insert_attributes(created: CTE) -> CTE:
+    """Inserts the attributes of a new conversation into the table that lists read."""
     tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
-    held = _each(bindparam("attributes", type_=ARRAY(Text)))
-    query = select(written.c.id, held.c.value, tenant, _now).select_from(written.join(held, true()))
+    held = _unnest(bindparam("attributes", type_=ARRAY(Text)))
+    query = select(created.c.id, held.c.value, tenant, _now).select_from(created.join(held, true()))
     names = ["conversation_id", "attribute", "tenant", "create_time"]
     return insert(conversation_attributes).from_select(names, query).cte("indexed")
 
 
 @lru_cache(maxsize=512)
-def change(read: Permission, acts: tuple[Permission, ...], *, attributes: bool, reserves: bool) -> Statement:
-    """Changes the maps; a change that would give too many pairs changes no row."""
+def change(read: Permission, permissions: tuple[Permission, ...], *, attributes: bool, reserves: bool) -> Statement:
+    """Changes metadata and attributes; no row when a map would then have more than `MAX_PAIRS` names.
+
+    Args:
+        read: To read the conversation.
+        permissions: All must cover the conversation as it is before the change.
+        attributes: Whether attributes change.
+        reserves: Whether there is a request id.
+    """
     metadata = _merged_metadata()
     pairs = select(func.count()).select_from(func.jsonb_object_keys(metadata).alias("key")).scalar_subquery()
-    conditions = [visible_one(read), *map(allowed, acts), _revision_is(), pairs <= _most]
+    conditions = [visible_one(read), *map(allowed, permissions), _revision_is(), pairs <= _most]
     values: dict[str, Any] = {
         "metadata": metadata,
         "revision": _c.revision + _one,
@@ -135,32 +149,32 @@ def change(read: Permission, acts: tuple[Permission, ...], *, attributes: bool, 
     }
     if attributes:
         values["attributes"] = _merged_attributes()
-        conditions.append(_names_of(values["attributes"]) <= _most)
+        conditions.append(_count_names(values["attributes"]) <= _most)
     changed = update(conversations).where(*conditions).values(values).returning(*COLUMNS).cte("changed")
     statement: Select[Any] = select(*changed.c)
     if attributes:
-        statement = statement.add_cte(_unindexed(changed), _reindexed(changed))
+        statement = statement.add_cte(_delete_old_attributes(changed), _insert_new_attributes(changed))
     return compile_statement(statement.add_cte(reserve(changed).cte("reserved")) if reserves else statement, "write")
 
 
-def _unindexed(changed: CTE) -> CTE:
-    """Removes the rows of the values that the conversation has no more."""
+def _delete_old_attributes(changed: CTE) -> CTE:
+    """Deletes the rows of the attributes that the conversation no longer has."""
     gone = conversation_attributes.c.attribute != all_(changed.c.attributes)
     same = conversation_attributes.c.conversation_id == changed.c.id
     return delete_from(conversation_attributes).where(same, gone).cte("unindexed")
 
 
-def _reindexed(changed: CTE) -> CTE:
-    """Inserts the rows of new values; those that stay are there."""
+def _insert_new_attributes(changed: CTE) -> CTE:
+    """Inserts the rows of new attributes; those of the others exist."""
     tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
-    held = _each(changed.c.attributes)
+    held = _unnest(changed.c.attributes)
     query = select(changed.c.id, held.c.value, tenant, changed.c.create_time).select_from(changed.join(held, true()))
     names = ["conversation_id", "attribute", "tenant", "create_time"]
     return pg_insert(conversation_attributes).from_select(names, query).on_conflict_do_nothing().cte("reindexed")
 
 
-def _names_of(attributes: ColumnElement[Any]) -> ColumnElement[int]:
-    """How many names ``attributes`` has."""
+def _count_names(attributes: ColumnElement[Any]) -> ColumnElement[int]:
+    """The number of different names in ``attributes``, an array of ``name=value``."""
     pair = func.unnest(attributes).column_valued("pair")
     name = func.split_part(pair, literal_column("'='"), literal_column("1"))
     count: ColumnElement[int] = select(func.count(name.distinct())).scalar_subquery()
@@ -168,7 +182,7 @@ def _names_of(attributes: ColumnElement[Any]) -> ColumnElement[int]:
 
 
 def _merged_metadata() -> ColumnElement[Any]:
-    """What stays of the stored pairs, and the new ones."""
+    """The metadata after the change."""
     replace: ColumnElement[bool] = bindparam("replace_metadata", type_=Boolean)
     less = _c.metadata.op("-", return_type=JSONB())(bindparam("drop_metadata", type_=ARRAY(Text)))
     kept = case((replace, literal_column("'{}'", JSONB)), else_=less)
@@ -177,7 +191,7 @@ def _merged_metadata() -> ColumnElement[Any]:
 
 
 def _merged_attributes() -> ColumnElement[Any]:
-    """What stays of the stored ``name=value``, and the new ones, sorted."""
+    """The attributes after the change, sorted."""
     replace: ColumnElement[bool] = bindparam("replace_attributes", type_=Boolean)
     held = func.unnest(_c.attributes).column_valued("held")
     name = func.split_part(held, literal_column("'='"), literal_column("1"))
@@ -189,11 +203,11 @@ def _merged_attributes() -> ColumnElement[Any]:
 
 
 @lru_cache(maxsize=512)
-def delete(read: Permission, act: Permission, *, reserves: bool) -> Statement:
-    """Makes a tombstone."""
+def delete(read: Permission, delete: Permission, *, reserves: bool) -> Statement:
+    """Turns a conversation into a tombstone."""
     deleted = (
         update(conversations)
-        .where(visible_one(read), allowed(act), _revision_is())
+        .where(visible_one(read), allowed(delete), _revision_is())
         .values(delete_time=_now, version=_c.version + _one)
         .returning(_c.id)
         .cte("deleted")
@@ -209,27 +223,31 @@ def _revision_is() -> ColumnElement[bool]:
 
 @lru_cache(maxsize=512)
 def page(read: Permission, shape: tuple[tuple[str, str], ...], *, covered: bool, descending: bool) -> Statement:
-    """Keyset on (create_time, id); ``shape`` is the filter's (name, operator) pairs.
+    """A page of conversations by (create_time, id).
 
-    ``covered``: what the caller may read lies in a few ranges of indexes (`IndexRanges`).
-    The front of each is read in order, and the fronts are merged.
+    Args:
+        read: To read a conversation.
+        shape: The name and operator of each comparison of the filter.
+        covered: Whether all the caller may read lies in a few index ranges (`IndexRanges`); the first rows
+            of each range are read in order, and merged.
+        descending: Whether newest come first.
     """
     conditions = (visible(read), *_conditions(shape))
     if not covered:
-        return compile_statement(_front(select(*COLUMNS), _c, conditions, descending=descending), "read")
-    found = union(*[select(part.c.id) for part in _ranges(conditions, descending=descending)]).cte("found")
+        return compile_statement(_first_rows(select(*COLUMNS), _c, conditions, descending=descending), "read")
+    found = union(*[select(part.c.id) for part in _range_queries(conditions, descending=descending)]).cte("found")
     query = select(*COLUMNS).join_from(conversations, found, _c.id == found.c.id)
     return compile_statement(query.order_by(*_order(_c, descending=descending)).limit(_count), "read")
 
 
-def _front(
+def _first_rows(
     query: Select[Any], keys: Any, conditions: Iterable[ColumnElement[bool]], *, descending: bool
 ) -> Select[Any]:
-    """The first rows of ``query`` behind the position, by the columns create_time and id of ``keys``."""
-    place = tuple_(keys.create_time, _id_of(keys))
+    """The first rows of ``query`` after the position, ordered by create_time and id, which are columns of ``keys``."""
+    key = tuple_(keys.create_time, _id_of(keys))
     after = tuple_(bindparam("after_time", type_=Time), bindparam("after_id", type_=Text))
-    there = place < after if descending else place > after
-    return query.where(there, *conditions).order_by(*_order(keys, descending=descending)).limit(_count)
+    following = key < after if descending else key > after
+    return query.where(following, *conditions).order_by(*_order(keys, descending=descending)).limit(_count)
 
 
 def _order(keys: Any, *, descending: bool) -> tuple[ColumnElement[Any], ...]:
@@ -241,20 +259,20 @@ def _id_of(keys: Any) -> ColumnElement[str]:
     return keys.conversation_id if "conversation_id" in keys else keys.id  # type: ignore[no-any-return]
 
 
-def _ranges(conditions: tuple[ColumnElement[bool], ...], *, descending: bool) -> Iterable[FromClause]:
-    """The front of the range of each owner, of each attribute and of each id of the cover."""
+def _range_queries(conditions: tuple[ColumnElement[bool], ...], *, descending: bool) -> Iterable[FromClause]:
+    """The first rows of the ranges by owner, by attribute and by id."""
     a = conversation_attributes.c
-    owners = _each(bindparam("cover_owners", type_=ARRAY(Text)))
-    by_owner = _front(select(_c.id), _c, (_c.owner == owners.c.value, *conditions), descending=descending)
-    values = _each(bindparam("cover_attributes", type_=ARRAY(Text)))
+    owners = _unnest(bindparam("cover_owners", type_=ARRAY(Text)))
+    by_owner = _first_rows(select(_c.id), _c, (_c.owner == owners.c.value, *conditions), descending=descending)
+    values = _unnest(bindparam("cover_attributes", type_=ARRAY(Text)))
     joined = select(_c.id).join_from(conversation_attributes, conversations, _c.id == a.conversation_id)
     same = (a.tenant == bindparam("tenant", type_=Text), a.attribute == values.c.value)
-    by_value = _front(joined, a, (*same, *conditions), descending=descending)
-    for covering, front in ((owners, by_owner), (values, by_value)):
-        rows = front.lateral()
+    by_value = _first_rows(joined, a, (*same, *conditions), descending=descending)
+    for covering, query in ((owners, by_owner), (values, by_value)):
+        rows = query.lateral()
         yield select(rows.c.id).select_from(covering).join(rows, true()).subquery()
     named = _c.id == any_(bindparam("cover_ids", type_=ARRAY(Text)))
-    yield _front(select(_c.id), _c, (named, *conditions), descending=descending).subquery()
+    yield _first_rows(select(_c.id), _c, (named, *conditions), descending=descending).subquery()
 
 
 def _conditions(shape: Iterable[tuple[str, str]]) -> Iterable[ColumnElement[bool]]:
@@ -268,11 +286,11 @@ def _condition(name: str, operator: str, parameter: str) -> ColumnElement[bool]:
         case "create_time":
             return _c.create_time.op(operator, is_comparison=True)(bindparam(parameter, type_=Time))
         case "owner":
-            holds = _c.owner == bindparam(parameter, type_=Text)
+            equal = _c.owner == bindparam(parameter, type_=Text)
         case "metadata":
-            holds = _c.metadata.contains(func.cast(bindparam(parameter, type_=Text), JSONB))
+            equal = _c.metadata.contains(func.cast(bindparam(parameter, type_=Text), JSONB))
         case "attributes":
-            holds = _c.attributes.contains(func.cast(array([bindparam(parameter, type_=Text)]), ARRAY(Text)))
+            equal = _c.attributes.contains(func.cast(array([bindparam(parameter, type_=Text)]), ARRAY(Text)))
         case _:
             raise AssertionError(name)
-    return holds if operator == "=" else not_(holds)
+    return equal if operator == "=" else not_(equal)

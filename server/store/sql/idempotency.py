@@ -1,4 +1,4 @@
-"""The statements of request ids."""
+"""Statements on the table of request ids."""
 
 from sqlalchemy import (
     CTE,
@@ -17,14 +17,18 @@ from sqlalchemy.dialects.postgresql import UUID
 from server.store.sql.schema import conversations, requests
 from server.store.sql.statement import compile_statement
 
-CONSTRAINT = "requests_pkey"
-
-
+CONSTRAINT = "requests_pkey"  # violated when a request id is used twice
 _NONE: ColumnElement[int] = literal_column("0", SmallInteger)
 
 
 def reserve(written: CTE, first_sequence: ColumnElement[int] = _NONE, item_count: ColumnElement[int] = _NONE) -> Insert:
-    """Reserves the id when ``written`` has a row; a taken id raises 23505 and undoes all."""
+    """Inserts the request id of a write; one that is taken fails the whole statement (SQLSTATE 23505).
+
+    Args:
+        written: The write; when it has no row, nothing is reserved.
+        first_sequence: Of the items that the write inserts, 0 if none.
+        item_count: How many items the write inserts.
+    """
     names = ["conversation_id", "principal", "method", "request_id", "fingerprint", "first_sequence", "item_count"]
     return insert(requests).from_select(
         names,
@@ -40,7 +44,7 @@ def reserve(written: CTE, first_sequence: ColumnElement[int] = _NONE, item_count
     )
 
 
-_FIND = compile_statement(
+FIND = compile_statement(
     select(requests.c.fingerprint, requests.c.first_sequence, requests.c.item_count).where(
         requests.c.conversation_id == bindparam("conversation_id", type_=Text),
         # The key has no tenant, the conversation has; its tombstone counts.

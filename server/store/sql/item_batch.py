@@ -1,4 +1,4 @@
-"""The items of one write as rows, and the INSERT that places them."""
+"""The items of one write as rows, and the INSERT that stores them."""
 
 from datetime import datetime
 from typing import Any
@@ -38,7 +38,7 @@ def _array(name: str, type_: Any = Text) -> ColumnElement[Any]:
 
 
 def sent_rows() -> CTE:
-    """The rows as they came: nothing is looked up."""
+    """The items of a request without references, as rows."""
     arrays = [_array("item_ids"), _array("types"), _array("roles"), _array("statuses"), _array("bodies", LargeBinary)]
     rows = func.unnest(*arrays).table_valued(
         "item_id", "type", "role", "status", "body", with_ordinality="ordinal", name="sent"
@@ -48,7 +48,10 @@ def sent_rows() -> CTE:
 
 
 def resolved_rows(read: Permission, item_read: Permission) -> CTE:
-    """The rows with references looked up; ``found`` is false where one is not readable."""
+    """The items of a request as rows, with the referenced items in place of references.
+
+    ``found`` is false in the row of a reference that does not exist or that the caller may not read.
+    """
     arrays = [
         _array("item_ids"),
         _array("types"),
@@ -85,21 +88,27 @@ def resolved_rows(read: Permission, item_read: Permission) -> CTE:
 
 
 def all_found(rows: CTE) -> ColumnElement[bool]:
-    """Whether every reference among `resolved` rows was."""
+    """Whether every reference among `resolved_rows` was found."""
     found: ColumnElement[bool] = select(func.bool_and(rows.c.found)).scalar_subquery()
     return found
 
 
 def all_allowed(create: Permission, rows: CTE) -> ColumnElement[bool]:
-    """Whether ``create`` reaches every one of ``rows`` in the conversation of the statement."""
-    if not create.asks_for_id:
+    """Whether ``create`` covers every one of ``rows`` in the conversation of the statement."""
+    if not create.reads_row_id:
         return item_allowed(create, literal_column("''"))
-    barred = select(rows.c.ordinal).where(not_(item_allowed(create, rows.c.item_id))).correlate(conversations)
-    return not_(barred.exists())
+    denied = select(rows.c.ordinal).where(not_(item_allowed(create, rows.c.item_id))).correlate(conversations)
+    return not_(denied.exists())
 
 
 def insert_items(rows: CTE, target: CTE) -> CTE:
-    """Inserts ``rows`` behind ``target``: one row of the conversation's id, base and version."""
+    """Inserts ``rows`` as items of a conversation.
+
+    Args:
+        rows: Of `sent_rows` or `resolved_rows`.
+        target: One row: the conversation's ``id``, ``base``, the sequence that the first item
+            follows, and the ``version`` the items get.
+    """
     query = select(
         target.c.id,
         target.c.base + rows.c.ordinal,

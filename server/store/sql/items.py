@@ -1,4 +1,4 @@
-"""The statements of items."""
+"""Statements on items."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -36,14 +36,24 @@ _c, _i = conversations.c, items.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
 _now: ColumnElement[datetime] = bindparam("now", type_=Time)
 _one: ColumnElement[int] = literal_column("1", BigInteger)
-_named: ColumnElement[str] = bindparam("item_id", type_=Text)
+_item_id: ColumnElement[str] = bindparam("item_id", type_=Text)
 
 
 @lru_cache(maxsize=512)
 def append(
     read: Permission, create: Permission, references: Permission | None, *, expects: bool, reserves: bool
 ) -> Statement:
-    """The row lock that the counter takes makes the order of commits the order of items."""
+    """Appends items; returns the last sequence before them, or no row when a condition does not hold.
+
+    Args:
+        read: To read the conversation.
+        create: To create items in it.
+        references: To read items, if some are references.
+        expects: Whether the conversation's last_sequence must be the parameter ``expected``.
+        reserves: Whether there is a request id.
+
+    The row lock of the conversation makes the order of items that of commits.
+    """
     rows = resolved_rows(read, references) if references else sent_rows()
     size: ColumnElement[int] = bindparam("size", type_=BigInteger)
     conditions = [visible_one(read), all_allowed(create, rows)]
@@ -65,18 +75,21 @@ def append(
 
 
 @lru_cache(maxsize=512)
-def get(read: Permission, item_read: Permission, *asked: Permission) -> Statement:
-    """One item, in a row of its conversation that is there without it too; and whether ``asked`` reach the item."""
-    named = _i.item_id == _named
-    here = and_(_i.conversation_id == _c.id, named, _i.delete_time.is_(None), item_allowed(item_read, _i.item_id))
-    found = conversations.outerjoin(items, here)
-    answers = [item_allowed(permission, _i.item_id).label(permission.name) for permission in asked]
-    return compile_statement(select(_i.sequence, _i.body, *answers).select_from(found).where(visible_one(read)), "read")
+def get(read: Permission, item_read: Permission, *others: Permission) -> Statement:
+    """One item, with a column for each of ``others``, named as it is: whether it covers the item.
+
+    When only the conversation exists there is a row of NULLs; no row when not even that does.
+    """
+    same = _i.item_id == _item_id
+    joined = and_(_i.conversation_id == _c.id, same, _i.delete_time.is_(None), item_allowed(item_read, _i.item_id))
+    found = conversations.outerjoin(items, joined)
+    covered = [item_allowed(permission, _i.item_id).label(permission.name) for permission in others]
+    return compile_statement(select(_i.sequence, _i.body, *covered).select_from(found).where(visible_one(read)), "read")
 
 
 @lru_cache(maxsize=512)
 def between(read: Permission, item_read: Permission) -> Statement:
-    """The items, and tombstones, of a range of sequences."""
+    """The items and tombstones with the sequences ``first`` to ``last``, both included."""
     first, last = bindparam("first", type_=BigInteger), bindparam("last", type_=BigInteger)
     return compile_statement(
         select(_i.sequence, _i.item_id, _i.delete_time, _i.body)
@@ -88,38 +101,41 @@ def between(read: Permission, item_read: Permission) -> Statement:
 
 
 @lru_cache(maxsize=512)
-def refusal(read: Permission, act: Permission) -> Statement:
-    """A conversation's last_sequence, and whether ``act`` reaches items of these ids in it, there or not."""
-    named = func.unnest(bindparam("item_ids", type_=ARRAY(Text))).column_valued("named")
-    barred = select(named).where(not_(item_allowed(act, named))).correlate(conversations).exists()
-    return compile_statement(select(_c.last_sequence, not_(barred).label("allowed")).where(visible_one(read)), "read")
+def refusal(read: Permission, permission: Permission) -> Statement:
+    """A conversation's last_sequence, and whether ``permission`` covers items with these ids, which need not exist."""
+    item_id = func.unnest(bindparam("item_ids", type_=ARRAY(Text))).column_valued("named")
+    denied = select(item_id).where(not_(item_allowed(permission, item_id))).correlate(conversations).exists()
+    return compile_statement(select(_c.last_sequence, not_(denied).label("allowed")).where(visible_one(read)), "read")
 
 
 def _small(body: ColumnElement[bytes]) -> ColumnElement[bytes]:
-    """``body``, or NULL where it takes more than its share of a message."""
+    """``body``, or NULL when it has more than ``share`` bytes."""
     return case((func.octet_length(body) <= bindparam("share", type_=Integer), body)).label("body")
 
 
 def _fitting(body: ColumnElement[bytes], order: ColumnElement[Any]) -> ColumnElement[bytes]:
-    """``body``, or NULL where a message would be too big with it; sizes are read without the bodies."""
+    """``body``, or NULL when it and those before it in ``order`` have more than ``page_bytes`` together.
+
+    The first one is never NULL. Sizes are read without the bodies.
+    """
     size = func.octet_length(body)
     total = func.sum(size).over(order_by=order, rows=(None, 0))
-    fits = or_(total <= bindparam("page_bytes", type_=BigInteger), total == size)  # the first always does
+    fits = or_(total <= bindparam("page_bytes", type_=BigInteger), total == size)
     return case((fits, body)).label("body")
 
 
 @lru_cache(maxsize=512)
 def get_batch(read: Permission, item_read: Permission) -> Statement:
-    """The items of some ids in that order, with a row for each that is not there."""
+    """Items by id in the order of ``item_ids``; a row of NULLs for each that does not exist."""
     ids = func.unnest(bindparam("item_ids", type_=ARRAY(Text)))
-    asked = ids.table_valued("item_id", with_ordinality="ordinal", name="asked").render_derived()
-    there = and_(_i.conversation_id == _c.id, _i.item_id == asked.c.item_id, _i.delete_time.is_(None))
-    here = and_(there, item_allowed(item_read, _i.item_id))
+    named = ids.table_valued("item_id", with_ordinality="ordinal", name="asked").render_derived()
+    same = and_(_i.conversation_id == _c.id, _i.item_id == named.c.item_id, _i.delete_time.is_(None))
+    joined = and_(same, item_allowed(item_read, _i.item_id))
     return compile_statement(
-        select(_i.sequence, _fitting(_i.body, asked.c.ordinal))
-        .select_from(conversations.join(asked, true()).outerjoin(items, here))
+        select(_i.sequence, _fitting(_i.body, named.c.ordinal))
+        .select_from(conversations.join(named, true()).outerjoin(items, joined))
         .where(visible_one(read))
-        .order_by(asked.c.ordinal),
+        .order_by(named.c.ordinal),
         "read",
     )
 
@@ -134,12 +150,19 @@ def page(
     descending: bool,
     small: bool,
 ) -> Statement:
-    """A row for the conversation in any case, so that an empty page and a missing one differ.
+    """A page of items by sequence; a row of NULLs when it is empty, no row when the conversation is not found.
 
-    ``small``: give the bodies that are small enough for all to fit, and NULL for
-    others. It takes half the time of adding sizes up (ADR 10).
+    Args:
+        read: To read the conversation.
+        item_read: To read items.
+        shape: The name and operator of each comparison of the filter.
+        by_id: Whether the page follows an item id instead of a sequence; there is then a column
+            ``position``, NULL when the conversation never had the item.
+        descending: Whether newest come first.
+        small: Whether bodies of more than ``share`` bytes are NULL, instead of those that would not fit
+            into ``page_bytes``. It takes half the time of adding up sizes (ADR 10).
     """
-    position = _place_of_id(item_read) if by_id else bindparam("position", type_=BigInteger)
+    position = _sequence_of_cursor(item_read) if by_id else bindparam("position", type_=BigInteger)
     order = _i.sequence.desc() if descending else _i.sequence.asc()
     page = (
         select(_i.sequence, _small(_i.body) if small else _fitting(_i.body, order))
@@ -154,9 +177,9 @@ def page(
         .limit(bindparam("count", type_=Integer))
         .lateral("page")
     )
-    asked = [position.label("position")] if by_id else []  # NULL for an id that is not there
+    cursor = [position.label("position")] if by_id else []
     return compile_statement(
-        select(page.c.sequence, page.c.body, *asked)
+        select(page.c.sequence, page.c.body, *cursor)
         .select_from(conversations.outerjoin(page, true()))
         .where(visible_one(read))
         .order_by(page.c.sequence.desc() if descending else page.c.sequence),
@@ -164,8 +187,8 @@ def page(
     )
 
 
-def _place_of_id(item_read: Permission) -> ColumnElement[int]:
-    """The sequence of the readable item named as cursor; a deleted one counts when no living one has the id."""
+def _sequence_of_cursor(item_read: Permission) -> ColumnElement[int]:
+    """The sequence of the item ``after``, if it may be read; of a deleted one only when no other has the id."""
     cursor = items.alias("cursor")
     return (
         select(cursor.c.sequence)
@@ -185,21 +208,21 @@ def _conditions(shape: Iterable[tuple[str, str]]) -> Iterable[ColumnElement[bool
 
 
 @lru_cache(maxsize=512)
-def delete(read: Permission, item_read: Permission, act: Permission, *, reserves: bool) -> Statement:
-    """Empties one item; the conversation's row is locked first, as by every write."""
+def delete(read: Permission, item_read: Permission, delete: Permission, *, reserves: bool) -> Statement:
+    """Turns one item into a tombstone; returns its conversation, whose row is locked first, as by every write."""
     target = items.alias("target")
-    there = (
+    exists = (
         select(target.c.sequence)
         .where(
             target.c.conversation_id == _id,
-            target.c.item_id == _named,
+            target.c.item_id == _item_id,
             target.c.delete_time.is_(None),
         )
         .exists()
     )
     bumped = (
         update(conversations)
-        .where(visible_one(read), item_allowed(item_read, _named), item_allowed(act, _named), there)
+        .where(visible_one(read), item_allowed(item_read, _item_id), item_allowed(delete, _item_id), exists)
         .values(version=_c.version + _one)
         .returning(*COLUMNS, _c.version)
         .cte("bumped")
@@ -208,7 +231,7 @@ def delete(read: Permission, item_read: Permission, act: Permission, *, reserves
         update(items)
         .where(
             _i.conversation_id == bumped.c.id,
-            _i.item_id == _named,
+            _i.item_id == _item_id,
             _i.delete_time.is_(None),
         )
         .values(body=literal_column("''"), delete_time=_now, version=bumped.c.version)
