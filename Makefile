@@ -10,9 +10,13 @@ AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
 
 BENCH := PYTHONPATH=.:generated python -m bench
 
-export PATH := $(abspath $(BIN)):$(PATH)
+# Tests on several processes; a core that waits for sleeps and databases can take more than one.
+WORKERS ?= logical
+PYTEST := pytest --numprocesses $(WORKERS)
 
-.PHONY: help run test interop check generate generated lint types breaking proof mutants bench bench-peers bench-check licences sbom audit clean
+export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
+
+.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants bench bench-peers bench-check licences sbom audit clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,13 +24,19 @@ help: ## Show the targets
 run: $(READY) ## Serve on 127.0.0.1:50051, with a private PostgreSQL
 	@exec python -m server $(ARGS)
 
-test: $(READY) ## Run the whole suite
-	pytest $(ARGS)
+test: $(READY) ## Run the tests that need Python and PostgreSQL only: at most 3 minutes on two cores
+	$(PYTEST) --dist worksteal -m "not tool and not slow and not fault" $(ARGS)
+
+check: generated lint breaking types test check-slow check-tools ## Everything CI runs: at most 20 minutes
+
+check-slow: $(READY)
+	$(PYTEST) --dist worksteal -m "(slow or fault) and not tool"
+
+check-tools: $(READY)
+	$(PYTEST) --dist loadfile -m tool
 
 interop: $(READY) ## Run the clients in Go, Node, Java and Rust that can be built here
 	pytest tests/interop/test_interop.py $(ARGS)
-
-check: generated lint breaking types test ## Everything CI runs
 
 generate: $(READY) ## Make generated/ from proto/
 	python proto/generate.py

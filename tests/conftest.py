@@ -22,6 +22,23 @@ from server.store.migrate import migrate
 from tests.support.access import GuardedService, guarded_service
 from tests.support.postgres import execute, fresh_database, with_database
 from tests.support.service import Service, running_service
+from tests.support.skips import require_tools
+from tests.support.tools import required_tools, search_path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets tests find the tools that they need, and checks the names of those that must be there."""
+    os.environ["PATH"] = search_path()
+    try:
+        required_tools(os.environ)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test that needs a tool which is not installed; fails it where the tool is required."""
+    require_tools(name for mark in item.iter_markers("tool") for name in mark.args)
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from itertools import combinations
@@ -23,7 +22,6 @@ RULES = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule
 NAME = re.compile(r"\b(?:conversations_|grpc_server_|process_|python_)\w+|\bup\b")
 LABEL = re.compile(r"\{([^}]*)\}")
 OF_PROMETHEUS = {"up", "job", "instance", "le"}  # added by a scrape, or by every histogram
-needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 
 
 def panels() -> list[dict[str, Any]]:
@@ -124,7 +122,7 @@ def test_every_alert_is_tested() -> None:
     assert {rule["alert"] for rule in RULES} == fired
 
 
-@needs_promtool
+@pytest.mark.tool("promtool")
 @pytest.mark.parametrize("how, file", [("check", ALERTS), ("test", TESTS)], ids=["check", "test"])
 def test_promtool_agrees(how: str, file: Path) -> None:
     """Prometheus itself reads the rules, and they fire as the tests say."""

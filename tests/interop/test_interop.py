@@ -6,7 +6,6 @@
 import asyncio
 import os
 import re
-import shutil
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
@@ -105,12 +104,13 @@ class Program:
     problem: str  # what a tool said when it failed
 
 
-@pytest.fixture(scope="session", params=LANGUAGES, ids=lambda language: language.name)
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(each, marks=pytest.mark.tool(*each.needs), id=each.name) for each in LANGUAGES],
+)
 async def program(request: pytest.FixtureRequest, image: None) -> Program:
     """The client in a language, built once."""
     language: Language = request.param
-    if missing := [tool for tool in language.needs if not shutil.which(tool)]:
-        pytest.skip(f"{language.name}: {' and '.join(missing)} not installed")
     for command in language.build:
         async with asyncio.timeout(BUILD_SECONDS):
             code, output = await ran(*command, folder=PROGRAMS / language.name)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
@@ -71,8 +70,6 @@ TRIED = {
 }
 # Blocks that need more than this machine has; what they have of grpcurl is printed, and tried, elsewhere too.
 NOT_HERE = {(DOCS / "kubernetes.md", "To try it out")}
-needs_grpcurl = pytest.mark.skipif(not shutil.which("grpcurl"), reason="grpcurl is not installed")
-needs_ghz = pytest.mark.skipif(not shutil.which("ghz"), reason="ghz is not installed")
 
 
 def sections(page: Path, language: str = "sh") -> dict[str, list[str]]:
@@ -102,7 +99,7 @@ async def output_of(*command: str, cwd: Path = ROOT, **variables: str) -> str:
     return output.decode()
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 async def test_the_tour(own_service: Service) -> None:
     """Each command of the tour succeeds and shows what the text says."""
     blocks = sections(README)["A tour with grpcurl"]
@@ -157,7 +154,7 @@ async def served(script: str, place: Path, url: str) -> AsyncIterator[str]:
         await process.communicate()
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 @pytest.mark.parametrize("heading", WAYS)
 async def test_a_way_in(postgres: str, template: str, place: Path, heading: str) -> None:
     """A server that is started as printed is reached as printed; only address and place of the socket differ."""
@@ -173,7 +170,7 @@ async def test_a_way_in(postgres: str, template: str, place: Path, heading: str)
     assert re.search(".*".join(WAYS[heading]), output, re.DOTALL), output
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 async def test_the_socket_of_the_clients(postgres: str, template: str, place: Path) -> None:
     """The way through a Unix socket that docs/clients.md shows."""
     (script,) = sections(CLIENTS)["grpcurl and ghz"]
@@ -184,7 +181,7 @@ async def test_the_socket_of_the_clients(postgres: str, template: str, place: Pa
     assert "conversations.v1.ConversationsService\n" in output
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 async def test_an_operator(postgres: str, template: str, place: Path) -> None:
     """What docs/operations.md prints for operators, on one process."""
     with socket.socket() as held:
@@ -209,8 +206,7 @@ def load_of(place: Path, address: str) -> None:
         (folder / file.name).write_text(text, encoding="utf-8")
 
 
-@needs_grpcurl
-@needs_ghz
+@pytest.mark.tool("grpcurl", "ghz")
 async def test_load(own_service: Service, place: Path) -> None:
     """Each call of the load succeeds, and the items are all there."""
     load_of(place, own_service.address)
@@ -221,7 +217,7 @@ async def test_load(own_service: Service, place: Path) -> None:
     assert 2000 == conversation.last_sequence
 
 
-@needs_ghz
+@pytest.mark.tool("ghz")
 async def test_load_with_a_token(postgres: str, template: str, place: Path) -> None:
     """A server with TLS and tokens is put under load, as printed."""
     server, _commands = sections(CONNECTING)["A token"]

@@ -1,7 +1,13 @@
-"""The test suite itself: how its modules may depend on each other, and what each test says of itself."""
+"""The test suite itself: what its modules may import, what each test says of itself, and when a test is skipped."""
 
 import ast
+import os
 from pathlib import Path
+
+import pytest
+
+from tests.support.skips import require_tools
+from tests.support.tools import REQUIRED, required_tools
 
 TESTS = Path(__file__).parents[1]
 
@@ -36,3 +42,31 @@ def test_every_test_has_a_docstring() -> None:
     found = [(path.name, test) for path in TESTS.rglob("test_*.py") for test in functions_of(path)]
     assert found
     assert [] == [(name, test.name) for name, test in found if not ast.get_docstring(test)]
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without any of the tools, where none is required."""
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    monkeypatch.delenv(REQUIRED, raising=False)
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test without its tool is skipped for a reason that names the tool; where the tool is required, it fails."""
+    monkeypatch.setenv(REQUIRED, "ghz,promtool")
+    require_tools([])
+    with pytest.raises(pytest.skip.Exception, match=r"^grpcurl is not installed: go install "):
+        require_tools(["grpcurl", "ghz"])
+    with pytest.raises(pytest.fail.Exception, match=r"^ghz is not installed: .*REQUIRE_TOOLS"):
+        require_tools(["ghz"])
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_only_known_tools_are_needed_or_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelled tool is an error, in a test's marker as in the environment."""
+    with pytest.raises(KeyError, match="grpccurl"):
+        require_tools(["grpccurl"])
+    monkeypatch.setenv(REQUIRED, "grpcurl,gzh")
+    with pytest.raises(ValueError, match="gzh"):
+        required_tools(os.environ)

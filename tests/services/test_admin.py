@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import socket
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
@@ -264,10 +263,7 @@ async def servers(channel: grpc.aio.Channel) -> dict[int, channelz.Server]:
     return {int(each.name.rpartition(":")[2]): server for server in answer.server for each in server.listen_socket}
 
 
-GRPCURL = shutil.which("grpcurl")
-
-
-@pytest.mark.skipif(not GRPCURL, reason="grpcurl is not installed")
+@pytest.mark.tool("grpcurl")
 @pytest.mark.parametrize(
     "command, expected",
     [
@@ -290,9 +286,8 @@ async def test_grpcurl(admin: Operated, command: list[str], expected: str) -> No
     """The recipes of docs/operations.md, which take the descriptors by reflection."""
     options = [] if command[0] != "-d" else command[:2]
     rest = command[len(options) :]
-    assert GRPCURL
     arguments = ("-plaintext", *options, admin.address, *rest)
-    ran = await asyncio.create_subprocess_exec(GRPCURL, *arguments, stdout=PIPE, stderr=PIPE)
+    ran = await asyncio.create_subprocess_exec("grpcurl", *arguments, stdout=PIPE, stderr=PIPE)
     output, errors = await ran.communicate()
     assert (0, b"") == (ran.returncode, errors)
     assert expected in output.decode()

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import socket
 import subprocess
 from collections import Counter
@@ -40,8 +39,7 @@ from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database
 from tests.support.problems import problem
 from tests.support.service import Service, running_service
 
-PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-pytestmark = pytest.mark.skipif(not PROGRAM, reason="pgbouncer is not installed: apt-get install pgbouncer")
+pytestmark = pytest.mark.tool("pgbouncer")
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
 SERVERS = 2  # connections to PostgreSQL
 BACKENDS = """
@@ -120,8 +118,7 @@ def bouncer(direct: str, *changes: tuple[str, str]) -> Iterator[Bouncer]:
             text = text.replace(old, new)
         (folder / "pgbouncer.ini").write_text(text)
         with (folder / "log").open("wb") as log:
-            assert PROGRAM
-            command = [*as_user_of(direct), PROGRAM, str(folder / "pgbouncer.ini")]
+            command = [*as_user_of(direct), "pgbouncer", str(folder / "pgbouncer.ini")]
             process: subprocess.Popen[bytes] = subprocess.Popen(command, stderr=log)
         try:
             wait_for(process, port, folder / "log")

@@ -6,7 +6,6 @@ is. All of it stays below `build/`, so a second run builds only what changed.
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,14 +31,12 @@ rm -rf /var/cache/apt/archives/*.deb /var/lib/apt/lists/* && touch /etc/pip.conf
 """
 
 
-def missing() -> str:
-    """What keeps an image from being built here; '' where nothing does."""
+def no_namespaces() -> str:
+    """Why images cannot be built here, although the tools are installed; '' if they can."""
     if os.geteuid():
-        return "an image is built by root here"
-    if absent := [tool for tool in TOOLS if not shutil.which(tool)]:
-        return f"{', '.join(absent)}: not installed"
+        return "images are built by root"
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
-        return "no namespaces here"
+        return "this machine does not permit mount namespaces"
     return ""
 
 

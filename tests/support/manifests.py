@@ -4,7 +4,6 @@ Each check takes the objects of one rendering and yields a sentence for each thi
 those of all checks. "Ours" is a container with the service's image.
 """
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -41,15 +40,10 @@ ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 
 
-KUSTOMIZE = (
-    ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"] * bool(shutil.which("kubectl"))
-)
-
-
 @cache
 def render(name: str) -> str:
     """Of a folder, as `kubectl apply -k` would send it."""
-    done = subprocess.run([*KUSTOMIZE, str(KUBERNETES / name)], capture_output=True, text=True, check=False)
+    done = subprocess.run(["kustomize", "build", str(KUBERNETES / name)], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
     assert not done.stderr, done.stderr  # a deprecated field
     return done.stdout

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from asyncio.subprocess import PIPE
 from typing import Any
 
@@ -25,7 +24,6 @@ SERVICE = SERVICES[0]
 INVALID_ARGUMENT, NOT_FOUND = 3, 5
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
-needs_grpcurl = pytest.mark.skipif(not shutil.which("grpcurl"), reason="grpcurl is not installed")
 
 
 async def grpcurl(*arguments: str, code: int = 0) -> str:
@@ -44,7 +42,7 @@ async def call(service: Service, method: str, request: Any, code: int = 0) -> An
     return told if code else json.loads(told)
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 async def test_list_shows_the_services(service: Service) -> None:
     """Each service is listed, those of gRPC itself too."""
     assert sorted([*SERVICES, HEALTH, *REFLECTION]) == (await grpcurl("-plaintext", service.address, "list")).split()
@@ -55,7 +53,7 @@ async def test_list_shows_the_services(service: Service) -> None:
     assert sorted(methods) == (await grpcurl("-plaintext", service.address, "list", SERVICE)).split()
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 @pytest.mark.parametrize(
     ("symbol", "says"),
     [
@@ -88,14 +86,14 @@ async def test_describe_shows_the_contract(service: Service, symbol: str, says: 
     assert says in await grpcurl("-plaintext", service.address, "describe", symbol)
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 @pytest.mark.parametrize("symbol", ["conversations.v1.Nothing", f"{SERVICE}.Nothing", "conversations.v1"])
 async def test_describe_of_nothing(service: Service, symbol: str) -> None:
     """A name that nothing has is told as such."""
     assert f"Symbol not found: {symbol}" in await grpcurl("-plaintext", service.address, "describe", symbol, code=1)
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 @pytest.mark.parametrize("name", ["", SERVICE])
 async def test_health_is_serving(service: Service, name: str) -> None:
     """The server and its service are healthy by name."""
@@ -104,14 +102,14 @@ async def test_health_is_serving(service: Service, name: str) -> None:
     assert {"status": "SERVING"} == json.loads(told)
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 async def test_health_of_an_unknown_service(service: Service) -> None:
     """A name that is not served is not found."""
     body = json.dumps({"service": "nobody"})
     assert "Code: NotFound" in await grpcurl("-plaintext", "-d", body, service.address, f"{HEALTH}/Check", code=64 + 5)
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 async def test_a_conversation_from_begin_to_end(service: Service) -> None:
     """A conversation is created, appended to, read by pages and deleted, with names and enums as in the contract."""
     message = {"message": {"role": "ROLE_USER", "content": [{"input_text": {"text": "Hello ☃"}}]}}
@@ -149,7 +147,7 @@ async def test_a_conversation_from_begin_to_end(service: Service) -> None:
     assert "CONVERSATION_NOT_FOUND" in told
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 async def test_a_stream_of_appends(service: Service) -> None:
     """Messages one after the other are a stream, and so are the answers."""
     name = (await call(service, "CreateConversation", {}))["id"]
@@ -161,7 +159,7 @@ async def test_a_stream_of_appends(service: Service) -> None:
     assert [1, 2] == [len(each["appended"]["item_ids"]) for each in (first, second)]
 
 
-@needs_grpcurl
+@pytest.mark.tool("grpcurl")
 async def test_violations_are_shown(service: Service) -> None:
     """A wrong request is told field by field: grpcurl knows the messages of the details."""
     told = await call(service, "ListItems", {"conversation_id": "x", "page_size": -1}, code=64 + 3)

@@ -1,0 +1,108 @@
+"""The programs that some tests need beside Python and PostgreSQL, and how they are installed.
+
+``python -m tests.support.tools`` installs those that this machine can install, and prints the names of all that it then
+must have, for ``REQUIRE_TOOLS``. It uses the standard library only: CI runs it before anything else.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+REQUIRED = "REQUIRE_TOOLS"  # an environment variable: names of tools, separated by commas
+FOLDER = Path(__file__).parents[2] / "build" / "bin"  # where programs in Go are installed
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program; at most one of ``module`` and ``package`` says how to install it without asking."""
+
+    how: str = ""
+    module: str = ""
+    package: str = ""
+
+    @property
+    def hint(self) -> str:
+        """What to do where the tool is missing."""
+        if self.module:
+            return f"go install {self.module}"
+        return f"apt-get install {self.package}" if self.package else self.how
+
+    @property
+    def can_be_installed(self) -> bool:
+        """Whether this machine has Go, or Debian's packages and the right to install them."""
+        if self.module:
+            return shutil.which("go") is not None
+        return bool(self.package) and os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+TOOLS = {
+    "buildah": Tool(package="buildah"),
+    "cargo": Tool("see https://rustup.rs"),
+    "debootstrap": Tool(package="debootstrap"),
+    "ghz": Tool(module="github.com/bojand/ghz/cmd/ghz@v0.121.0"),
+    "go": Tool("see https://go.dev/dl"),
+    "grpcurl": Tool(module="github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"),
+    "java": Tool("apt-get install default-jdk-headless"),
+    "kustomize": Tool(module="sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"),
+    "mvn": Tool("apt-get install maven"),
+    "node": Tool("see https://nodejs.org"),
+    "npm": Tool("see https://nodejs.org"),
+    "pgbouncer": Tool(package="pgbouncer"),
+    "promtool": Tool(package="prometheus"),
+    "runc": Tool(package="runc"),
+    "unshare": Tool(package="util-linux"),
+}
+
+
+def search_path() -> str:
+    """PATH, and behind it the folders where Go and Debian install some of the tools."""
+    return os.pathsep.join((os.environ.get("PATH", ""), str(FOLDER), "/usr/sbin"))
+
+
+def is_installed(name: str) -> bool:
+    """Whether there is such a program."""
+    return shutil.which(name, path=search_path()) is not None
+
+
+def required_tools(environment: Mapping[str, str]) -> frozenset[str]:
+    """The tools without which tests fail instead of being skipped.
+
+    Raises:
+        ValueError: One of them is not in `TOOLS`.
+    """
+    names = frozenset(filter(None, environment.get(REQUIRED, "").split(",")))
+    if unknown := sorted(names - TOOLS.keys()):
+        raise ValueError(f"{REQUIRED}: unknown tools: {', '.join(unknown)}")
+    return names
+
+
+def install() -> None:
+    """Installs the missing tools that this machine can install; says on standard error what fails."""
+    missing = [tool for name, tool in TOOLS.items() if not is_installed(name) and tool.can_be_installed]
+    for tool in missing:
+        if tool.module:
+            _run("go", "install", tool.module, GOBIN=str(FOLDER))
+    if packages := sorted(tool.package for tool in missing if tool.package):
+        _run("apt-get", "update", "-qq")
+        _run("apt-get", "install", "-qq", "--no-install-recommends", *packages, DEBIAN_FRONTEND="noninteractive")
+
+
+def _run(*command: str, **variables: str) -> None:
+    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env={**os.environ, **variables})
+    if done.returncode:
+        print(f"{' '.join(command)}: exit code {done.returncode}", file=sys.stderr)  # noqa: T201
+
+
+def main() -> None:
+    """The command."""
+    install()
+    names = [name for name, tool in TOOLS.items() if tool.can_be_installed or is_installed(name)]
+    print(",".join(names))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
