@@ -11,7 +11,7 @@ from server.authorization.access import AccessCache
 from server.errors import OperatorError
 from server.policy.load import PolicyInvalid, load
 from server.policy.rules import ACTIONS, DEFAULT, Effect, Policy, Rule, Scope
-from server.settings.watched_file import WakeableSleep
+from server.settings.watched_file import FileVersion, WakeableSleep, file_version
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +22,6 @@ ONE_USER = Policy(
     source="built in, for identity=none",
 )
 _PERIOD = 1.0  # seconds between two looks at the file
-_Signature = tuple[str, int, int, int]
 
 
 class PolicyConfigError(OperatorError):
@@ -30,11 +29,7 @@ class PolicyConfigError(OperatorError):
 
 
 class PolicyFile:
-    """Watches a policy file: a good change is in force at the next call, a broken one changes nothing.
-
-    The file is looked at by its real path as well: a Kubernetes ConfigMap
-    changes by swapping a symbolic link above it.
-    """
+    """Watches a policy file: a good change is in force at the next call, a broken one changes nothing."""
 
     def __init__(self, path: Path | None, attributes: Collection[str], *, anonymous: bool) -> None:
         """``path`` may be None: the policy is then built in. ``anonymous``: without identity, so for one user."""
@@ -42,7 +37,7 @@ class PolicyFile:
         self._attributes = attributes
         self._anonymous = anonymous
         self._sleep = WakeableSleep()
-        self._seen = self._signature()
+        self._version = self._file_version()
         self.accesses = AccessCache(self._read())
         self.reloads = 0
         self.refused = 0  # changes that were broken
@@ -57,9 +52,9 @@ class PolicyFile:
         """Reads the file after every change, for ever; a broken one leaves the last good policy in force."""
         while True:
             asked = await self._sleep.sleep(_PERIOD)
-            signature = self._signature()
-            if asked or signature != self._seen:
-                self._seen = signature
+            version = self._file_version()
+            if asked or version != self._version:
+                self._version = version
                 await self._renew()
 
     async def _renew(self) -> None:
@@ -88,11 +83,5 @@ class PolicyFile:
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyConfigError(f"{self._path}: cannot be read ({type(error).__name__})") from None
 
-    def _signature(self) -> _Signature | None:
-        """What changes when the file does; None while there is none."""
-        try:
-            real = (self._path or Path("/nowhere")).resolve(strict=True)
-            found = real.stat()
-        except (OSError, RuntimeError):  # RuntimeError: links in a circle
-            return None
-        return str(real), found.st_ino, found.st_mtime_ns, found.st_size
+    def _file_version(self) -> FileVersion | None:
+        return file_version(self._path) if self._path else None

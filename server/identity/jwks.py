@@ -14,7 +14,7 @@ from joserfc.errors import SecurityWarning
 
 from server.errors import IdentityUnavailable
 from server.identity.source import IdentityConfigError, Idle
-from server.settings.watched_file import Watched
+from server.settings.watched_file import WatchedFile
 
 _KEY_TYPES = ("RSA", "EC", "OKP")  # a symmetric key in a published set is known to all
 _MAX_KEYS = 256
@@ -136,7 +136,7 @@ class FileKeys(Idle):
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = monotonic) -> None:
-        self._file = Watched(path, clock)
+        self._file = WatchedFile(path, clock)
         self._held = KeySet()
         self._broken = ""  # what is wrong with the file, said once
         self._look()
@@ -155,7 +155,7 @@ class FileKeys(Idle):
 
     def _look(self) -> None:
         try:
-            if (body := self._file.news()) is not None:
+            if (body := self._file.read_if_changed()) is not None:
                 self._held.take(body)
                 self._broken = ""
         except (OSError, JwksInvalid) as error:

@@ -15,7 +15,7 @@ from server.errors import CredentialsInvalid
 from server.identity.principals import Principals
 from server.identity.source import IdentityConfigError
 from server.policy.principal import Principal
-from server.settings.watched_file import Watched
+from server.settings.watched_file import WatchedFile
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ class PrincipalsFile:
     """
 
     def __init__(self, path: Path, principals: Principals, clock: Callable[[], float] = monotonic) -> None:
-        self._file = Watched(path, clock)
+        self._file = WatchedFile(path, clock)
         self._principals = principals
         self._by_id: dict[str, Principal] = {}
         try:
@@ -49,7 +49,7 @@ class PrincipalsFile:
         return self._by_id.get(identifier)
 
     def _look(self) -> None:
-        if (body := self._file.news()) is not None:
+        if (body := self._file.read_if_changed()) is not None:
             self._by_id = parsed(body, self._principals)
 
 

@@ -1,7 +1,6 @@
 """TLS: the server's certificate, key and client CAs, reloaded when their files change."""
 
 import asyncio
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,13 +9,12 @@ import grpc
 import structlog
 
 from server.settings.identity import IdentitySettings
-from server.settings.watched_file import WakeableSleep
+from server.settings.watched_file import FileVersion, WakeableSleep, file_version
 from server.transport.certificates import KeyPair, PemFile, TlsConfigError, load_authorities, load_key_pair
 
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 1.0
-_Stamp = tuple[int, ...]
 
 __all__ = ["Credentials", "TlsConfigError", "load_credentials"]
 
@@ -47,9 +45,9 @@ class Credentials:
         self._key = key
         self._client_ca = client_ca
         self._sleep = WakeableSleep()
-        self._loaded_stamps = self._stamps()  # taken before the files are read, or a change could be missed
+        self._loaded_versions = self._file_versions()  # taken before the files are read, or a change could be missed
         self._material = self._read()
-        self._last_refused: object = None  # stamps and problem of the last poll, if the files could not be used
+        self._last_refused: object = None  # versions and problem of the last poll, if the files could not be used
         self._reported: object = None
         self.reloads = {"taken": 0, "refused": 0}
 
@@ -86,15 +84,15 @@ class Credentials:
             await self._poll()
 
     async def _poll(self) -> None:
-        stamps = self._stamps()
-        if stamps == self._loaded_stamps:
+        versions = self._file_versions()
+        if versions == self._loaded_versions:
             return
         try:
             material = await asyncio.to_thread(self._read)  # the files may be on a slow disk
         except TlsConfigError as error:
-            self._refuse((stamps, str(error)), str(error))
+            self._refuse((versions, str(error)), str(error))
             return
-        self._loaded_stamps = stamps
+        self._loaded_versions = versions
         if material != self._material:
             self._material = material
             self.reloads["taken"] += 1
@@ -115,10 +113,9 @@ class Credentials:
         client_ca = load_authorities(self._client_ca) if self._client_ca else None
         return _Material(load_key_pair(self._certificate, self._key), client_ca)
 
-    def _stamps(self) -> tuple[_Stamp, ...]:
-        """Returns values that change with a file, or with a link on its path: Kubernetes swaps a link to the folder."""
+    def _file_versions(self) -> tuple[FileVersion | None, ...]:
         files = (self._certificate, self._key, self._client_ca)
-        return tuple(_stamp(file) for file in files if file)
+        return tuple(file_version(file.path) for file in files if file)
 
 
 def load_credentials(settings: IdentitySettings) -> Credentials | None:
@@ -137,11 +134,3 @@ def load_credentials(settings: IdentitySettings) -> Credentials | None:
 def _configuration(material: _Material) -> Any:
     pairs = [(material.key_pair.key, material.key_pair.chain)]
     return grpc.ssl_server_certificate_configuration(pairs, material.client_ca)
-
-
-def _stamp(file: PemFile) -> _Stamp:
-    try:
-        found = os.stat(file.path)  # noqa: PTH116 - os.stat costs half of Path.stat
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
