@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import secrets
 import sys
+from collections import Counter
 
 import uvloop
 
@@ -35,14 +36,16 @@ async def _main(arguments: argparse.Namespace) -> int:
 
 
 def _print(result: Result) -> None:
+    times = " / ".join(
+        "-" if each is None else f"{each:.2f}" for each in (result.recovery, result.not_ready, result.ready)
+    )
     print(
-        f"{result.row.name}: {result.operations} operations, {len(result.violations)} violations, recovery "
-        f"{result.recovery}, not ready {result.not_ready}, ready {result.ready}, {result.peak >> 20} MiB, "
-        f"{result.seconds:.0f} s, {result.codes} {result.facts}",
+        f"{result.row.name}: {result.operations} operations, {len(result.violations)} violations, recovery / not ready "
+        f"/ ready {times} s, {result.peak >> 20} MiB, {result.seconds:.0f} s, {result.codes} {result.facts}",
         flush=True,
     )
-    for sentence in result.violations[:20]:
-        print(f"  - {sentence}", flush=True)
+    for sentence, count in Counter(result.violations).most_common(20):
+        print(f"  - {sentence}" + (f" ({count} times)" if count > 1 else ""), flush=True)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,16 @@ class Appender(Caller):
             append.attempts.append(await self.send(append))
 
 
+class Twin(Caller):
+    """Sends the same append four times at once, to all servers there are."""
+
+    async def _step(self) -> None:
+        append = self.append_to(self.tenant.shared, request_id=True)
+        append.attempts += await asyncio.gather(*(self.send(append) for _ in range(4)))
+        if append.acknowledged == float("inf"):
+            await self.insist(append.attempts, lambda: self.send(append))
+
+
 class BareAppender(Caller):
     """Appends without request ids, each time something new."""
 

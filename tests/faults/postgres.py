@@ -1,6 +1,7 @@
 """A PostgreSQL of a run, as a process that may be killed, stopped and started again."""
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from server.store.embedded.binaries import find_programs
 from server.store.embedded.folders import chown_tree, make_folder
 from server.store.embedded.initdb import CLUSTER, create_cluster
 from server.store.embedded.os_user import OsUser
-from server.store.embedded.sockets import PORT, url_of
+from server.store.embedded.sockets import PORT, socket_dir_for, url_of
 
 ROLE = "conversations"  # whom the service is in the database; no superuser
 DATABASE = "conversations"
@@ -67,12 +68,18 @@ class Postgres:
     programs: Programs
     data: Path
     settings: dict[str, str] = field(default_factory=dict)
+    database: str = DATABASE
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def own_url(self) -> str:
         """How a superuser reaches it."""
-        return url_of(self.data)
+        return url_of(self.folder)
+
+    @property
+    def folder(self) -> Path:
+        """Where its socket is."""
+        return self.data
 
     @property
     def log(self) -> Path:
@@ -129,9 +136,9 @@ class Postgres:
             await asyncio.sleep(0.02)
         raise RuntimeError(f"PostgreSQL does not answer: {self.log.read_text(errors='replace')[-2000:]}")
 
-    async def connect(self, database: str = "postgres") -> asyncpg.Connection:
-        """A connection of a superuser."""
-        return await asyncpg.connect(host=str(self.data), port=PORT, user="postgres", database=database, timeout=5)
+    async def connect(self, database: str = "postgres", user: str = "postgres") -> asyncpg.Connection:
+        """A connection, of the superuser unless told otherwise."""
+        return await asyncpg.connect(host=str(self.folder), port=PORT, user=user, database=database, timeout=5)
 
     async def execute(self, *statements: str, database: str = "postgres") -> None:
         """Runs statements as a superuser."""
@@ -142,9 +149,29 @@ class Postgres:
         finally:
             await connection.close()
 
-    async def create_database(self) -> None:
-        """The role and the database of the service."""
-        await self.execute(f"CREATE ROLE {ROLE} LOGIN", f"CREATE DATABASE {DATABASE} OWNER {ROLE}")
+    async def create_database(self, tables: Path | None = None) -> None:
+        """The role and the database of the service; ``tables``: a folder of their own for its tables."""
+        place = ""
+        if tables is not None:
+            await self.execute(f"CREATE TABLESPACE own LOCATION '{tables}'")
+            place = " TABLESPACE own"
+        await self.execute(f"CREATE ROLE {ROLE} LOGIN", f"CREATE DATABASE {DATABASE} OWNER {ROLE}{place}")
+
+    async def create_standby(self, data: Path) -> "Postgres":
+        """A server that repeats all that this one commits, before it is acknowledged; not started yet."""
+        parts = ("-h", str(self.folder), "-p", str(PORT), "-U", "postgres", "-D", str(data), "-R", "-c", "fast")
+        data.mkdir(0o700)
+        self.programs.user.chown(data)
+        await asyncio.to_thread(self.programs.run, "pg_basebackup", *parts)
+        return Postgres(self.programs, data, dict(self.settings))
+
+    async def wait_for_standby(self) -> None:
+        """From now on nothing is acknowledged that the standby would not show."""
+        await self.execute(
+            "ALTER SYSTEM SET synchronous_standby_names = '*'",
+            "ALTER SYSTEM SET synchronous_commit = remote_apply",
+            "SELECT pg_reload_conf()",
+        )
 
     def url(self, address: str) -> str:
         """How the service reaches it by way of a proxy at ``address``."""
@@ -156,9 +183,13 @@ class Postgres:
         self.process.kill()
         self.process.wait()
 
+    def pids(self) -> list[int]:
+        """All its processes."""
+        return _processes_in(self.data)
+
     async def gone(self) -> None:
         """Waits until no process of a killed server is left: until then a new one refuses to start."""
-        await _until(lambda: not _backends(self.data))
+        await _until(lambda: not _processes_in(self.data))
 
     async def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         """Ends it: SIGINT is a fast shutdown, SIGQUIT an immediate one."""
@@ -173,7 +204,33 @@ class Postgres:
             await asyncio.to_thread(self.process.wait)
 
 
-def _backends(data: Path) -> list[int]:
+@dataclass
+class EmbeddedPostgres(Postgres):
+    """The service's own server, which only the service starts and ends."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its socket is."""
+        return socket_dir_for(self.data)
+
+    @property
+    def pid(self) -> int:
+        """The postmaster."""
+        return int((self.data / "postmaster.pid").read_text(encoding="utf-8").split()[0])
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster alone."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    async def stop(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Ends what a service that failed left running."""
+        del number
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGQUIT)
+
+
+def _processes_in(data: Path) -> list[int]:
     """Processes that still have the cluster as their working folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):

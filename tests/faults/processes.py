@@ -1,9 +1,18 @@
 """Processes that are killed, stopped or replaced."""
 
+import os
+import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+from tests.faults.postgres import ROLE
+from tests.faults.repeat import repeated
 from tests.faults.scene import Scene
+
+_BACKEND = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    f" WHERE usename = '{ROLE}' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1"
+)
 
 
 @asynccontextmanager
@@ -12,4 +21,88 @@ async def server_killed(scene: Scene) -> AsyncIterator[None]:
     await scene.server.kill()
     yield
     await scene.server.start()
-    scene.mended()
+
+
+@asynccontextmanager
+async def worker_killed(scene: Scene) -> AsyncIterator[None]:
+    """One of the workers is killed; its parent starts the next."""
+    os.kill(scene.random.choice(scene.server.workers()), signal.SIGKILL)
+    yield
+
+
+@asynccontextmanager
+async def server_stopped(scene: Scene) -> AsyncIterator[None]:
+    """The server gets no time of the processor, as on a machine that swaps or migrates."""
+    scene.server.send(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        scene.server.send(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def servers_restarted(scene: Scene) -> AsyncIterator[None]:
+    """One server after the other is drained, ended and replaced."""
+    for server in scene.servers:
+        await server.end()
+        await server.start()
+        scene.expect(server.exits[-1] == 0, f"a server that was asked to end exited with {server.exits[-1]}")
+    yield
+
+
+@asynccontextmanager
+async def postmaster_killed(scene: Scene) -> AsyncIterator[None]:
+    """PostgreSQL is killed as for want of memory, and later started again: it recovers from its log."""
+    scene.postgres.kill()
+    yield
+    await scene.postgres.gone()
+    await scene.postgres.start()
+
+
+@asynccontextmanager
+async def embedded_killed(scene: Scene) -> AsyncIterator[None]:
+    """The service's own PostgreSQL is killed; nobody but the service can start it again."""
+    scene.postgres.kill()
+    yield
+
+
+@asynccontextmanager
+async def postgres_stopped(scene: Scene) -> AsyncIterator[None]:
+    """No process of PostgreSQL gets time of the processor."""
+    stopped = scene.postgres.pids()
+    _send(stopped, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _send(stopped, signal.SIGCONT)
+
+
+def _send(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@asynccontextmanager
+async def backends_terminated(scene: Scene) -> AsyncIterator[None]:
+    """Twenty times a second somebody ends one of the service's sessions."""
+    connection = await scene.postgres.connect()
+    try:
+        async with repeated(lambda: connection.execute(_BACKEND), every=0.05):
+            yield
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def calls_cancelled(scene: Scene) -> AsyncIterator[None]:
+    """Callers leave a third of their calls within 10 ms."""
+    scene.workload.cancelled = 1 / 3
+    yield
+    scene.workload.cancelled = 0.0
+
+
+@asynccontextmanager
+async def nothing(_scene: Scene) -> AsyncIterator[None]:
+    """Nothing is broken: what callers do is enough."""
+    yield

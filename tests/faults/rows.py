@@ -4,9 +4,12 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from tests.faults import processes
+from tests.faults import network, processes, sick_store
+from tests.faults.callers import Twin
 from tests.faults.checker import USUAL
+from tests.faults.network import Side
 from tests.faults.scene import Layout, Scene
+from tests.support.tcp_proxy import Direction
 
 Fault = Callable[[Scene], AbstractAsyncContextManager[None]]  # entering breaks, leaving mends
 
@@ -21,6 +24,7 @@ class Row:
         unusable: The database cannot be used meanwhile, and readiness has to say so.
         short: Whether the short form has it.
         codes: What calls may end with.
+        stopped: The server gets no time meanwhile, so its own clock cannot tell when a call was due.
     """
 
     name: str
@@ -31,6 +35,67 @@ class Row:
     short: bool = False
     layout: Layout = field(default_factory=Layout)
     codes: frozenset[str] = USUAL
+    stopped: bool = False
 
 
-ROWS = (Row("server killed (SIGKILL)", processes.server_killed, seconds=0.5, short=True),)
+_TWO = Layout(servers=2)
+_TWINS = Layout(servers=2, callers=(Twin, Twin, Twin))
+_STANDBY = Layout(standby=True)
+_CANCELLED = USUAL | {"CANCELLED"}
+
+ROWS = (
+    # Processes.
+    Row("server killed (SIGKILL)", processes.server_killed, seconds=0.5, short=True),
+    Row("one of two workers killed", processes.worker_killed, seconds=1, layout=Layout(workers=2)),
+    Row("one of two servers killed", processes.server_killed, seconds=0.5, layout=_TWO),
+    Row("server stopped (SIGSTOP)", processes.server_stopped, seconds=4, stopped=True),
+    Row("rolling restart of two servers", processes.servers_restarted, seconds=0, layout=_TWO, short=True),
+    Row("callers cancel a third of their calls", processes.calls_cancelled, seconds=5, times=1, codes=_CANCELLED),
+    Row("one request_id on two servers at once", processes.nothing, seconds=5, times=1, layout=_TWINS, short=True),
+    # PostgreSQL's processes.
+    Row("postmaster killed", processes.postmaster_killed, seconds=6.5, times=2, unusable=True, short=True),
+    Row("embedded PostgreSQL killed", processes.embedded_killed, seconds=0, layout=Layout(embedded=True), short=True),
+    Row("PostgreSQL stopped (SIGSTOP)", processes.postgres_stopped, seconds=8, times=1, unusable=True),
+    Row("backends terminated, 20 a second", processes.backends_terminated, seconds=8, times=1, short=True),
+    # The network between callers and server.
+    Row("callers' network frozen", network.frozen(Side.CALLERS), seconds=4),
+    Row("callers' network a black hole", network.black_hole(Side.CALLERS), seconds=4, times=2),
+    Row("callers' connections refused", network.refused(Side.CALLERS), seconds=2, times=2),
+    Row("callers' connections reset, 5 a second", network.reset(Side.CALLERS, 0.2), seconds=5, times=1),
+    Row("callers half-close", network.half_closed(Side.CALLERS, Direction.UP, 0.5), seconds=4, times=1),
+    Row("callers' network 100 ms slower", network.delayed(Side.CALLERS, 0.1), seconds=4, times=1),
+    Row("callers get no answers", network.swallowed(Side.CALLERS), seconds=4, times=2),
+    Row("callers' answers lost", network.answers_lost(Side.CALLERS, 20), seconds=6, times=1, short=True),
+    # The network between server and PostgreSQL.
+    Row("store's network frozen", network.frozen(Side.STORE), seconds=8, times=2, unusable=True, short=True),
+    Row("store's network a black hole", network.black_hole(Side.STORE), seconds=8, times=2, unusable=True),
+    Row("store's connections refused", network.refused(Side.STORE), seconds=6.5, times=2, unusable=True),
+    Row("store's connections reset, 5 a second", network.reset(Side.STORE, 0.2), seconds=5, times=1),
+    Row("store half-closes", network.half_closed(Side.STORE, Direction.DOWN, 0.5), seconds=4, times=1),
+    Row("store's network 50 ms slower", network.delayed(Side.STORE, 0.05), seconds=4, times=1),
+    Row("store answers nothing", network.swallowed(Side.STORE), seconds=8, times=2, unusable=True),
+    Row("answers of commits lost", network.answers_lost(Side.STORE, 10), seconds=6, times=1, short=True),
+    # A PostgreSQL that cannot be used.
+    Row("login refused", sick_store.login_refused, seconds=6.5, times=1, unusable=True),
+    Row(
+        "max_connections exhausted",
+        sick_store.connections_exhausted,
+        seconds=6.5,
+        times=1,
+        unusable=True,
+        layout=Layout(postgres={"max_connections": "24"}),
+    ),
+    Row("disk full", sick_store.disk_full, seconds=6.5, times=1, layout=Layout(small_disk=True), short=True),
+    Row("default_transaction_read_only", sick_store.read_only, seconds=6.5, times=1, unusable=True, short=True),
+    Row("address leads to a standby", sick_store.led_to_standby, seconds=6.5, times=1, unusable=True, layout=_STANDBY),
+    Row("failover, primary killed", sick_store.failed_over, seconds=0, times=1, layout=_STANDBY),
+    Row("failover, old primary read-only", sick_store.switched_over, seconds=0, times=1, layout=_STANDBY),
+    Row("one conversation locked", sick_store.conversation_locked, seconds=5, times=2, short=True),
+    Row(
+        "pool exhausted",
+        sick_store.pool_exhausted,
+        seconds=5,
+        times=1,
+        layout=Layout(settings={"pool_size": "2"}),
+    ),
+)

@@ -1,9 +1,10 @@
 """What a row runs on: PostgreSQL, servers and the proxies between them and to their callers."""
 
 import asyncio
+import subprocess
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -12,12 +13,14 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from server.store.embedded.initdb import CLUSTER
 from tests.faults.callers import CALLERS
-from tests.faults.postgres import DATABASE, Postgres, Programs
+from tests.faults.postgres import DATABASE, EmbeddedPostgres, Postgres, Programs
+from tests.faults.repeat import beside
 from tests.faults.server import ROOT, Server
-from tests.faults.workload import CHANNEL_OPTIONS, Tenant, Workload
+from tests.faults.workload import CHANNEL_OPTIONS, Caller, Tenant, Workload
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, claims, jwk_set, token
-from tests.support.tcp_proxy import TcpProxy, tcp_proxy
+from tests.support.tcp_proxy import TcpProxy, Upstream, tcp_proxy
 
 TENANTS = ("red", "blue")
 _LOOK = 0.05  # seconds between two looks at health
@@ -32,6 +35,9 @@ class Layout:
     settings: dict[str, str] = field(default_factory=dict)
     postgres: dict[str, str] = field(default_factory=dict)
     embedded: bool = False  # the server's own PostgreSQL
+    standby: bool = False  # a synchronous one beside the primary
+    small_disk: bool = False  # for the tables
+    callers: tuple[type[Caller], ...] = CALLERS
     proxied: bool = True  # callers come by way of a proxy
 
 
@@ -96,16 +102,19 @@ class Scene:
     random: Random
     facts: dict[str, str] = field(default_factory=dict)  # what a fault measured, for the table
     violations: list[str] = field(default_factory=list)  # what a fault itself saw
-    mended_at: float | None = None
+    retired: list[Postgres] = field(default_factory=list)
+    disk: Path | None = None  # of the tables, when it is small
+    standby: Postgres | None = None
 
     @property
     def server(self) -> Server:
         """The first server."""
         return self.servers[0]
 
-    def mended(self) -> None:
-        """Says that nothing is broken from now on."""
-        self.mended_at = time.monotonic()
+    def expect(self, holds: bool, otherwise: str) -> None:  # noqa: FBT001 - an assertion
+        """Notes a violation unless something holds."""
+        if not holds:
+            self.violations.append(otherwise)
 
 
 def tokens(seconds: float = 7200) -> dict[str, str]:
@@ -114,9 +123,8 @@ def tokens(seconds: float = 7200) -> dict[str, str]:
     return {tenant: token(claims(sub=f"user-of-{tenant}", org=tenant, exp=end)) for tenant in TENANTS}
 
 
-def _settings(layout: Layout, url: str, jwks: Path) -> dict[str, str]:
+def _settings(layout: Layout, jwks: Path) -> dict[str, str]:
     return {
-        "database_url": url,
         "workers": str(layout.workers),
         "identity": "jwt",
         "jwt_issuer": ISSUER,
@@ -136,30 +144,77 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     """Everything started, and ended afterwards however the row went."""
     async with AsyncExitStack() as stack:
-        postgres = Postgres(programs, folder / "pg", dict(layout.postgres))
-        postgres.create()
-        stack.push_async_callback(postgres.stop)
-        await postgres.start()
-        await postgres.create_database()
-        store = await stack.enter_async_context(tcp_proxy(postgres.own_url))
-        jwks = folder / "jwks.json"
-        jwks.write_bytes(jwk_set(ISSUER_KEY))
-        servers, proxies = [], []
-        for number in range(layout.servers):
-            server = Server(_settings(layout, postgres.url(store.address), jwks), folder / f"server-{number}.log", code)
-            stack.push_async_callback(server.end)
-            await server.start()
-            servers.append(server)
-            proxies.append(await stack.enter_async_context(tcp_proxy(f"grpc://{server.address}")))
+        disk = stack.enter_context(small_disk(folder, programs)) if layout.small_disk else None
+        embedded = (
+            EmbeddedPostgres(programs, folder / "embedded" / CLUSTER, database="postgres") if layout.embedded else None
+        )
+        postgres = embedded or await _postgres(layout, programs, folder, disk, stack)
+        store = TcpProxy(Upstream.of(postgres.own_url))
+        await store.listen()
+        stack.push_async_callback(store.close)
+        settings = {"data_dir": str(folder / "embedded")} if embedded else {"database_url": postgres.url(store.address)}
+        servers = await _servers(layout, settings, folder, code, stack)
+        proxies = [await stack.enter_async_context(tcp_proxy(f"grpc://{server.address}")) for server in servers]
         ways = [each.address for each in (proxies if layout.proxied else servers)]
         tenants = [Tenant(name, secret) for name, secret in tokens().items()]
-        workload = Workload("ipv4:" + ",".join(ways), tenants, random, CALLERS)
+        workload = Workload("ipv4:" + ",".join(ways), tenants, random, layout.callers)
         watches = [Watch(server) for server in servers]
         for watch in watches:
-            task = asyncio.create_task(watch.run())
-            stack.callback(task.cancel)
+            await stack.enter_async_context(beside(watch.run()))
         await workload.prepare()
-        yield Scene(folder, programs, postgres, servers, store, proxies, workload, watches, random)
+        built = Scene(folder, programs, postgres, servers, store, proxies, workload, watches, random)
+        built.disk = disk
+        if layout.standby:
+            built.standby = await _standby(postgres, folder / "standby", stack)
+        yield built
+
+
+async def _postgres(
+    layout: Layout, programs: Programs, folder: Path, disk: Path | None, stack: AsyncExitStack
+) -> Postgres:
+    postgres = Postgres(programs, folder / "pg", dict(layout.postgres))
+    postgres.create()
+    stack.push_async_callback(postgres.stop)
+    await postgres.start()
+    await postgres.create_database(tables=disk and disk / "tables")
+    return postgres
+
+
+async def _standby(primary: Postgres, data: Path, stack: AsyncExitStack) -> Postgres:
+    standby = await primary.create_standby(data)
+    stack.push_async_callback(standby.stop)
+    await standby.start()
+    await primary.wait_for_standby()
+    return standby
+
+
+async def _servers(
+    layout: Layout, settings: dict[str, str], folder: Path, code: Path, stack: AsyncExitStack
+) -> list[Server]:
+    jwks = folder / "jwks.json"
+    jwks.write_bytes(jwk_set(ISSUER_KEY))
+    servers = []
+    for number in range(layout.servers):
+        server = Server({**_settings(layout, jwks), **settings}, folder / f"server-{number}.log", code)
+        stack.push_async_callback(server.end)
+        await server.start()
+        servers.append(server)
+    return servers
+
+
+@contextmanager
+def small_disk(folder: Path, programs: Programs) -> Iterator[Path]:
+    """A disk of 96 MiB in memory, with a folder `tables` of PostgreSQL's user; only root may make one."""
+    disk = folder / "disk"
+    disk.mkdir()
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(disk)), check=True)
+    try:
+        tables = disk / "tables"
+        tables.mkdir()
+        programs.user.chown(tables)
+        yield disk
+    finally:
+        subprocess.run(("umount", "--lazy", str(disk)), check=False)
 
 
 __all__ = ["DATABASE", "Layout", "Scene", "Watch", "resident_bytes", "scene"]
