@@ -12,6 +12,7 @@ import structlog
 
 from server.authorization.access import Access
 from server.errors import ActionDenied, ConversationNotFound, ItemNotFound, ServiceError
+from server.observability.escaping import escape_unprintable
 from server.observability.trace_context import current_trace
 from server.policy.evaluate import explain
 from server.policy.plan import Conditional
@@ -35,7 +36,7 @@ def decided(access: Access, resource: str, action: str, failure: ServiceError | 
 
 
 def _who(access: Access) -> dict[str, str]:
-    who = {"principal": _line(access.principal.id), "tenant": _line(access.principal.tenant)}
+    who = {"principal": escape_unprintable(access.principal.id), "tenant": escape_unprintable(access.principal.tenant)}
     trace = current_trace.get()
     return who | {"trace": trace} if trace else who
 
@@ -64,9 +65,4 @@ def _ids(request: Any, failure: ServiceError | None) -> dict[str, str]:
         ids["conversation_id"] = conversation.id
     if failure:
         ids |= {name: failure.metadata[key] for name, key in _NAMED.items() if key in failure.metadata}
-    return {name: _line(value) for name, value in ids.items() if value}
-
-
-def _line(text: str) -> str:
-    """``text`` with signs that would end a line, or that a terminal obeys, written out."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return {name: escape_unprintable(value) for name, value in ids.items() if value}

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from server.errors import OperatorError
+from server.observability.escaping import escape_unprintable
+from server.policy.attributes import group_pairs
 from server.policy.evaluate import Explanation, Outcome, RuleOutcome, explain
 from server.policy.load import PolicyInvalid, load
 from server.policy.plan import Always, Conditional, Never, Plan
@@ -35,7 +37,7 @@ def check(file: Annotated[Path, typer.Argument(help="The policy, YAML.")], attri
     try:
         policy = load(_text(file), str(file), attributes=_names(attribute_name))
     except PolicyInvalid as invalid:
-        typer.echo("\n".join(_shown(str(problem)) for problem in invalid.problems))
+        typer.echo("\n".join(escape_unprintable(str(problem)) for problem in invalid.problems))
         raise typer.Exit(1) from None
     typer.echo(_described(policy))
 
@@ -102,15 +104,15 @@ def _one_of(word: str, known: Collection[str], kind: str) -> None:
 
 def _attributes(given: Iterable[str] | None, names: Collection[str]) -> dict[str, frozenset[str]]:
     """The values by name of ``name=value`` texts."""
-    found: dict[str, frozenset[str]] = {}
-    for text in given or ():
-        name, _, value = text.partition("=")
-        if not value:
+    texts = list(given or ())
+    for text in texts:
+        if not text.partition("=")[2]:
             raise OperatorError(f"{text!r} is not name=value.")
+    found = group_pairs(texts)
+    for name in found:
         if name not in names:
             raise OperatorError(f"unknown attribute {name!r}; there are {', '.join(names)}. --attribute-name adds one.")
-        found[name] = found.get(name, frozenset()) | {value}
-    return found
+    return {name: frozenset(values) for name, values in found.items()}
 
 
 def _row(resource: str, owner: str | None, attributes: dict[str, frozenset[str]], row_id: str | None) -> Row | None:
@@ -126,7 +128,7 @@ def _row(resource: str, owner: str | None, attributes: dict[str, frozenset[str]]
 
 def _described(policy: Policy) -> str:
     rules = "1 rule" if len(policy.rules) == 1 else f"{len(policy.rules)} rules"
-    return f"{_shown(policy.source)}: {rules}, digest {policy.digest}"
+    return f"{escape_unprintable(policy.source)}: {rules}, digest {policy.digest}"
 
 
 def _answer(answer: Explanation, policy: Policy, who: str, what: str, resource: str) -> Iterator[str]:
@@ -211,11 +213,7 @@ def _group(head: str, parts: Iterable[Iterable[str]], *, always: bool = False) -
 
 def _shares(wanted: Iterable[str]) -> Iterator[str]:
     """A line for each attribute of ``name=value`` pairs."""
-    values: dict[str, list[str]] = {}
-    for pair in wanted:
-        name, _, value = pair.partition("=")
-        values.setdefault(name, []).append(value)
-    for name, own in values.items():
+    for name, own in group_pairs(wanted).items():
         yield f"the {name} of the conversation have {_listed(own)}"
 
 
@@ -233,7 +231,7 @@ def _rules(rules: Collection[RuleOutcome], resource: str) -> Iterator[str]:
 def _said(rule: RuleOutcome, resource: str) -> str:
     """The rule's own words; without any, what it asks of the row if that is one line."""
     if rule.description:
-        return _shown(" ".join(rule.description.split()))
+        return escape_unprintable(" ".join(rule.description.split()))
     lines = list(_words(rule.condition, resource)) if rule.condition else []
     return lines[0] if len(lines) == 1 else ""
 
@@ -244,9 +242,4 @@ def _indented(lines: Iterable[str]) -> Iterator[str]:
 
 def _quoted(text: str) -> str:
     """``text``, in quotes where it would not be seen where it ends."""
-    return repr(text) if not text or _QUOTED.intersection(text) else _shown(text)
-
-
-def _shown(text: str) -> str:
-    """``text`` with signs that a terminal would obey written out."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return repr(text) if not text or _QUOTED.intersection(text) else escape_unprintable(text)

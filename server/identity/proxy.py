@@ -17,12 +17,13 @@ from server.identity.lru import LruCache
 from server.identity.principals import Principals
 from server.identity.source import Call, Idle, identity_metadata
 from server.identity.spiffe import peer_spiffe_id
+from server.policy.attributes import ATTRIBUTE_NAME
 from server.policy.principal import Principal
 from server.settings.identity import IdentitySettings
 
 _OWN = ("x-principal", "x-tenant", "x-attributes")
 _PLAIN = re.compile(r"[!-+\--~](?:[ -+\--~]*[!-+\--~])?")  # printable ASCII, no comma, no space around it
-_PAIR = re.compile(r"([a-z][a-z0-9_]{0,63})=((?:[!-$&-+\--~]|%[0-9A-Fa-f]{2})+)")
+_PAIR = re.compile(rf"({ATTRIBUTE_NAME.pattern})=((?:[!-$&-+\--~]|%[0-9A-Fa-f]{{2}})+)")
 _REMEMBERED = 10_000
 _Sent: TypeAlias = tuple[str | None, str | None, str | None]  # in the order of _OWN
 

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from server.observability.escaping import escape_unprintable
 from server.observability.trace_context import trace_fields
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -85,9 +86,7 @@ def escaped(text: str) -> str:
     """``text`` cut, with signs that would end a line, or that a terminal obeys, written out."""
     if len(text) > _LONGEST:
         text = text[:_LONGEST] + "…"
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return escape_unprintable(text)
 
 
 def _renderer(form: str) -> Processor:

@@ -8,7 +8,6 @@ A file of OGX may be given as it is: rules about its other resources load and
 never match, and settings around `access_policy` are left alone.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from hashlib import sha256
 
 import yaml
 
+from server.policy.attributes import ATTRIBUTE_NAME
 from server.policy.document import Notes, PolicyInvalid, Problem, is_word, members, rule_nodes, words
 from server.policy.resources import ResourceInvalid, resources
 from server.policy.rules import (
@@ -45,8 +45,6 @@ __all__ = ["PolicyInvalid", "Problem", "load"]
 
 _RULE_KEYS = ("permit", "forbid", "when", "unless", "description")
 _SCOPE_KEYS = ("principal", "actions", "resource")
-# The names that attributes of conversations may have; none has the `=` that ends a name in a row.
-_ATTRIBUTE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def load(
     """
     known = _AuthenticationGuard(tuple(dict.fromkeys((*ATTRIBUTES, *attributes))), tuple(foreign))
     for name in known.attributes:
-        if not _ATTRIBUTE.fullmatch(name):
+        if not ATTRIBUTE_NAME.fullmatch(name):
             raise ValueError(f"not a name for an attribute: {name!r}")
     problems: dict[Problem, None] = {}
     rules = _rules(rule_nodes(text, Notes(file, problems)), file, problems, known)

@@ -5,10 +5,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from server.policy.attributes import attribute_pairs
+
 
 def pairs(attributes: Mapping[str, Iterable[str]]) -> frozenset[str]:
     """``name=value`` for each value, as rows hold attributes; names have no ``=``, so no two pairs look alike."""
-    return frozenset(f"{name}={value}" for name, values in attributes.items() for value in values)
+    return frozenset(attribute_pairs(attributes))
 
 
 @dataclass(frozen=True, eq=False)

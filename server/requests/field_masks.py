@@ -1,17 +1,17 @@
 """Field masks: the paths of an UpdateConversation become a `Change` (AIP-134, AIP-161)."""
 
 import re
-from collections.abc import Mapping
 
 from conversations.v1 import conversation_pb2
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from server.errors import FieldInvalid, Violation
+from server.policy.attributes import ATTRIBUTE_NAME, attribute_pairs
 from server.store.conversations import Change
 
 _MAX_PATHS = 32
 _PATH = re.compile(r"(?P<map>metadata|attributes)(?:\.(?:(?P<key>\w+)|`(?P<quoted>[^`]+)`))?")
-_KEYS = {"metadata": re.compile(r"[^\0]{1,64}", re.DOTALL), "attributes": re.compile(r"[a-z][a-z0-9_]{0,63}")}
+_KEYS = {"metadata": re.compile(r"[^\0]{1,64}", re.DOTALL), "attributes": ATTRIBUTE_NAME}
 _OUTPUT_ONLY = frozenset(conversation_pb2.Conversation.DESCRIPTOR.fields_by_name) - {"metadata", "attributes"}
 
 
@@ -39,11 +39,6 @@ def change_of(conversation: conversation_pb2.Conversation, mask: FieldMask) -> C
         drop_attributes=list(keys["attributes"]),
         replace_attributes="attributes" in whole,
     )
-
-
-def attribute_pairs(attributes: Mapping[str, list[str]]) -> list[str]:
-    """Returns ``name=value`` for each value of each name, as the store keeps attributes."""
-    return [f"{name}={value}" for name, values in attributes.items() for value in values]
 
 
 def _populated(conversation: conversation_pb2.Conversation) -> list[str]:

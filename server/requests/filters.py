@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from server.errors import FilterInvalid
+from server.policy.attributes import ATTRIBUTE_NAME
 from server.store.comparison import Comparison
 
 MAX_COMPARISONS = 8
@@ -29,7 +30,6 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _METADATA_KEY = re.compile(r".+", re.DOTALL)
-_ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # as in the contract; "=" would end it in the store
 _AND = re.compile(r"AND\s+")
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -47,7 +47,7 @@ CONVERSATION_FIELDS = {
     "owner": Field(EQUALITY),
     "create_time": Field(ORDERING, time=True),
     "metadata": Field(EQUALITY, _METADATA_KEY),
-    "attributes": Field(EQUALITY, _ATTRIBUTE_NAME),
+    "attributes": Field(EQUALITY, ATTRIBUTE_NAME),
 }
 ITEM_FIELDS = {
     "type": Field(EQUALITY),

@@ -1,6 +1,6 @@
 """AccessService: what the caller may do, and why somebody may or may not."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from conversations.v1 import access_service_pb2 as pb
 from conversations.v1.access_service_pb2_grpc import AccessServiceServicer
@@ -8,6 +8,7 @@ from conversations.v1.access_service_pb2_grpc import AccessServiceServicer
 from server.authorization.access import Access, current_access
 from server.errors import ConversationNotFound
 from server.interceptors.chain import Context
+from server.policy.attributes import group_pairs
 from server.policy.evaluate import Explanation, Outcome, evaluate, explain
 from server.policy.plan import Always, Conditional, Never, Plan
 from server.policy.principal import Principal
@@ -118,7 +119,8 @@ def _expression(residual: Residual) -> pb.Expression:
         case Unowned():
             return pb.Expression(is_unowned=True)
         case Shares(pairs):
-            return _any(pb.Expression(has_any=match) for match in _matches(pairs))
+            matches = (pb.AttributeMatch(attribute=name, values=own) for name, own in group_pairs(pairs).items())
+            return _any(pb.Expression(has_any=match) for match in matches)
         case HasId(ids):
             return _any(pb.Expression(has_id=each) for each in ids)
         case IdMatches(pattern):
@@ -137,13 +139,3 @@ def _any(operands: Iterable[pb.Expression]) -> pb.Expression:
     """Returns "any of ``operands``", which is the operand itself if there is one."""
     listed = list(operands)
     return listed[0] if len(listed) == 1 else pb.Expression(any=pb.Expressions(operands=listed))
-
-
-def _matches(pairs: tuple[str, ...]) -> Iterator[pb.AttributeMatch]:
-    """Yields ``name=value`` pairs, grouped by name."""
-    values: dict[str, list[str]] = {}
-    for pair in pairs:
-        name, _, value = pair.partition("=")
-        values.setdefault(name, []).append(value)
-    for name, grouped in values.items():
-        yield pb.AttributeMatch(attribute=name, values=grouped)

@@ -11,9 +11,10 @@ from google.protobuf.empty_pb2 import Empty
 
 from server.authorization.access import current_access
 from server.interceptors.chain import Context
+from server.policy.attributes import attribute_pairs
 from server.policy.principal import Principal
 from server.requests import filters, page_tokens
-from server.requests.field_masks import attribute_pairs, change_of
+from server.requests.field_masks import change_of
 from server.requests.page_tokens import PageTokens
 from server.services.append_stream import AppendStream
 from server.services.messages import add_items, conversation_of, item_of

@@ -9,6 +9,7 @@ from conversations.v1 import conversation_pb2, item_pb2
 from conversations.v1 import conversations_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from server.policy.attributes import group_pairs
 from server.store.conversations import etag_of
 from server.store.items import StoredItem
 
@@ -36,9 +37,8 @@ def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
     )
     if (metadata := row["metadata"]) not in _NO_METADATA:
         message.metadata.update(metadata if isinstance(metadata, dict) else json.loads(metadata))
-    for pair in row["attributes"]:
-        name, _, value = pair.partition("=")
-        message.attributes[name].values.append(value)
+    for name, values in group_pairs(row["attributes"]).items():
+        message.attributes[name].values.extend(values)
     return message
 
 

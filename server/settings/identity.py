@@ -9,15 +9,15 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
+from server.policy.attributes import ATTRIBUTE_NAME
+from server.policy.rules import ATTRIBUTES
 from server.settings.addresses import Address, is_loopback
 from server.settings.lists import Names, Pairs
 
-ATTRIBUTE_NAMES = ("roles", "teams", "projects", "namespaces")
 JWT_ALGORITHMS = frozenset(
     # Asymmetric ones only: who can check a signature must not be able to make one.
     ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 )
-_ATTRIBUTE_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # as in the contract, conversation.proto
 _OF = {
     "jwt": ("jwt_issuer", "jwt_audience", "jwt_jwks", "jwt_algorithms", "jwt_tenant_claim", "jwt_attribute_claims"),
     "mtls": ("mtls_trust_domains", "mtls_subjects", "principals_file"),
@@ -31,14 +31,14 @@ class IdentitySettings(BaseSettings):
     identity: Literal["none", "jwt", "mtls", "proxy"] = Field(
         "none", description="Where the caller's identity comes from; `none`: everybody is `local`."
     )
-    attribute_names: Names = Field(ATTRIBUTE_NAMES, description="The attributes of a principal; others are left out.")
+    attribute_names: Names = Field(ATTRIBUTES, description="The attributes of a principal; others are left out.")
     jwt_issuer: str = Field("", description="`iss` of every token.")
     jwt_audience: str = Field("", description="One of the `aud` of every token.")
     jwt_jwks: str = Field("", description="The issuer's JWK Set: a file, or an https URL.")
     jwt_algorithms: Names = Field(("RS256", "ES256", "EdDSA"), description="Signatures that are accepted.")
     jwt_tenant_claim: str = Field("", description="Claim with the tenant, then required; unset: one tenant.")
     jwt_attribute_claims: Pairs = Field(
-        {name: name for name in ATTRIBUTE_NAMES},
+        {name: name for name in ATTRIBUTES},
         description="Which claim is which attribute, `groups=teams,roles=roles`.",
     )
     mtls_trust_domains: Names = Field((), description="SPIFFE trust domains whose ids are principals.")
@@ -54,7 +54,7 @@ class IdentitySettings(BaseSettings):
     @field_validator("attribute_names")
     @classmethod
     def _names_of_the_contract(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(value) > 16 or not all(map(_ATTRIBUTE_NAME.fullmatch, value)):
+        if len(value) > 16 or not all(map(ATTRIBUTE_NAME.fullmatch, value)):
             raise ValueError("must be at most 16 names of a-z, 0-9 and _, each beginning with a letter")
         return value
 
