@@ -36,7 +36,7 @@ check-tools: $(READY)
 	$(PYTEST) --dist loadfile -m tool
 
 interop: $(READY) ## Run the clients in Go, Node, Java and Rust that can be built here
-	pytest tests/interop/test_interop.py $(ARGS)
+	pytest tests/interop $(ARGS)
 
 generate: $(READY) ## Make generated/ from proto/
 	python proto/generate.py

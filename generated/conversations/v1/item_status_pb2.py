@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"conversations/v1/item_status.proto\x12\x10\x63onversations.v1*\x83\x02\n\nItemStatus\x12\x1b\n\x17ITEM_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17ITEM_STATUS_IN_PROGRESS\x10\x01\x12\x19\n\x15ITEM_STATUS_COMPLETED\x10\x02\x12\x1a\n\x16ITEM_STATUS_INCOMPLETE\x10\x03\x12\x16\n\x12ITEM_STATUS_FAILED\x10\x04\x12\x19\n\x15ITEM_STATUS_SEARCHING\x10\x05\x12\x1a\n\x16ITEM_STATUS_GENERATING\x10\x06\x12\x1c\n\x18ITEM_STATUS_INTERPRETING\x10\x07\x12\x17\n\x13ITEM_STATUS_CALLING\x10\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"conversations/v1/item_status.proto\x12\x10\x63onversations.v1*\x83\x02\n\nItemStatus\x12\x1b\n\x17ITEM_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17ITEM_STATUS_IN_PROGRESS\x10\x01\x12\x19\n\x15ITEM_STATUS_COMPLETED\x10\x02\x12\x1a\n\x16ITEM_STATUS_INCOMPLETE\x10\x03\x12\x16\n\x12ITEM_STATUS_FAILED\x10\x04\x12\x19\n\x15ITEM_STATUS_SEARCHING\x10\x05\x12\x1a\n\x16ITEM_STATUS_GENERATING\x10\x06\x12\x1c\n\x18ITEM_STATUS_INTERPRETING\x10\x07\x12\x17\n\x13ITEM_STATUS_CALLING\x10\x08\x42\x81\x01\n\x10\x63onversations.v1B\x0fItemStatusProtoP\x01Z conversations/v1;conversationsv1\xaa\x02\x10\x43onversations.V1\xca\x02\x10\x43onversations\\V1\xea\x02\x11\x43onversations::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conversations.v1.item_status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\020conversations.v1B\017ItemStatusProtoP\001Z conversations/v1;conversationsv1\252\002\020Conversations.V1\312\002\020Conversations\\V1\352\002\021Conversations::V1'
   _globals['_ITEMSTATUS']._serialized_start=57
   _globals['_ITEMSTATUS']._serialized_end=316
 # @@protoc_insertion_point(module_scope)

@@ -26,13 +26,14 @@ from conversations.v1 import item_status_pb2 as conversations_dot_v1_dot_item__s
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63onversations/v1/options.proto\x12\x10\x63onversations.v1\x1a\"conversations/v1/item_status.proto\x1a google/protobuf/descriptor.proto\"N\n\x06\x41\x63\x63\x65ss\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x14\n\x0cother_action\x18\x03 \x01(\t\x12\x0c\n\x04open\x18\x04 \x01(\x08\"\x9d\x01\n\x08ItemType\x12\x11\n\tid_prefix\x18\x01 \x01(\t\x12.\n\x08statuses\x18\x02 \x03(\x0e\x32\x1c.conversations.v1.ItemStatus\x12\x34\n\x0e\x64\x65\x66\x61ult_status\x18\x03 \x01(\x0e\x32\x1c.conversations.v1.ItemStatus\x12\x18\n\x10minted_id_prefix\x18\x04 \x01(\t:J\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x99\x88\x03 \x01(\x0b\x32\x18.conversations.v1.Access:N\n\titem_type\x12\x1d.google.protobuf.FieldOptions\x18\x9a\x88\x03 \x01(\x0b\x32\x1a.conversations.v1.ItemType:2\n\tjson_null\x12\x1d.google.protobuf.FieldOptions\x18\x9b\x88\x03 \x01(\x08:2\n\tjson_type\x12\x1d.google.protobuf.FieldOptions\x18\x9c\x88\x03 \x01(\t:6\n\x0bjson_inline\x12\x1f.google.protobuf.MessageOptions\x18\x9d\x88\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63onversations/v1/options.proto\x12\x10\x63onversations.v1\x1a\"conversations/v1/item_status.proto\x1a google/protobuf/descriptor.proto\"N\n\x06\x41\x63\x63\x65ss\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x14\n\x0cother_action\x18\x03 \x01(\t\x12\x0c\n\x04open\x18\x04 \x01(\x08\"\x9d\x01\n\x08ItemType\x12\x11\n\tid_prefix\x18\x01 \x01(\t\x12.\n\x08statuses\x18\x02 \x03(\x0e\x32\x1c.conversations.v1.ItemStatus\x12\x34\n\x0e\x64\x65\x66\x61ult_status\x18\x03 \x01(\x0e\x32\x1c.conversations.v1.ItemStatus\x12\x18\n\x10minted_id_prefix\x18\x04 \x01(\t:J\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x99\x88\x03 \x01(\x0b\x32\x18.conversations.v1.Access:N\n\titem_type\x12\x1d.google.protobuf.FieldOptions\x18\x9a\x88\x03 \x01(\x0b\x32\x1a.conversations.v1.ItemType:2\n\tjson_null\x12\x1d.google.protobuf.FieldOptions\x18\x9b\x88\x03 \x01(\x08:2\n\tjson_type\x12\x1d.google.protobuf.FieldOptions\x18\x9c\x88\x03 \x01(\t:6\n\x0bjson_inline\x12\x1f.google.protobuf.MessageOptions\x18\x9d\x88\x03 \x01(\x08\x42~\n\x10\x63onversations.v1B\x0cOptionsProtoP\x01Z conversations/v1;conversationsv1\xaa\x02\x10\x43onversations.V1\xca\x02\x10\x43onversations\\V1\xea\x02\x11\x43onversations::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'conversations.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\020conversations.v1B\014OptionsProtoP\001Z conversations/v1;conversationsv1\252\002\020Conversations.V1\312\002\020Conversations\\V1\352\002\021Conversations::V1'
   _globals['_ACCESS']._serialized_start=122
   _globals['_ACCESS']._serialized_end=200
   _globals['_ITEMTYPE']._serialized_start=203

@@ -122,7 +122,7 @@ func (s *scenario) pages(ctx context.Context) error {
 			return fmt.Errorf("%v: want %v, got %v", order, want, got)
 		}
 	}
-	return nil
+	return s.invalidPage(ctx)
 }
 
 // list reads all items, page by page.

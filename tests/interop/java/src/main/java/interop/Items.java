@@ -1,14 +1,14 @@
 package interop;
 
-import conversations.v1.ContentOuterClass.Content;
-import conversations.v1.ContentOuterClass.InputText;
-import conversations.v1.ContentOuterClass.Role;
-import conversations.v1.ContentOuterClass.ToolOutput;
-import conversations.v1.ItemBody.FunctionCall;
-import conversations.v1.ItemBody.FunctionCallOutput;
-import conversations.v1.ItemBody.Message;
-import conversations.v1.ItemOuterClass.Item;
-import conversations.v1.ItemOuterClass.NewItem;
+import conversations.v1.Content;
+import conversations.v1.InputText;
+import conversations.v1.Role;
+import conversations.v1.ToolOutput;
+import conversations.v1.FunctionCall;
+import conversations.v1.FunctionCallOutput;
+import conversations.v1.Message;
+import conversations.v1.Item;
+import conversations.v1.NewItem;
 
 /** Items to append. */
 final class Items {

@@ -1,6 +1,6 @@
 package interop;
 
-import conversations.v1.ItemOuterClass.Item;
+import conversations.v1.Item;
 import java.io.BufferedReader;
 import java.io.IOException;
 import java.io.InputStreamReader;
