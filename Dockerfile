@@ -1,7 +1,7 @@
-# The service without the embedded database; what to tell it: docs/kubernetes.md.
+# The service without the private PostgreSQL. docs/kubernetes.md describes its settings.
 FROM python:3.13-slim AS base
 
-# What it needs, apart from the service itself: a change of the code leaves this layer as it is.
+# The dependencies have a layer of their own, which a change of the code does not rebuild.
 FROM base AS dependencies
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
@@ -17,7 +17,7 @@ RUN python -m pip --python /venv/bin/python install --no-cache-dir --no-deps --t
  && PYTHONPATH=/app python -m pip --python /venv/bin/python check
 
 FROM base
-# Nothing that installs, and a user with a name: who has none cannot be looked up.
+# No installers. The user has a name, because some libraries look it up.
 RUN rm -r "$(python -c 'import ensurepip; print(*ensurepip.__path__)')" \
  && python -m pip uninstall --yes --root-user-action=ignore pip \
  && groupadd --gid 65532 conversations \
