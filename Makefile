@@ -1,11 +1,11 @@
-# `make` alone prints what there is.
+# `make` alone prints the targets.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SUPPLY := build/supply
-# What a change of the contract is held against: the last release, else main.
+# The contract is compared with the last release, or with main if there is none.
 AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
 
 BENCH := PYTHONPATH=.:generated python -m bench
@@ -38,10 +38,10 @@ check-tools: $(READY)
 interop: $(READY) ## Run the clients in Go, Node, Java and Rust that can be built here
 	pytest tests/interop $(ARGS)
 
-generate: $(READY) ## Make generated/ from proto/
+generate: $(READY) ## Generate generated/ from proto/
 	python proto/generate.py
 
-generated: $(READY) ## Fail if generated/ is not what proto/ gives
+generated: $(READY) ## Fail if generated/ is out of date
 	@mkdir -p build
 	@python proto/generate.py build/generated
 	@diff -r -x __pycache__ generated build/generated || { echo "generated/ is stale: run make generate"; exit 1; }
@@ -54,32 +54,32 @@ lint: $(READY) ## Check the contract with buf and the code with ruff
 	ruff check
 	ruff format --check
 
-breaking: $(READY) ## Check that the contract did not break since $(AGAINST)
+breaking: $(READY) ## Fail if the contract breaks clients of the last release
 	@mkdir -p build
 	@python proto/generate.py --image build/image.binpb
 	@python proto/generate.py --image-at $(AGAINST) build/against.binpb
 	buf breaking build/image.binpb --against build/against.binpb --config buf.yaml
 
-proof: $(READY) ## Hold 100,000 random policy decisions in SQL against the reference
+proof: $(READY) ## Compare 100,000 random policy decisions in SQL with a reference implementation
 	python -m tests.support.proof $(ARGS)
 
-mutants: $(READY) ## Break the policy engine in every small way, and see a test fail each time
+mutants: $(READY) ## Mutate the policy engine, and list the mutants that no test kills
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mutmut==3.8.1
 	mutmut run && mutmut results
 
-bench: $(READY) ## Measure beside the ideal: bench/RESULTS.md (about 20 minutes)
+bench: $(READY) ## Compare with a minimal server and write bench/RESULTS.md (about 20 minutes)
 	@$(BENCH) $(ARGS)
 
-bench-peers: ARGS += --peers ## The same, with OGX beside it (needs Python 3.12, or OGX_PYTHON)
+bench-peers: ARGS += --peers ## The same, and compare with OGX (needs Python 3.12, or OGX_PYTHON)
 bench-peers: bench
 
-bench-check: $(READY) ## Fail where a ratio to the ideal got worse than in bench/results.json
+bench-check: $(READY) ## Fail if a ratio to the minimal server is worse than in bench/results.json
 	@$(BENCH) --check $(ARGS)
 
-licences: $(READY) ## List the packages' licences in docs/licences.md; fail on one that nobody agreed to
+licences: $(READY) ## Write docs/licences.md, and fail on a licence that is not approved
 	@python -m supply.licences
 
-sbom: $(READY) $(SUPPLY)/.ready ## Write build/sbom.json: the packages that an image has (CycloneDX)
+sbom: $(READY) $(SUPPLY)/.ready ## Write build/sbom.json: the packages in an image (CycloneDX)
 	@rm -rf build/shipped
 	@$(BIN)/python -m venv --without-pip build/shipped
 	@python -m supply.installed >build/shipped/requirements.txt
@@ -88,13 +88,13 @@ sbom: $(READY) $(SUPPLY)/.ready ## Write build/sbom.json: the packages that an i
 	@$(SUPPLY)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
 	  --output-file build/sbom.json build/shipped/bin/python
 
-audit: $(READY) $(SUPPLY)/.ready ## Ask for known vulnerabilities of what is in constraints.txt
+audit: $(READY) $(SUPPLY)/.ready ## Fail on known vulnerabilities of the packages in constraints.txt
 	@$(SUPPLY)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 types: $(READY) ## Check the types
 	mypy
 
-clean: ## Remove what the other targets made; data stays
+clean: ## Remove what the other targets made, except data
 	rm -rf tests/interop/*/gen tests/interop/node/dist tests/interop/node/node_modules
 	rm -rf $(VENV) build mutants *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
