@@ -115,7 +115,19 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
 
         readiness = Readiness(store.database, prepare, health)
         purges = PurgeStats()
-        sources = Sources(settings, chain, drain_gate, readiness, store.database, policy, purges, source, certificate)
+        sources = Sources(
+            settings=settings,
+            calls=chain.observe,
+            unary=chain.call_limit,
+            streams=chain.stream_limit,
+            drain=drain_gate,
+            readiness=readiness,
+            database=store.database,
+            policy=policy,
+            purges=purges,
+            jwks=source.jwks,
+            certificate=certificate,
+        )
         exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0))
         served = RunningService(addresses, store, policy, readiness, exposed, certificate)
         # Before the first call, and after the last: operators can look while it waits and while it drains.

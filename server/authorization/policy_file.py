@@ -44,6 +44,11 @@ class PolicyFile:
         self.stale = False  # whether the last change was
         self.loaded_at = time.time()
 
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.accesses.policy
+
     def reload(self) -> None:
         """Has the file read soon, changed or not; safe in a signal handler."""
         self._sleep.wake()
@@ -63,10 +68,10 @@ class PolicyFile:
         except PolicyConfigError as error:
             self.refused += 1
             self.stale = True
-            log.warning("policy refused", problems=str(error), in_force=self.accesses.policy.digest)
+            log.warning("policy refused", problems=str(error), in_force=self.policy.digest)
             return
         self.stale = False
-        if policy.digest != self.accesses.policy.digest:
+        if policy.digest != self.policy.digest:
             self.reloads += 1
             self.loaded_at = time.time()
             self.accesses.replace(policy)

@@ -14,6 +14,7 @@ from joserfc.errors import SecurityWarning
 
 from server.errors import IdentityUnavailable
 from server.identity.source import IdentityConfigError, Idle
+from server.observability.stats import JwksStats
 from server.settings.watched_file import WatchedFile
 
 _KEY_TYPES = ("RSA", "EC", "OKP")  # a symmetric key in a published set is known to all
@@ -31,6 +32,10 @@ class JwksInvalid(Exception):
 
 class Keys(Protocol):
     """The keys as they are now."""
+
+    @property
+    def jwks(self) -> JwksStats | None:
+        """Counts of their fetches; None for keys that are not fetched."""
 
     def version(self) -> int:
         """Another number whenever a key came or went. Cheap: asked at every call."""

@@ -11,6 +11,7 @@ import aiohttp
 import structlog
 
 from server.identity.jwks import JwksInvalid, KeySet, PublicKey
+from server.observability.stats import JwksStats
 from server.settings.watched_file import MAX_BYTES
 
 FETCH_SECONDS = 5.0  # limit on one fetch
@@ -33,8 +34,7 @@ class UrlKeys:
         self._clock = clock
         self._held = KeySet()
         self._good = False  # how the last fetch ended
-        self._good_at = clock()  # when the last good one did
-        self.fetches = {"good": 0, "failed": 0}
+        self.jwks = JwksStats(clock)
         self._asked = float("-inf")  # when an unknown key last made us fetch
         self._fetch: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession  # like what closes it, from __aenter__ on
@@ -60,11 +60,6 @@ class UrlKeys:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._open.aclose()
-
-    @property
-    def age(self) -> float:
-        """Seconds since the last good fetch, or since the start."""
-        return self._clock() - self._good_at
 
     def version(self) -> int:
         """As `Keys.version`."""
@@ -102,16 +97,16 @@ class UrlKeys:
     async def _fetched(self) -> None:
         try:
             self._held.take(await self._body())
-            self._good, self._good_at = True, self._clock()
-            self.fetches["good"] += 1
+            self._good = True
+            self.jwks.succeeded()
         except (aiohttp.ClientError, OSError, ValueError, JwksInvalid) as error:
             self._failed(str(error) if isinstance(error, JwksInvalid) else type(error).__name__)
 
     def _failed(self, why: str) -> None:
         """No word from the issuer: the keys stay, for a while."""
         self._good = False
-        self.fetches["failed"] += 1
-        if self._clock() - self._good_at > KEPT_SECONDS:
+        self.jwks.failed()
+        if self.jwks.age > KEPT_SECONDS:
             self._held.drop()
         log.warning("identity keys cannot be fetched", why=why, kept=self._held.keys is not None)
 

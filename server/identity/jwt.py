@@ -19,6 +19,7 @@ from server.identity.jwks import Keys, PublicKey
 from server.identity.lru import LruCache
 from server.identity.principals import Principals, attributes_of
 from server.identity.source import Call, identity_metadata
+from server.observability.stats import JwksStats
 from server.policy.principal import Principal
 from server.settings.identity import IdentitySettings
 
@@ -71,9 +72,9 @@ class Jwt:
         self._verified: LruCache[bytes, _Verified] = LruCache(MAX_TOKENS)
 
     @property
-    def keys(self) -> Keys:
-        """The issuer's keys."""
-        return self._keys
+    def jwks(self) -> JwksStats | None:
+        """Counts of the fetches of the keys, if they come from a URL."""
+        return self._keys.jwks
 
     async def __aenter__(self) -> Self:
         await self._keys.__aenter__()

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from server.errors import CredentialsInvalid, OperatorError
+from server.observability.stats import JwksStats
 from server.policy.principal import Principal
 
 _NAMES = ("authorization", "x-principal", "x-tenant", "x-attributes", "x-forwarded-client-cert")
@@ -34,6 +35,10 @@ class Source(Protocol):
 
     name: str
 
+    @property
+    def jwks(self) -> JwksStats | None:
+        """Counts of the fetches of an issuer's keys; None for a source that fetches none."""
+
     async def principal(self, call: Call) -> Principal:
         """Who makes ``call``.
 
@@ -54,6 +59,8 @@ class Source(Protocol):
 
 class Idle:
     """A source with nothing beside the calls."""
+
+    jwks: JwksStats | None = None
 
     async def __aenter__(self) -> Self:
         return self

@@ -17,6 +17,18 @@ from server.interceptors.observe import Observe
 from server.settings.service import Settings
 
 
+class CallerChain(InterceptorChain):
+    """The chain of the callers' server, with the interceptors whose counts are metrics."""
+
+    def __init__(
+        self, interceptors: Sequence[Interceptor], observe: Observe, call_limit: CallLimit, stream_limit: StreamLimit
+    ) -> None:
+        super().__init__(interceptors)
+        self.observe = observe
+        self.call_limit = call_limit
+        self.stream_limit = stream_limit
+
+
 def build_chain(
     settings: Settings,
     needs: Mapping[str, Need],
@@ -24,7 +36,7 @@ def build_chain(
     source: Source,
     accesses: AccessCache,
     tracing: Sequence[Interceptor] = (),
-) -> InterceptorChain:
+) -> CallerChain:
     """Returns the interceptors of the callers' server, the outermost first.
 
     Args:
@@ -35,16 +47,19 @@ def build_chain(
         accesses: Plans of the policy in force, by caller.
         tracing: `Tracing`, or nothing while tracing is off.
     """
+    observe = Observe(needs, access_log=settings.access_log)
+    call_limit = CallLimit(settings.calls_limit)
+    stream_limit = StreamLimit(settings.max_streams, settings.max_streams_per_principal)
     interceptors = (
         *tracing,  # the log lines of all others carry its trace id
-        Observe(needs, access_log=settings.access_log),  # counts refusals too, with the code the caller receives
+        observe,  # counts refusals too, with the code the caller receives
         ErrorStatus(),  # whatever is raised below leaves as a google.rpc.Status
         drain_gate,  # before the store is ready and in a drain, calls are refused before any work
-        CallLimit(settings.calls_limit),  # so are calls beyond the limit
+        call_limit,  # so are calls beyond the limit
         Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds everything that waits
         Authentication(source),
-        StreamLimit(settings.max_streams, settings.max_streams_per_principal),  # needs the principal
+        stream_limit,  # needs the principal
         Authorization(needs, accesses, audit_permits=settings.audit_permits),  # needs the principal
         Decode(),  # innermost: a request that is refused is never parsed
     )
-    return InterceptorChain(interceptors)
+    return CallerChain(interceptors, observe, call_limit, stream_limit)

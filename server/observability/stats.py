@@ -1,11 +1,14 @@
-"""What the store counts of itself, for whoever asks (`server.observability.metrics`)."""
+"""Counts that parts of the service keep, and `server.observability.metrics` reads."""
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias, get_args
 
 from server.observability.histogram import Histogram
-from server.store.sql.statement import KINDS
+
+# Of a statement: an append places items, a write changes something else.
+StatementKind: TypeAlias = Literal["read", "append", "write"]
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0)
 _SHARERS = (2, 4, 8, 16, 32, 64, 128)
@@ -16,7 +19,8 @@ class StoreStats:
     """Of one pool, from its start."""
 
     def __init__(self) -> None:
-        self.seconds = {kind: Histogram(_SECONDS) for kind in KINDS}  # each try, from a free connection to the answer
+        # Each try, from a free connection to the answer.
+        self.seconds = {kind: Histogram(_SECONDS) for kind in get_args(StatementKind)}
         self.waits = Histogram(_SECONDS)  # for a connection to be free, of statements that had to
         self.failures = Counter(dict.fromkeys(REASONS, 0))  # tries
         self.retries = 0  # after a failure for a connection or a race
@@ -40,6 +44,33 @@ class PurgeStats:
         self.runs["done"] += 1
         self.rows.update(rows)
         self.last = time.time()
+
+
+class JwksStats:
+    """Fetches of an issuer's keys.
+
+    Args:
+        clock: Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.fetches = Counter(good=0, failed=0)
+        self._clock = clock
+        self._last_good = clock()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last good fetch, or since the start."""
+        return self._clock() - self._last_good
+
+    def succeeded(self) -> None:
+        """Counts a good fetch."""
+        self.fetches["good"] += 1
+        self._last_good = self._clock()
+
+    def failed(self) -> None:
+        """Counts a fetch that failed."""
+        self.fetches["failed"] += 1
 
 
 # Seconds. Most calls take a few milliseconds; a minute is the longest a unary call may take by default.

@@ -413,8 +413,8 @@ async def test_keys_are_fetched_in_a_trace(collector: Collector) -> None:
         settings = load(identity="jwt", jwt_issuer="i", jwt_audience="a", jwt_jwks=place)
         async with source_of(settings, parts.tracer) as source:
             assert isinstance(source, Jwt)
-            assert isinstance(source.keys, UrlKeys)
-            await source.keys.refresh()
+            assert isinstance(source._keys, UrlKeys)
+            await source._keys.refresh()
     first, second = collector.spans
     for span, headers in ((first, asked[0]), (second, asked[1])):
         assert f"00-{span.trace_id.hex()}-{span.span_id.hex()}-" == headers["traceparent"][:-2]

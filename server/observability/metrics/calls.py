@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import Metric
 
-from server.interceptors.chain import InterceptorChain
-from server.interceptors.observe import Observe
 from server.observability.metrics.families import counts_by, histograms_by
+from server.observability.metrics.sources import CallCounts
 from server.observability.stats import MethodStats
 
 _LABELS = ("grpc_type", "grpc_service", "grpc_method")
@@ -17,16 +16,15 @@ _UNKNOWN = ("unary", "unknown", "unknown")
 _Words = tuple[str, ...]
 
 
-def of_calls(chain: InterceptorChain) -> Iterator[Metric]:
+def of_calls(counts: CallCounts) -> Iterator[Metric]:
     """Started, handled, how long, and messages."""
-    observe = next(link for link in chain.interceptors if isinstance(link, Observe))
-    calls = {_words(method, own): own for method, own in observe.calls.items()}
-    yield _counted("started", "Calls that began.", calls, lambda own: own.started, {_UNKNOWN: observe.unknown})
+    calls = {_words(method, own): own for method, own in counts.calls.items()}
+    yield _counted("started", "Calls that began.", calls, lambda own: own.started, {_UNKNOWN: counts.unknown})
     yield counts_by(
         "grpc_server_handled",
         "Calls that ended, by the code the caller got.",
         (*_LABELS, "grpc_code"),
-        _handled(calls, observe.unknown),
+        _handled(calls, counts.unknown),
     )
     seconds = ((words, own.seconds) for words, own in calls.items())
     yield histograms_by("grpc_server_handling_seconds", "Time from the call to its end.", _LABELS, seconds)

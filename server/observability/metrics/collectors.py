@@ -4,29 +4,27 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
-from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from server import __version__
-from server.authorization.policy_file import PolicyFile
-from server.identity import Source
-from server.interceptors.chain import Interceptor, InterceptorChain
-from server.interceptors.concurrency import CallLimit, StreamLimit
-from server.interceptors.drain_gate import DrainGate
 from server.observability.metrics.calls import of_calls
 from server.observability.metrics.event_loop_lag import EventLoopLag
 from server.observability.metrics.families import count, counts, gauge, histogram, histograms_by, info
-from server.observability.metrics.sources import Sources
-from server.observability.stats import PurgeStats
+from server.observability.metrics.sources import (
+    CertificateState,
+    ConcurrencyCounts,
+    DrainState,
+    PolicyState,
+    PoolState,
+    ReadyState,
+    Sources,
+)
+from server.observability.stats import JwksStats, PurgeStats
 from server.settings.service import Settings
-from server.store.connection.database import Database
-from server.transport.readiness import Readiness
-from server.transport.tls import Credentials
 
-Found = TypeVar("Found", bound=Interceptor)
 _VERSIONS = ("grpcio", "protobuf", "asyncpg")
 
 
@@ -51,39 +49,35 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
     registry.register(
         ServiceCollector(
             (
-                partial(of_calls, sources.chain),
-                partial(of_capacity, sources.settings, sources.chain, sources.running),
+                partial(of_calls, sources.calls),
+                partial(of_capacity, sources.settings, sources.unary, sources.streams, sources.drain),
                 partial(of_store, sources.database),
                 partial(of_sharing, sources.database),
                 partial(of_purges, sources.settings, sources.purges),
                 partial(of_policy, sources.policy),
-                partial(of_identity, sources.identity),
-                partial(of_certificate, sources.credentials),
-                partial(of_process, sources.readiness, sources.running, lag),
+                partial(of_jwks, sources.jwks),
+                partial(of_certificate, sources.certificate),
+                partial(of_process, sources.readiness, sources.drain, lag),
             )
         )
     )
     return registry
 
 
-def link_of(chain: InterceptorChain, kind: type[Found]) -> Found:
-    """The one link of its class."""
-    return next(link for link in chain.interceptors if isinstance(link, kind))
-
-
-def of_capacity(settings: Settings, chain: InterceptorChain, running: DrainGate) -> Iterator[Metric]:
+def of_capacity(
+    settings: Settings, calls: ConcurrencyCounts, streams: ConcurrencyCounts, drain: DrainState
+) -> Iterator[Metric]:
     """What runs now, and what was refused because too much did."""
-    calls, streams = link_of(chain, CallLimit), link_of(chain, StreamLimit)
     yield gauge("calls_running", "Unary calls under way.", calls.count)
     yield gauge("calls_limit", "Most unary calls at once (max_calls).", settings.calls_limit)
     yield gauge("streams_running", "Streams under way.", streams.count)
     yield gauge("streams_limit", "Most streams at once (max_streams).", settings.max_streams)
     refused = {"calls": calls.refused, "streams": streams.refused}
     yield counts("capacity_refusals", "Calls refused with RESOURCE_EXHAUSTED, too many being under way.", "of", refused)
-    yield gauge("draining", "1 while the server refuses new calls and ends.", running.draining.is_set())
+    yield gauge("draining", "1 while the server refuses new calls and ends.", drain.draining.is_set())
 
 
-def of_store(database: Database) -> Iterator[Metric]:
+def of_store(database: PoolState) -> Iterator[Metric]:
     """The pool, and the statements."""
     own = database.stats
     yield gauge("pool_size", "Most connections (pool_size).", database.size)
@@ -106,7 +100,7 @@ def of_store(database: Database) -> Iterator[Metric]:
     yield count("statement_retries", "Statements tried again after a lost connection or a race.", own.retries)
 
 
-def of_sharing(database: Database) -> Iterator[Metric]:
+def of_sharing(database: PoolState) -> Iterator[Metric]:
     """How many calls one statement serves."""
     own = database.stats
     yield count("items_appended", "Items appended.", own.items)
@@ -125,39 +119,36 @@ def of_purges(settings: Settings, purges: PurgeStats) -> Iterator[Metric]:
     yield gauge("purge_last_success_timestamp_seconds", "When a purge was done; 0: not yet.", purges.last)
 
 
-def of_policy(policy: PolicyFile) -> Iterator[Metric]:
+def of_policy(policy: PolicyState) -> Iterator[Metric]:
     """The policy in force."""
     changes = {"loaded": policy.reloads, "refused": policy.refused}
     yield counts("policy_reloads", "Changes of the policy: loaded, or refused for a mistake.", "outcome", changes)
     yield gauge("policy_loaded_timestamp_seconds", "When the policy in force was loaded.", policy.loaded_at)
-    yield gauge("policy_rules", "Rules of the policy in force.", len(policy.accesses.policy.rules))
+    yield gauge("policy_rules", "Rules of the policy in force.", len(policy.policy.rules))
     yield gauge("policy_stale", "1 while the file holds another policy that was refused.", policy.stale)
 
 
-def of_identity(source: Source) -> Iterator[Metric]:
+def of_jwks(jwks: JwksStats | None) -> Iterator[Metric]:
     """The issuer's keys, if they come from a URL."""
-    from server.identity.jwks_url import UrlKeys  # noqa: PLC0415 - has been loaded if there are any
-
-    keys = getattr(source, "keys", None)
-    if not isinstance(keys, UrlKeys):
+    if jwks is None:
         return
-    yield counts("jwks_fetches", "Fetches of the issuer's keys: good or failed.", "outcome", keys.fetches)
-    yield gauge("jwks_age_seconds", "Since the last good fetch; after a day its keys are dropped.", keys.age)
+    yield counts("jwks_fetches", "Fetches of the issuer's keys: good or failed.", "outcome", jwks.fetches)
+    yield gauge("jwks_age_seconds", "Since the last good fetch; after a day its keys are dropped.", jwks.age)
 
 
-def of_certificate(credentials: Credentials | None) -> Iterator[Metric]:
+def of_certificate(certificate: CertificateState | None) -> Iterator[Metric]:
     """The certificate that is served."""
-    if credentials is None:
+    if certificate is None:
         return
-    expiry = credentials.expires_at.timestamp()
+    expiry = certificate.expires_at.timestamp()
     yield gauge("certificate_expiry_timestamp_seconds", "When the certificate that is served expires.", expiry)
     says = "Changes of the certificate's files: taken or refused."
-    yield counts("certificate_reloads", says, "outcome", credentials.reloads)
+    yield counts("certificate_reloads", says, "outcome", certificate.reloads)
 
 
-def of_process(readiness: Readiness, running: DrainGate, lag: EventLoopLag) -> Iterator[Metric]:
+def of_process(readiness: ReadyState, drain: DrainState, lag: EventLoopLag) -> Iterator[Metric]:
     """How the process is."""
-    ready = readiness.ready and not running.draining.is_set()
+    ready = readiness.ready and not drain.draining.is_set()
     yield gauge("ready", "1 while the server takes calls, as its health says.", ready)
     yield histogram("event_loop_lag_seconds", "How late the event loop is, looked at four times a second.", lag.seconds)
     yield info("build_info", "What runs.", _build())

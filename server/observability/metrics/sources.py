@@ -1,28 +1,110 @@
-"""What metrics are read from."""
+"""What metrics are read from: a Protocol for each part of the service, which none of them has to know."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
 
-from server.authorization.policy_file import PolicyFile
-from server.identity import Source
-from server.interceptors.chain import InterceptorChain
-from server.interceptors.drain_gate import DrainGate
-from server.observability.stats import PurgeStats
+from server.observability.stats import JwksStats, MethodStats, PurgeStats, StoreStats
+from server.policy.rules import Policy
 from server.settings.service import Settings
-from server.store.connection.database import Database
-from server.transport.readiness import Readiness
-from server.transport.tls import Credentials
+
+
+class CallCounts(Protocol):
+    """Calls by method, and those of methods that are not served."""
+
+    @property
+    def calls(self) -> Mapping[str, MethodStats]: ...
+    @property
+    def unknown(self) -> int: ...
+
+
+class ConcurrencyCounts(Protocol):
+    """Calls under way, and calls refused because there were too many."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+
+
+class Flag(Protocol):
+    """Something that is so or not, such as an `asyncio.Event`."""
+
+    def is_set(self) -> bool: ...
+
+
+class DrainState(Protocol):
+    """Whether the server ends."""
+
+    @property
+    def draining(self) -> Flag: ...
+
+
+class ReadyState(Protocol):
+    """Whether the store can be used."""
+
+    @property
+    def ready(self) -> bool: ...
+
+
+class Connections(Protocol):
+    """A pool of connections, such as asyncpg's."""
+
+    def get_size(self) -> int: ...
+
+
+class PoolState(Protocol):
+    """The connections to the database, and the statements on them."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def pool(self) -> Connections: ...
+    @property
+    def in_use(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def stats(self) -> StoreStats: ...
+
+
+class PolicyState(Protocol):
+    """The policy in force, and the changes of its file."""
+
+    @property
+    def policy(self) -> Policy: ...
+    @property
+    def reloads(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+    @property
+    def stale(self) -> bool: ...
+    @property
+    def loaded_at(self) -> float: ...
+
+
+class CertificateState(Protocol):
+    """The certificate that is served, and the changes of its files by their outcome."""
+
+    @property
+    def expires_at(self) -> datetime: ...
+    @property
+    def reloads(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What is read."""
+    """Everything that metrics are read from; None for a part that this service does not have."""
 
     settings: Settings
-    chain: InterceptorChain
-    running: DrainGate
-    readiness: Readiness
-    database: Database
-    policy: PolicyFile
+    calls: CallCounts
+    unary: ConcurrencyCounts
+    streams: ConcurrencyCounts
+    drain: DrainState
+    readiness: ReadyState
+    database: PoolState
+    policy: PolicyState
     purges: PurgeStats
-    identity: Source
-    credentials: Credentials | None
+    jwks: JwksStats | None
+    certificate: CertificateState | None

@@ -7,15 +7,13 @@ only picks the arguments.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 from sqlalchemy import Executable
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.sql.compiler import SQLCompiler
 
-# An append places items, a write changes something else.
-Kind: TypeAlias = Literal["read", "append", "write"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+from server.observability.stats import StatementKind
 
 _dialect = asyncpg.dialect()  # type: ignore[no-untyped-call]
 
@@ -32,7 +30,7 @@ class Statement:
 
     text: str
     names: tuple[str, ...]
-    kind: Kind
+    kind: StatementKind
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values in the order of `names`; ``values`` may have more.
@@ -43,7 +41,7 @@ class Statement:
         return tuple([values[name] for name in self.names])
 
 
-def compile_statement(executable: Executable, kind: Kind) -> Statement:
+def compile_statement(executable: Executable, kind: StatementKind) -> Statement:
     """``executable`` ready to run; every value in it must be a named bind parameter.
 
     Args:
