@@ -1,1 +1,1 @@
-"""Measurements; each prints what it measured and with what."""
+"""Benchmarks. Each module prints its figures and the conditions under which it measured them."""

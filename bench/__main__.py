@@ -1,14 +1,14 @@
-"""``python -m bench``: the service beside the ideal, on one private PostgreSQL, in one run.
+"""``python -m bench``: compares the service with a minimal server, on one private PostgreSQL, in one run.
 
 It prints the CPU time per operation and writes results.json, RESULTS.md and
-results.svg. ``--check`` writes nothing: it measures a few rounds and fails when
-a ratio to the ideal is worse than in the results that are committed.
+results.svg. ``--check`` writes nothing: it measures a few rounds and fails if
+a ratio to the minimal server is worse than in the committed results.
 """
 
 import os
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would tell of the processes that are started here
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # they are other programs
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would log the processes that are started here
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # the processes started here are other programs
 
 import argparse
 import asyncio
@@ -33,12 +33,12 @@ _QUICK_LONG, _QUICK_SHARE = 500, 0.02
 
 
 def arguments() -> argparse.Namespace:
-    """The flags."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, help="measured after a warm-up [7, with --check 3]")
     parser.add_argument("--callers", type=int, default=32, help="at once, where a workload does not say [32]")
     parser.add_argument("--peers", action="store_true", help="measure other projects too")
-    parser.add_argument("--quick", action="store_true", help="a smoke: few operations, figures of no worth")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: few operations, meaningless figures")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results [bench/]")
     parser.add_argument("--check", action="store_true", help="compare with the committed ratios; write nothing")
     parser.add_argument("--tolerance", type=float, default=0.25, help="of --check [0.25]")
@@ -50,12 +50,12 @@ def arguments() -> argparse.Namespace:
 
 
 async def measured(flags: argparse.Namespace) -> Results:
-    """All of a run."""
+    """Measures a whole run."""
     size = {"callers": flags.callers, "long": _QUICK_LONG if flags.quick else 10_000}
     workloads = table(**size, share=_QUICK_SHARE if flags.quick else 1.0)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        folder.chmod(0o711)  # PostgreSQL is another user when we are root
+        folder.chmod(0o711)  # under root, PostgreSQL runs as another user
         openers = OWN | (peers() if flags.peers else {})
         async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
             run = Run(postgres, places, workloads)
@@ -70,7 +70,7 @@ async def measured(flags: argparse.Namespace) -> Results:
 
 
 def write(results: Results, folder: Path) -> None:
-    """The three files."""
+    """Writes the three files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     (folder / "RESULTS.md").write_text(markdown(results))
@@ -79,7 +79,7 @@ def write(results: Results, folder: Path) -> None:
 
 
 def check(results: Results, tolerance: float) -> None:
-    """Ends the process with 1 when a cell got worse."""
+    """Exits with code 1 if a cell is worse than committed."""
     lines = worse(json.loads(COMMITTED.read_text()), results, tolerance)
     if lines:
         sys.exit(f"Worse than the committed results by more than {tolerance:.0%}:\n" + "\n".join(lines))

@@ -1,4 +1,4 @@
-"""Whether the order that concurrent appenders were promised is the order that is there."""
+"""Compares what concurrent appenders were acknowledged with what is stored."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Audit:
-    """How often each thing happened that never may."""
+    """Counts of each kind of fault."""
 
-    lost: int = 0  # acknowledged and not there
-    duplicates: int = 0  # there, or acknowledged, once too often
-    ties: int = 0  # two items in one place
-    inversions: int = 0  # acknowledged one after the other and there the other way round, or listed so
-    gaps: int = 0  # places without an item
-    unknown: int = 0  # there and not acknowledged
+    lost: int = 0  # acknowledged, but not listed
+    duplicates: int = 0  # additional occurrences of an id, listed or acknowledged
+    ties: int = 0  # additional items at the position of another
+    inversions: int = 0  # acknowledged in one order, but positioned or listed in the other
+    gaps: int = 0  # positions without an item
+    unknown: int = 0  # listed, but never acknowledged
 
     @property
     def clean(self) -> bool:
-        """Whether none of it happened."""
+        """Whether there were no faults."""
         return not any(getattr(self, field.name) for field in fields(self))
 
     def __add__(self, other: "Audit") -> "Audit":
@@ -30,11 +30,11 @@ class Audit:
 
 
 def audit(acknowledged: Sequence[Sequence[str]], listed: Sequence[tuple[int, str]]) -> Audit:
-    """What went wrong.
+    """Counts the faults of a run.
 
     Args:
-        acknowledged: For each appender, its items' ids in the order in which it learned of them.
-        listed: Place, from 1, and id of every item, as the service lists them.
+        acknowledged: For each appender, the ids of its items in the order in which it received them.
+        listed: Position, from 1, and id of every item, in the order in which the service lists them.
     """
     told, there = Counter(name for names in acknowledged for name in names), Counter(name for _, name in listed)
     places = [place for place, _ in listed]
@@ -51,7 +51,7 @@ def audit(acknowledged: Sequence[Sequence[str]], listed: Sequence[tuple[int, str
 
 
 def audit_of_count(expected: int, listed: Sequence[tuple[int, str]]) -> Audit:
-    """The same for a target that acknowledges without ids: only the number of items is known then."""
+    """Counts the faults for a target that acknowledges without ids, so that only the number of items is known."""
     there, places = Counter(name for _, name in listed), [place for place, _ in listed]
     return Audit(
         lost=max(0, expected - len(there)),
@@ -64,7 +64,7 @@ def audit_of_count(expected: int, listed: Sequence[tuple[int, str]]) -> Audit:
 
 
 def _gaps(places: Sequence[int]) -> int:
-    """Places without an item, from the first possible one, 1 or what the target begins with."""
+    """Counts positions without an item, beginning at 1 or at the first position that the target uses."""
     return max(places) - min(1, *places) + 1 - len(set(places)) if places else 0
 
 
@@ -73,5 +73,5 @@ def _repeats(counted: Counter[str] | Counter[int]) -> int:
 
 
 def _descents(places: Sequence[int]) -> int:
-    """Neighbours of which the later one is before the earlier."""
+    """Counts neighbours in the wrong order."""
     return sum(later < earlier for earlier, later in pairwise(places))

@@ -1,4 +1,4 @@
-"""CPU time and memory of processes, from /proc: figures that a noisy machine leaves alone."""
+"""CPU time and memory of processes, from /proc; a busy machine hardly changes these figures."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ _GONE = (FileNotFoundError, ProcessLookupError)  # a process or thread that ende
 
 
 def seconds(pid: int) -> float:
-    """User and system time of one process so far.
+    """Returns the user and system time of a process so far.
 
-    The scheduler counts nanoseconds, but of living threads only; the process's
-    own ticks of 10 ms keep the ended ones. Neither is ever too much.
+    The scheduler counts nanoseconds, but only of living threads. The ticks of the
+    process, of 10 ms, include ended threads. Neither counts too much, so the larger one is returned.
     """
     fields = _stat(pid)
     return max(_scheduled(pid), (int(fields[11]) + int(fields[12])) / _TICKS)
@@ -24,7 +24,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _scheduled(pid: int) -> float:
-    """Time on a CPU of the living threads; 0 where the kernel does not say."""
+    """Returns the CPU time of the living threads; 0 if the kernel does not report it."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(*_GONE):
@@ -33,7 +33,7 @@ def _scheduled(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that ``pid`` has started and that still run."""
+    """Returns the child processes of ``pid`` that still run."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(*_GONE):
@@ -42,7 +42,7 @@ def children(pid: int) -> list[int]:
 
 
 def family(pid: int) -> Iterator[int]:
-    """A process, its children, theirs, and so on."""
+    """Returns a process and all its descendants."""
     yield pid
     with suppress(*_GONE):
         for child in children(pid):
@@ -50,7 +50,7 @@ def family(pid: int) -> Iterator[int]:
 
 
 def family_seconds(pid: int) -> float:
-    """Time of a process and its family; those that ended count through their parent."""
+    """Returns the CPU time of a process and its descendants; ended ones count through their parent."""
     total = 0.0
     for member in family(pid):
         with suppress(*_GONE):
@@ -60,7 +60,7 @@ def family_seconds(pid: int) -> float:
 
 
 def serving_seconds(postmaster: int) -> dict[int, float]:
-    """Time of PostgreSQL by process, without the workers of autovacuum: they work for any database at any time."""
+    """CPU time of each PostgreSQL process, without autovacuum workers, which serve any database at any time."""
     found: dict[int, float] = {}
     for member in family(postmaster):
         with suppress(*_GONE):
@@ -70,12 +70,12 @@ def serving_seconds(postmaster: int) -> dict[int, float]:
 
 
 def spent(before: dict[int, float], after: dict[int, float]) -> float:
-    """What the processes that are still there used in between."""
+    """Returns the CPU time that the remaining processes used between two readings."""
     return sum(total - before.get(pid, 0.0) for pid, total in after.items())
 
 
 def family_mebibytes(pid: int) -> float:
-    """Resident memory of a process and its family; what they share counts for each."""
+    """Returns the resident memory of a process and its descendants; shared pages count for each."""
     total = 0
     for member in family(pid):
         with suppress(*_GONE):

@@ -1,4 +1,4 @@
-"""Targets that speak this contract: the ideal, and the service without and with identity."""
+"""Targets that implement this contract: the minimal server, and the service without and with identity."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from bench import guarded
 from bench.process import started
 
-TEXT = "x" * 200  # what every item says, here and in the peers
+TEXT = "x" * 200  # the text of every item, here and for the peers
 
 
 def message() -> item_pb2.NewItem:
-    """An item of 200 characters."""
+    """An item with a text of 200 characters."""
     text = content_pb2.Content(input_text=content_pb2.InputText(text=TEXT))
     body = item_body_pb2.Message(role=content_pb2.ROLE_USER, content=[text])
     return item_pb2.NewItem(item=item_pb2.Item(message=body))
@@ -46,7 +46,7 @@ class GrpcTarget:
         return [name for _, name in map(_place, response.items)]
 
     async def stream(self, conversation: str, count: int) -> None:
-        """``count`` items by one AppendItems, sent ahead; each has to be answered, in order."""
+        """Appends ``count`` items by one AppendItems without waiting for answers; each must be answered, in order."""
         call = self.stub.AppendItems(metadata=self.metadata)
 
         async def sent() -> None:
@@ -79,7 +79,7 @@ class GrpcTarget:
         await self.stub.DeleteConversation(request, metadata=self.metadata)
 
     async def sequence_ids(self, conversation: str) -> list[tuple[int, str]]:
-        """What ListItems says, oldest first."""
+        """The result of ListItems, oldest first."""
         return [_place(item) async for items in self._pages(conversation) for item in items]
 
     async def _pages(self, conversation: str) -> AsyncIterator[Sequence[item_pb2.Item]]:
@@ -110,14 +110,14 @@ async def _called(
 
 @asynccontextmanager
 async def limit(url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
-    """The ideal of `bench.limit`."""
+    """The minimal server of `bench.limit`."""
     async with _called("limit", ["bench.limit", "--database-url", url], {}, folder) as target:
         yield target
 
 
 @asynccontextmanager
 async def ours(url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
-    """The service as it starts: no identity, the default policy."""
+    """The service with default settings: no identity, the default policy."""
     async with _called("ours", ["server"], _serving(url), folder) as target:
         yield target
 

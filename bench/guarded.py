@@ -1,4 +1,4 @@
-"""What ``ours-jwt`` runs under: a caller's token, its key set, and a policy of 50 rules."""
+"""The configuration of ``ours-jwt``: a caller's token, its key set, and a policy of 50 rules."""
 
 import json
 import time
@@ -11,7 +11,7 @@ ISSUER, AUDIENCE = "https://issuer.example", "conversations"
 
 
 def fifty_rules() -> str:
-    """A policy in which the caller's permit is the last of 50 rules, behind permits and forbids of others."""
+    """A policy of 50 rules, of which the last permits the caller and the others concern other principals."""
     rules = [
         f"- permit: {{principal: service-{n}, actions: [read, update]}}\n  when: user in owners teams"
         if n % 3

@@ -1,7 +1,7 @@
-"""The ideal to measure against: the contract with one bare statement a call, and nothing else.
+"""A minimal server to compare with: the contract, one bare statement a call, and nothing else.
 
-``python -m bench.limit --database-url URL --listen 127.0.0.1:0`` serves what a
-straightforward handler can do with the same wire, the same driver and the same
+``python -m bench.limit --database-url URL --listen 127.0.0.1:0`` shows what a
+straightforward handler can do with the same protocol, the same driver and the same
 database: no identity, no policy, no validation, no ids of items, no interceptors.
 """
 
@@ -120,7 +120,7 @@ class Limit(ConversationsServiceServicer):
     async def DeleteConversation(  # noqa: N802
         self, request: pb.DeleteConversationRequest, _context: Context
     ) -> Empty:
-        """The rows go at once, in one statement."""
+        """Removes the rows in one statement."""
         await self._pool.execute(DELETE, request.conversation_id)
         return Empty()
 

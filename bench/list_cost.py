@@ -1,4 +1,4 @@
-"""What ListConversations costs a caller who may see 20 conversations of very many.
+"""Measures ListConversations for a caller who may see 20 of very many conversations.
 
 ``python -m bench.list_cost`` fills a private PostgreSQL with 10,000 and with
 1,000,000 conversations, of which 20 are the caller's by owner and 20 by a team,
@@ -42,7 +42,7 @@ SEEN = 20
 
 
 async def fill(url: str, rows: int) -> None:
-    """Makes ``rows`` conversations."""
+    """Creates ``rows`` conversations."""
     connection = await asyncpg.connect(url)
     await connection.execute("TRUNCATE conversations, conversation_attributes")
     await connection.execute(_FILL, rows, rows // SEEN)
@@ -52,7 +52,7 @@ async def fill(url: str, rows: int) -> None:
 
 
 async def timed(store: ConversationStore, access: Access) -> tuple[int, float]:
-    """How many are seen, and the median time of a first page, in milliseconds."""
+    """Returns how many conversations the caller sees, and the median time of a first page in milliseconds."""
     found: list[float] = []
     for _ in range(60):
         began = time.perf_counter()

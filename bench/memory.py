@@ -1,7 +1,7 @@
-"""Memory of one process over many calls: ``python -m bench.memory [--calls 200000]``.
+"""Measures the memory of one process over many calls: ``python -m bench.memory [--calls 200000]``.
 
-It serves a private PostgreSQL with one worker and calls every method that the
-workloads use, in turn; a table shows the resident memory on the way.
+It runs one worker on a private PostgreSQL and calls every method of the
+workloads in turn. A table shows the resident memory after each tenth of the calls.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from bench.postgres import private_postgres
 from bench.target import Target
 
 CALLERS = 32
-LOOKS = 10  # times that memory is looked at
+LOOKS = 10  # readings of the memory
 
 
 async def turn(target: Target, conversation: str, number: int) -> None:
-    """The ``number``-th call of a caller."""
+    """Makes the ``number``-th call of a caller."""
     match number % 5:
         case 0:
             await target.append(conversation, 1)
@@ -38,7 +38,7 @@ async def turn(target: Target, conversation: str, number: int) -> None:
 
 
 async def caller(target: Target, numbers: Iterator[int]) -> None:
-    """Calls until the numbers are used up, in a new conversation every 200 calls."""
+    """Makes calls until the numbers are used up, in a new conversation every 200 calls."""
     conversation = ""
     for count, number in enumerate(numbers):
         if count % 200 == 0:

@@ -1,8 +1,8 @@
-"""What the counts and the line of a call cost by themselves, without a server around them.
+"""Measures counting and logging a call by themselves, without a server around them.
 
-``python -m bench.observe_alone``: CPU per call of a handler that does nothing, the least of
-several turns, in which variants alternate. Steadier than `bench.observe_cost`, and less
-than the truth: in a server, other work has taken the processor's caches meanwhile.
+``python -m bench.observe_alone``: CPU time per call of a handler that does nothing, the
+minimum of several turns in which the variants alternate. This is steadier than
+`bench.observe_cost`, but too low: in a server, other work evicts the processor's caches.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ BARE = "nothing"
 
 
 class Context:
-    """Of a call that ended well."""
+    """The context of a call that succeeded."""
 
     def code(self) -> int:
-        """As grpc.aio has it when nothing was set."""
+        """The value that grpc.aio has if nothing was set."""
         return 0
 
     def peer(self) -> str:
-        """The other end."""
+        """The address of the caller."""
         return "ipv4:127.0.0.1:40000"
 
 
@@ -43,7 +43,7 @@ async def _nothing(request: bytes, _context: Any) -> bytes:
 
 
 def variants() -> dict[str, Any]:
-    """The methods to call."""
+    """The variants of the method to call."""
     handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(_nothing)
     counted = Observe((METHOD,), access_log=False).wrap(METHOD, handler)
     logged = Observe((METHOD,), access_log=True).wrap(METHOD, handler)
@@ -51,7 +51,7 @@ def variants() -> dict[str, Any]:
 
 
 async def microseconds(method: Any) -> float:
-    """CPU per call, with what is written afterwards."""
+    """CPU time per call, including lines that are written later."""
     context = Context()
     began = time.process_time()
     for _ in range(CALLS):
@@ -61,7 +61,7 @@ async def microseconds(method: Any) -> float:
 
 
 def of_statement() -> float:
-    """CPU of what the store counts of a statement."""
+    """CPU time of counting a statement in the store."""
     histogram = Histogram((0.001, 0.01, 0.1, 1.0))
     began = time.process_time()
     for _ in range(CALLS):
@@ -84,7 +84,7 @@ async def measure() -> None:
 
 
 def main() -> None:
-    """Has the lines written to a file, as a server would."""
+    """Runs the measurement with log lines written to a file, as in a server."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "log"
         with path.open("w", encoding="utf-8") as file, redirect_stderr(file):

@@ -1,8 +1,8 @@
-"""What it costs to see the calls: CPU of server and PostgreSQL per call, beside a server that counts nothing.
+"""Measures the cost of observing calls: CPU time of server and PostgreSQL, compared with a server that counts nothing.
 
-``python -m bench.observe_cost`` measures, round by round in one run, a server without any of
-it, as it starts, with its metrics served, and with its access log written to a file as well.
-Tracing is in none of them: off, it leaves no link in the chain and no line in the store.
+``python -m bench.observe_cost`` measures four servers in alternating rounds of one run: without
+counting, with default settings, with metrics exposed, and with the access log in a file too.
+None of them traces: with tracing off, no tracing code runs.
 """
 
 import argparse
@@ -55,7 +55,7 @@ async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTa
 
 
 def serve_bare() -> None:
-    """Serves without the link and without the counts of the store."""
+    """Serves without the interceptor that counts and without the counts of the store."""
     from server.cli.commands import main  # noqa: PLC0415 - only this process needs it
     from server.interceptors.observe import Observe  # noqa: PLC0415
     from server.observability.histogram import Histogram  # noqa: PLC0415
@@ -93,7 +93,7 @@ def _print(run: Run, workload: str) -> None:
 
 
 async def _scrape(pid: int) -> None:
-    """What one scrape takes."""
+    """Prints the size and the time of one scrape."""
     address = f"http://127.0.0.1:{next(_PORTS) - 1}/metrics"
     async with aiohttp.ClientSession() as session:
         before = family_seconds(pid)

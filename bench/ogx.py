@@ -1,14 +1,14 @@
-"""OGX 1.5.0, once Llama Stack: the Conversations API over HTTP.
+"""OGX 1.5.0 (formerly Llama Stack): the Conversations API over HTTP.
 
 It needs Python 3.12 and gets a virtual environment in ``build/ogx``, made once for the pins beside this file.
 One worker, its default pool (10 connections, 20 more under load), no authentication, no providers, no metrics.
 
-Where it differs from ours:
+How it differs from this service:
 
-* Each of our calls is one of its calls: an append of 20 is one POST, a deletion takes the items along.
-* It writes a line for every call, whatever its log level, and ours does not; so its process gets a threshold
-  from outside, warnings, which is to its favour.
-* Its API lists in an order but gives no positions. `sequence_ids` lists through the API and takes the position
+* Each call of this service corresponds to one call of OGX: an append of 20 is one POST, a delete includes the items.
+* It logs every call, whatever its log level; this service does not by default. So its process is started with a
+  log threshold of warnings, which is in its favour.
+* Its API lists items in order but without positions. `sequence_ids` lists through the API and takes the position
   of each item from the column by which the listing is ordered.
 * An append reads the highest position in one transaction and inserts in another, so appends at the same time
   take the same positions. Only pages after the first also order by id: between pages, items of one position
@@ -129,7 +129,7 @@ async def ogx(url: str, folder: Path) -> AsyncIterator[Target]:
 
 
 async def _installed() -> Path:
-    """The virtual environment; made anew when the pins have changed or its Python has gone."""
+    """Returns the virtual environment; it is rebuilt if the pins have changed or its Python is missing."""
     made_for = _HOME / "made-for.txt"
     pins = _PINS.read_text()
     if made_for.exists() and made_for.read_text() == pins and await _runs(_HOME / "bin" / "python"):
@@ -143,7 +143,7 @@ async def _installed() -> Path:
 
 
 async def _python() -> Path:
-    """The first Python 3.12 that runs: pyenv's programs may stand on the path without a version behind them."""
+    """Returns the first Python 3.12 that runs: pyenv's shims may be on the path without a version behind them."""
     chosen = os.environ.get("OGX_PYTHON")
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     on_path = (shutil.which("python3.12", path=folder) for folder in folders)
@@ -174,7 +174,7 @@ async def _step(*command: str | Path) -> None:
 
 
 async def _run(*command: str | Path) -> tuple[int, str]:
-    """Status and output of a command, which does not outlive the call."""
+    """Returns status and output of a command, and ends it if the call is cancelled."""
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -189,7 +189,7 @@ async def _run(*command: str | Path) -> tuple[int, str]:
 
 
 async def _place(url: str) -> dict[str, str]:
-    """The database in words of OGX, which has no URL for a Unix socket: its folder counts as the host."""
+    """The database in the configuration of OGX, which takes the folder of a Unix socket as the host."""
     connection = await asyncpg.connect(url)
     try:
         user, database = await connection.fetchrow("SELECT current_user, current_database()")
@@ -208,7 +208,7 @@ async def _place(url: str) -> dict[str, str]:
 
 
 def _configure(folder: Path, place: Mapping[str, str], port: int) -> Path:
-    """Writes the run configuration: the Conversations API and what the server insists on."""
+    """Writes the run configuration: the Conversations API and what the server requires."""
     stores = {
         "metadata": {"namespace": "registry", "backend": "files"},
         "inference": None,
@@ -242,7 +242,7 @@ def _free_port() -> int:
 
 @asynccontextmanager
 async def _server(environment: Path, config: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The server's process, with nothing of our environment: OGX_ and OTEL_ variables would change it."""
+    """Starts the server without our environment variables: OGX_ and OTEL_ variables would change it."""
     folder = str(config.parent)
     with _log(config).open("wb") as log:
         process = await asyncio.create_subprocess_exec(

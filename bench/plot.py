@@ -13,7 +13,7 @@ _BAR, _PITCH, _GAP = 12, 15, 14
 
 
 def svg(results: dict[str, Any]) -> str:
-    """The plot. Bars are as long as the multiple of the limit's CPU time, and end in microseconds."""
+    """Returns the plot. The length of a bar is the ratio to the limit's CPU time; its label is in microseconds."""
     cells = results["cells"]
     longest = max(_multiple(row, target) for row in cells.values() for target in row)
     scale = (_WIDTH - _LEFT - _RIGHT) / longest
@@ -55,7 +55,7 @@ def _header() -> Iterator[str]:
 
 
 def _axis(longest: float, scale: float, bottom: int) -> Iterator[str]:
-    """A line for every whole multiple, or for fewer when there are many."""
+    """Grid lines at whole multiples, at fewer of them if there are many."""
     step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10_000) if longest / step <= 12)
     for number in range(int(longest / step) + 1):
         x = _LEFT + number * step * scale
@@ -77,7 +77,7 @@ def _group(workload: str, row: dict[str, Any], top: float, scale: float) -> Iter
 
 
 def _parts(cell: dict[str, Any], unit: float) -> tuple[float, float]:
-    """The bar of the whole, divided as the parts are: the medians of parts do not add up to that of the whole."""
+    """Splits a bar in the proportion of its parts: their medians do not add up to that of the whole."""
     server, database = (cell[name]["median"] for name in ("server_us", "postgres_us"))
     whole = cell["cpu_us"]["median"] * unit
     return whole * server / (server + database), whole * database / (server + database)

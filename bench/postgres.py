@@ -1,4 +1,4 @@
-"""The one PostgreSQL of a run: a database for each target, and what the server says of itself."""
+"""The PostgreSQL of a run: one database for each target, and the statistics of the server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,20 +11,20 @@ import asyncpg
 
 from server.store.embedded import run_embedded
 
-_IDLE_FLUSH_SECONDS = 10.5  # an idle backend adds what it did to pg_stat_database after 10 (PGSTAT_IDLE_INTERVAL)
+_IDLE_FLUSH_SECONDS = 10.5  # an idle backend reports to pg_stat_database after 10 s (PGSTAT_IDLE_INTERVAL)
 _SHOWN = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "autovacuum")
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running server and a connection that only asks and creates."""
+    """A running server, and a connection for queries and for creating databases."""
 
     url: str
     pid: int
     connection: asyncpg.Connection
 
     async def database(self, name: str) -> str:
-        """The address of a new, empty database."""
+        """Creates an empty database and returns its URL."""
         await self.connection.execute(f'CREATE DATABASE "{name}"')
         return self._at(name)
 
@@ -33,7 +33,7 @@ class Postgres:
         return urlunsplit((parts.scheme, parts.netloc or "", f"/{name}", parts.query, ""))
 
     async def settle(self, name: str) -> None:
-        """What autovacuum would do to a database sooner or later: plans do not depend on when it comes."""
+        """Vacuums and analyses a database, so that plans do not depend on when autovacuum does."""
         connection = await asyncpg.connect(self._at(name))
         try:
             await connection.execute("VACUUM ANALYZE")
@@ -49,18 +49,18 @@ class Postgres:
         return {row["datname"] for row in await self.connection.fetch("SELECT datname FROM pg_database")}
 
     async def transactions(self) -> dict[str, int]:
-        """Committed and rolled back transactions of each database, once its idle backends have told theirs."""
+        """Committed and rolled back transactions of each database, after its idle backends have reported theirs."""
         await asyncio.sleep(_IDLE_FLUSH_SECONDS)
         rows = await self.connection.fetch("SELECT datname, xact_commit + xact_rollback AS total FROM pg_stat_database")
         return {row["datname"]: row["total"] for row in rows if row["datname"]}
 
     async def settings(self) -> dict[str, str]:
-        """The settings that a reader of the figures wants to know."""
+        """The settings that influence the figures."""
         return {name: await self.connection.fetchval("SELECT current_setting($1)", name) for name in _SHOWN}
 
     @asynccontextmanager
     async def without_autovacuum(self) -> AsyncIterator[None]:
-        """Its workers' transactions would be counted too."""
+        """Turns autovacuum off, whose transactions would be counted too."""
         await self._reconfigure("ALTER SYSTEM SET autovacuum = off")
         try:
             yield
@@ -74,7 +74,7 @@ class Postgres:
 
 @asynccontextmanager
 async def private_postgres(folder: Path) -> AsyncIterator[Postgres]:
-    """A server of its own in ``folder``, with PostgreSQL's default durability."""
+    """Runs a PostgreSQL in ``folder``, with its default durability."""
     async with run_embedded(folder / "data") as private:
         connection = await asyncpg.connect(private.url)
         try:

@@ -1,4 +1,4 @@
-"""A service in a process of its own."""
+"""Running a service in a separate process."""
 
 import asyncio
 import os
@@ -14,12 +14,12 @@ _PLACE = re.compile(r" on (127\.0\.0\.1:\d+),")
 
 
 class StartFailed(Exception):
-    """The service ended before it said where it listens; the text is what it wrote last."""
+    """The service ended before it printed its address; the text is its last output."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """Where it listens and who it is."""
+    """The address and the process id of a service."""
 
     address: str
     pid: int
@@ -27,10 +27,10 @@ class Started:
 
 @asynccontextmanager
 async def started(module: Sequence[str], settings: Mapping[str, str], log: Path) -> AsyncIterator[Started]:
-    """``python -m`` ``module``, from the line that names its address until this is left; errors go to ``log``.
+    """Runs ``python -m`` ``module`` while this is open, once it has printed its address; errors go to ``log``.
 
     Raises:
-        StartFailed: It wrote no such line.
+        StartFailed: It printed no address.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **settings}
     with log.open("wb") as errors:

@@ -1,4 +1,4 @@
-"""RESULTS.md: the figures of results.json as tables; nothing in it is written by hand."""
+"""Writes RESULTS.md: the figures of results.json as tables."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -7,37 +7,38 @@ from bench.audit import Audit
 from bench.results import Results
 
 _CAVEATS = """\
-- The limit is a server of the same contract around one bare statement a call (`bench/limit.py`): no identity, policy,
-  validation, ids of items, interceptors. A service that has them costs more; the ratio says how much. Its deletion
-  removes the rows at once; ours makes a tombstone, and `purge` removes the rows later, outside of these figures.
-- Client, servers and PostgreSQL share the machine's CPUs, so rates and latencies are those of a busy machine. CPU time
-  per operation hardly depends on that and is what to compare. The client's own is in none of the figures.
-- CPU time of PostgreSQL is that of all its processes while a target is called, without the workers of autovacuum, which
-  work for any of the databases at any time. Checkpointer and log writer count for whoever is called meanwhile.
-- Transactions per operation are counted apart from the rounds (`pg_stat_database`: committed and rolled back), since
-  the server tells them seconds later. A statement outside of a transaction block is one; below one, calls that came
-  together shared it.
-- Bytes of the write-ahead log contain the full pages that follow a checkpoint.
-- Resident memory counts pages that processes of one family share for each of them.
-- Of OGX a tenth of the operations is measured, or the run would take hours. What the audit calls lost there was
-  acknowledged and is in its table, but its own pages leave it out.
-- Percentiles are of the operations of a round; the tables give the median of the rounds.
+- `limit` is a minimal server of the same contract that runs one bare statement a call (`bench/limit.py`): no identity,
+  policy, validation, item ids or interceptors. The ratio to it shows what these cost. Its delete removes the rows at
+  once. The delete of this service makes a tombstone, and `purge` removes the rows later, outside of these figures.
+- Clients, servers and PostgreSQL share the CPUs of the machine, so rates and latencies are those of a busy machine. CPU
+  time per operation hardly depends on that: compare it. The clients' own CPU time is in none of the figures.
+- The CPU time of PostgreSQL includes all its processes while a target is called, except autovacuum workers, which serve
+  any database at any time. The checkpointer and the log writer count for the target that is called meanwhile.
+- Transactions per operation are counted apart from the rounds (`pg_stat_database`: committed and rolled back), because
+  PostgreSQL reports them seconds later. A statement outside of a transaction block counts as one. Values below one mean
+  that several calls shared a statement or a round trip.
+- Bytes of the write-ahead log include the full pages that follow a checkpoint.
+- Resident memory counts a page that several processes share once for each of them.
+- OGX is measured with a tenth of the operations, because the run would take hours otherwise. Items that the audit
+  reports as lost there were acknowledged and are in its table, but its own pages leave them out.
+- Percentiles are those of the operations of one round; the tables show the median of the rounds.
 """
 _MADE = """\
-Made by `python -m bench`; do not edit. The figures are medians of the rounds of one run, in which the targets were
-called in turn."""
+Written by `python -m bench`; do not edit. The figures are medians of the rounds of one run, in which the targets took
+turns. `limit` is a minimal server to compare with, `ours` is this service without identity, and `ours-jwt` is this
+service with tokens and a policy of 50 rules."""
 _TIME = """\
-Microseconds of the server + of PostgreSQL, and the ratio of their sum to the limit's (median of the ratios within each
-round)."""
+Microseconds of the server + of PostgreSQL, and the ratio of their sum to that of `limit` (median of the ratios within
+the rounds)."""
 
 
 _STREAMS = """\
-Items appended one at a time: CPU time of server and PostgreSQL per item in microseconds, items per second of wall
-clock, and how many items the CPU time of one by CreateItems would do."""
+Items appended one at a time: CPU time of server and PostgreSQL per item in microseconds, items per second, and how many
+items AppendItems appends in the CPU time that CreateItems needs for one."""
 
 
 def markdown(results: Results) -> str:
-    """The whole page."""
+    """Returns the whole page."""
     parts = [
         "# Benchmark",
         _MADE,
@@ -45,8 +46,8 @@ def markdown(results: Results) -> str:
         "## CPU time per operation",
         _TIME,
         _cpu(results),
-        "## How far the rounds are apart",
-        "Smallest and largest sum of CPU time, and in brackets ratio to the limit.",
+        "## Spread of the rounds",
+        "Smallest and largest sum of CPU time; in brackets the smallest and largest ratio to `limit`.",
         _spread(results),
         "## Rates and latencies",
         "Operations per second; median and 99th percentile of the latency in milliseconds.",
@@ -58,17 +59,17 @@ def markdown(results: Results) -> str:
         _STREAMS,
         _streams(results),
         "## Growth",
-        "CPU time per operation in a long conversation, as a ratio to that in a short one.",
+        "Ratio of the CPU time per operation in a long conversation to that in a short one.",
         _growth(results),
         "## Correctness",
-        "Many appenders on one conversation, over all rounds: what went wrong.",
+        "Faults found after many clients appended to one conversation concurrently, over all rounds.",
         _audits(results),
         "## Memory",
-        "Resident, of the server's processes, after the last round.",
+        "Resident memory of the server's processes after the last round.",
         _table(results["targets"], [[f"{results['mebibytes'][name]:.0f} MiB" for name in results["targets"]]]),
         "## Conditions",
         _conditions(results),
-        "## What to keep in mind",
+        "## How to read the figures",
         _CAVEATS,
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -80,7 +81,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _by_target(results: Results, cell: Any) -> str:
-    """A row for each workload, a column for each target; ``cell`` writes the figures of one."""
+    """Makes a table with a row for each workload and a column for each target; ``cell`` formats one cell."""
     rows = [[name, *(cell(row[target]) for target in results["targets"])] for name, row in results["cells"].items()]
     return _table(["", *results["targets"]], rows)
 
@@ -94,7 +95,7 @@ def _cpu(results: Results) -> str:
 
 
 def _ratio(figures: Results, form: str) -> str:
-    """The ratio in ``form``; nothing for the limit itself."""
+    """Formats the ratio by ``form``; returns nothing for `limit` itself."""
     words = {name: f"{ratio:.2f} x" for name, ratio in figures["ratio"].items()}
     return "" if set(words.values()) == {"1.00 x"} else form.format(**words)
 
@@ -158,7 +159,7 @@ def _conditions(results: Results) -> str:
     postgres = ", ".join(f"{name} {value}" for name, value in results["postgres"].items())
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     lines = [
-        f"{results['date']}; {how['rounds']} rounds after a warm-up; {how['callers']} callers unless it says else",
+        f"{results['date']}; {how['rounds']} rounds after a warm-up; {how['callers']} callers unless stated otherwise",
         f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['system']}",
         versions,
         f"PostgreSQL: {postgres}",
@@ -168,7 +169,7 @@ def _conditions(results: Results) -> str:
 
 
 def summary(results: Results) -> Iterator[str]:
-    """Lines for the terminal: CPU time per operation, and the ratio to the limit."""
+    """Yields lines for the terminal: CPU time per operation, and the ratio to `limit`."""
     for workload, row in results["cells"].items():
         cells = (
             f"{name} {cell['cpu_us']['median']:,.0f} µs{_ratio(cell, ' ({median})')}" for name, cell in row.items()

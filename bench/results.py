@@ -1,4 +1,4 @@
-"""A run's figures as data: what results.json holds and every table, plot and check is made of."""
+"""The figures of a run as data: results.json, from which tables, plot and check are made."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from bench.audit import Audit
 from bench.rounds import Run
 from bench.window import Sample
 
-LIMIT = "limit"  # what all others are held against
+LIMIT = "limit"  # the target that all others are compared with
 Results = dict[str, Any]  # results.json
 _PACKAGES = ("grpcio", "protobuf", "asyncpg", "uvloop")
 
 
 async def results_of(run: Run, growth: Sequence[tuple[str, str]], **how: Any) -> Results:
-    """Everything that a run found out, and on what."""
+    """Collects all figures of a run and its conditions."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "how": how,
@@ -43,7 +43,7 @@ async def results_of(run: Run, growth: Sequence[tuple[str, str]], **how: Any) ->
 
 
 def _cpu() -> str:
-    """The model, as the kernel names it."""
+    """The model of the CPU, as the kernel reports it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
@@ -73,16 +73,16 @@ def _stream(samples: Sequence[Sample], streams: Mapping[str, Sequence[Sample]]) 
 
 
 def spread(figures: Sequence[float]) -> dict[str, float]:
-    """The median, and how far the rounds are apart."""
+    """The median, minimum and maximum over the rounds."""
     named = {"median": median(figures), "min": min(figures), "max": max(figures)}
     return {name: round(figure, 3) for name, figure in named.items()}
 
 
 def worse(before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float) -> list[str]:
-    """A line for each cell whose ratio to the limit's CPU time grew by more than ``tolerance`` since ``before``.
+    """Returns a line for each cell whose ratio to the limit's CPU time grew by more than ``tolerance``.
 
-    Even in its best round, that is: another program can spoil the others. Cells
-    that one of the two does not have are passed over.
+    The best round counts, because another program can disturb the others. Cells
+    that only one of the two has are skipped.
     """
     lines = []
     for workload, cells in now["cells"].items():

@@ -1,4 +1,4 @@
-"""A run: every workload on every target, round by round, so that a slow minute slows all of them alike."""
+"""A run: every workload on every target, round by round, so that a slow minute affects all targets alike."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -15,13 +15,13 @@ from bench.workloads import Workload
 
 Cell = tuple[str, str]  # workload, target
 Open = Callable[[str, Path], AbstractAsyncContextManager[Target]]
-PACE = {"ogx": 0.1}  # share of the operations of those that would take many times as long
+PACE = {"ogx": 0.1}  # share of the operations, for targets that would take much longer
 OWN: dict[str, Open] = {"limit": limit, "ours": ours, "ours-jwt": ours_jwt}
 
 
 @dataclass(frozen=True)
 class Place:
-    """A target and the databases that came with it: the one it was given, and any it made."""
+    """A target and its databases: the one it was given, and those it created."""
 
     target: Target
     databases: frozenset[str]
@@ -29,7 +29,7 @@ class Place:
 
 @dataclass
 class Run:
-    """The targets, and what was found out about them so far."""
+    """The targets, and their figures so far."""
 
     postgres: Postgres
     places: Sequence[Place]
@@ -38,16 +38,16 @@ class Run:
     audits: dict[str, Audit | None] = field(default_factory=dict)
     transactions: dict[Cell, float] = field(default_factory=dict)
     mebibytes: dict[str, float] = field(default_factory=dict)
-    streams: dict[str, list[Sample]] = field(default_factory=dict)  # calls one by one first
+    streams: dict[str, list[Sample]] = field(default_factory=dict)  # the row of single calls comes first
     _kept: dict[Cell, list[str]] = field(default_factory=dict)
 
     @property
     def targets(self) -> list[Target]:
-        """Whom the workloads call."""
+        """The targets that the workloads call."""
         return [place.target for place in self.places]
 
     async def warm_up(self) -> None:
-        """Makes the conversations that are kept, then a round that is forgotten: it fills pools and caches."""
+        """Prepares the conversations that are kept, then fills pools and caches by a round that does not count."""
         for workload in self.workloads:
             for target in self.targets if workload.kept else ():
                 self._kept[workload.name, target.name] = await _paced(workload, target).ready(target)
@@ -57,7 +57,7 @@ class Run:
         self.samples.clear()
 
     async def rounds(self, count: int) -> None:
-        """Measures ``count`` times, the targets in another order each time."""
+        """Measures ``count`` rounds, with the targets in a different order each time."""
         for number in range(count):
             print(f"round {number + 1} of {count}", flush=True)
             await self._round(number)
@@ -83,7 +83,7 @@ class Run:
         return await _paced(workload, target).ready(target)
 
     async def count_transactions(self) -> None:
-        """Apart from the rounds: the server's counts come late, so every workload waits for them."""
+        """Counts transactions apart from the rounds, because PostgreSQL reports them late."""
         async with self.postgres.without_autovacuum():
             ready = {
                 (work.name, it.name): await self._ready(work, it) for work in self.workloads for it in self.targets
@@ -106,7 +106,7 @@ def _paced(workload: Workload, target: Target) -> Workload:
 
 @asynccontextmanager
 async def opened(postgres: Postgres, folder: Path, openers: dict[str, Open]) -> AsyncIterator[list[Place]]:
-    """Each target with a database and a folder of its own; a peer that cannot run here is said and left out."""
+    """Opens each target with a database and a folder of its own; reports and omits peers that cannot run here."""
     async with AsyncExitStack() as stack:
         places = []
         for name, opener in openers.items():
@@ -122,7 +122,7 @@ async def opened(postgres: Postgres, folder: Path, openers: dict[str, Open]) -> 
 
 
 def peers() -> dict[str, Open]:
-    """The services of others that can be measured beside ours."""
+    """The peers: services of other projects."""
     from bench.ogx import ogx  # noqa: PLC0415 - only a run with peers needs it
 
     return {"ogx": ogx}

@@ -1,16 +1,16 @@
-"""``python -m bench.scale``: what a call costs in a large database, beside the same call in a small one.
+"""``python -m bench.scale``: compares the cost of a call in a large database with that in a small one.
 
 Two databases on one private PostgreSQL, each with a server of its own: many
 conversations of 100 items, and one of 10,000. The calls go to conversations
-picked at random, so that of the large database next to nothing is in
+picked at random, so that almost nothing of the large database is in
 PostgreSQL's buffers: the worst case. Figures are CPU time of the server and of
 PostgreSQL per call; rounds alternate between the two. Writes scale.json.
 """
 
 import os
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would tell of the processes that are started here
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # they are other programs
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would log the processes that are started here
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # the processes started here are other programs
 
 import argparse
 import asyncio
@@ -41,11 +41,11 @@ from server.store.embedded import launch
 from server.store.migrate import migrate
 
 EACH = 100  # items of a conversation
-LONG = 10_000  # items of the one that is long, which has number 0
+LONG = 10_000  # items of the long conversation, which has number 0
 _FIRST_SECOND = 1_700_000_000  # of the conversations; each has a second of its own
 _LOADERS = 2  # connections that fill a database
-_OWNER = "local"  # who everybody is without identity
-# For the time of the fill; a crash then would only cost the fill.
+_OWNER = "local"  # the principal without identity
+# Only while filling, when a crash would lose nothing else.
 _HASTY = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -68,7 +68,7 @@ _ITEMS = """
         FROM generate_series(1, $3::int) AS sequence, conversations
         WHERE id BETWEEN 'conv_' || to_hex($1::int) AND 'conv_' || to_hex($2::int + 1)
         ORDER BY sequence, id) AS made"""
-# By their indexes: a scan of a whole table is kept from filling the buffers.
+# Reads by index, because PostgreSQL keeps scans of whole tables from filling the buffers.
 _WARMING = (
     "SET enable_seqscan = off",
     "SET enable_bitmapscan = off",
@@ -82,7 +82,7 @@ _HOT = "SELECT n_tup_upd AS updates, n_tup_hot_upd AS hot FROM pg_stat_user_tabl
 
 @dataclass(frozen=True)
 class Database:
-    """One that is filled."""
+    """A filled database."""
 
     name: str
     url: str
@@ -90,17 +90,17 @@ class Database:
 
     @property
     def conversations(self) -> int:
-        """How many there are beside the long one; they have the numbers from 1."""
+        """The number of conversations besides the long one; they are numbered from 1."""
         return self.items // EACH
 
 
 def conversation_id(number: int) -> str:
-    """As `_CONVERSATIONS` makes it, in the form of server.store.ids."""
+    """The id that `_CONVERSATIONS` makes, in the form of server.store.ids."""
     return f"conv_{_FIRST_SECOND + number:08x}{_digest(str(number))}{_digest(f'x{number}')[:8]}"
 
 
 def item_id(conversation: str, sequence: int) -> str:
-    """As `_ITEMS` makes it."""
+    """The id that `_ITEMS` makes."""
     return f"msg_{conversation[5:13]}{_digest(f'{conversation}:{sequence}')[:24]}{conversation[-16:]}"
 
 
@@ -112,7 +112,7 @@ def _digest(text: str) -> str:
 
 
 async def filled(postgres: Postgres, name: str, items: int, at_once: int) -> Database:
-    """A database of so many items and a long conversation."""
+    """Fills a database with many items and a long conversation."""
     database = Database(name, await postgres.database(name), items)
     await migrate(database.url)
     began = time.monotonic()
@@ -147,7 +147,7 @@ async def _insert(connection: asyncpg.Connection, first: int, last: int, items: 
 
 
 def _example() -> tuple[Batch, bytes, bytes]:
-    """An item as the server stores it, and its bytes before and behind its id."""
+    """Returns a stored item, and its bytes before and after its id."""
     batch = BatchBuilder(2**20, 2**20).build([message()], conversation_id(1), _OWNER, datetime.now(UTC))
     prefix, suffix = batch.bodies[0].split(batch.item_ids[0].encode())
     return batch, prefix, suffix
@@ -157,17 +157,17 @@ async def _configure(postgres: Postgres, statements: Sequence[str]) -> None:
     for statement in statements:
         await postgres.connection.execute(statement)
     await postgres.connection.execute("SELECT pg_reload_conf()")
-    await asyncio.sleep(0.5)  # for all processes to see it
+    await asyncio.sleep(0.5)  # until all processes have seen it
 
 
 async def fill(folder: Path, sizes: Mapping[str, int], at_once: int) -> list[Database]:
-    """The databases, on disk."""
+    """Fills the databases and writes them to disk."""
     async with private_postgres(folder) as postgres:
         await _configure(postgres, [f"ALTER SYSTEM SET {name} = {value}" for name, value in _HASTY.items()])
         databases = [await filled(postgres, name, items, at_once) for name, items in sizes.items()]
         await _configure(postgres, ["ALTER SYSTEM RESET ALL"])
         await postgres.connection.execute("CHECKPOINT")
-    await asyncio.to_thread(os.sync)  # what was written while fsync was off
+    await asyncio.to_thread(os.sync)  # data written while fsync was off
     return databases
 
 
@@ -181,7 +181,7 @@ async def get_item(target: Any, conversation: str, turn: int) -> None:
 
 
 def workloads(operations: int, callers: int) -> list[Workload]:
-    """On random conversations, then on the long one."""
+    """The workloads on random conversations, then those on the long one."""
 
     def one(name: str, operation: Operation, *, each: bool = True) -> Workload:
         return Workload(name, operation, operations, callers, none(), each=each)
@@ -197,7 +197,7 @@ def workloads(operations: int, callers: int) -> list[Workload]:
 
 
 def picked(database: Database, workload: Workload, chance: random.Random) -> list[str]:
-    """What a round works on."""
+    """The conversations of a round."""
     if not workload.each:
         return [conversation_id(0)]
     return [conversation_id(chance.randint(1, database.conversations)) for _ in range(workload.count)]
@@ -208,7 +208,7 @@ Samples = dict[tuple[str, str], list[Sample]]
 
 
 async def measured(folder: Path, databases: Sequence[Database], flags: argparse.Namespace) -> dict[str, Any]:
-    """The cells, and what the run did to the counters of conversations."""
+    """Measures the cells, and the share of HOT updates of conversations."""
     chance = random.Random(flags.seed)  # noqa: S311 - a sample
     samples: Samples = {}
     async with private_postgres(folder) as postgres:
@@ -218,14 +218,14 @@ async def measured(folder: Path, databases: Sequence[Database], flags: argparse.
                 own = folder / f"{database.name}-{time.monotonic_ns()}"
                 own.mkdir()
                 places.append((database, await stack.enter_async_context(ours(database.url, own))))
-            for database in reversed(databases):  # what fits into the buffers is to be there, of the small one surely
+            for database in reversed(databases):  # fills the buffers; the small one, last, fits
                 await _asked(database.url, _warm)
             await postgres.connection.execute("CHECKPOINT")
             for number in range(-1, flags.rounds):
                 print(f"round {number + 1} of {flags.rounds}" if number >= 0 else "warming up", flush=True)
                 for workload in workloads(flags.operations, flags.callers):
                     for database, target in places[:: 1 if number % 2 else -1]:
-                        # The buffers were the other database's: a first turn is not counted.
+                        # The buffers hold the other database, so the first turn does not count.
                         await measure(target, workload, picked(database, workload, chance), postgres)
                         sample, _ = await measure(target, workload, picked(database, workload, chance), postgres)
                         if number >= 0:
@@ -252,13 +252,13 @@ async def _warm(connection: asyncpg.Connection) -> None:
 
 
 async def _facts(connection: asyncpg.Connection) -> dict[str, Any]:
-    """Its size, and how many updates of conversations were heap-only so far; its servers have ended."""
+    """The size of a database, and the share of HOT updates of conversations; its servers have ended."""
     size = await connection.fetchval("SELECT pg_database_size(current_database())")
     return {"mebibytes": size >> 20, **dict(await connection.fetchrow(_HOT))}
 
 
 def cells(samples: Samples) -> dict[str, Any]:
-    """The figures of each workload and database, and the ratio of the two by round."""
+    """The figures of each workload and database, and the ratio of the two in each round."""
     found: dict[str, Any] = {}
     for (workload, name), own in samples.items():
         figures = {field.name: spread([getattr(each, field.name) for each in own]) for field in fields(Sample)}
@@ -273,7 +273,7 @@ def cells(samples: Samples) -> dict[str, Any]:
 
 
 def table(run: Mapping[str, Any]) -> str:
-    """For people: µs of CPU time per operation, medians."""
+    """Formats the medians for the terminal: µs of CPU time per operation."""
     lines = [f"{'µs, server + PostgreSQL':24} {'small':>17} {'large':>17}  ratio (PostgreSQL's)"]
     for workload, cell in run["cells"].items():
         sums = [f"{cell[n]['server_us']['median']:7.0f} +{cell[n]['postgres_us']['median']:6.0f}" for n in _NAMES]
@@ -289,7 +289,7 @@ _NAMES = ("small", "large")
 
 
 def arguments() -> argparse.Namespace:
-    """The flags."""
+    """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("--items", type=int, default=10_000_000, help="of the large database [10000000]")
     parser.add_argument("--small", type=int, default=100_000, help="items of the small one [100000]")
@@ -311,7 +311,7 @@ async def main(flags: argparse.Namespace) -> None:
     runs = []
     with TemporaryDirectory() as name:
         folder = Path(name)
-        folder.chmod(0o711)  # PostgreSQL is another user when we are root
+        folder.chmod(0o711)  # under root, PostgreSQL runs as another user
         databases = await fill(folder, sizes, flags.at_once)
         own: Any = launch._SETTINGS  # noqa: SLF001 - the private PostgreSQL has no setting for its memory
         for buffers in flags.buffers:

@@ -1,4 +1,4 @@
-"""AppendItems beside CreateItems: the same items, one at a time, by calls and by streams."""
+"""Compares AppendItems with CreateItems: the same items, one at a time, by streams and by calls."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +21,7 @@ def _stream(count: int) -> Operation:
 
 
 def table(items: int, callers: int) -> Iterator[tuple[Workload, int]]:
-    """Calls, then streams; and how many items an operation is."""
+    """The rows, single calls first, with the number of items of an operation."""
     yield Workload(f"CreateItems, {callers} callers", append(1), items, callers, own(0)), 1
     for streams in (1, 8, callers):
         each = items // streams
@@ -29,7 +29,7 @@ def table(items: int, callers: int) -> Iterator[tuple[Workload, int]]:
 
 
 async def measure_streams(run: Run, rounds: int, callers: int, items: int = ITEMS) -> None:
-    """Fills ``run.streams``, round by round, after one that is forgotten."""
+    """Fills ``run.streams``, round by round, after a round whose figures are dropped."""
     target = next(target for target in run.targets if target.name == TARGET)
     for number in range(rounds + 1):
         for workload, each in table(items, callers):

@@ -1,39 +1,39 @@
-"""What the benchmark measures: a service that keeps conversations, whatever its protocol."""
+"""The interface of what the benchmark measures: a service that stores conversations, whatever its protocol."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 
 class PeerUnavailable(Exception):
-    """A peer cannot run here; the text says what is missing. The run goes on without it."""
+    """A peer cannot run here; the text says what is missing. The run continues without it."""
 
 
 class Target(Protocol):
     """A running service with a database of its own, called as its users would call it.
 
-    Every call may run many times at once. A call that fails raises: a figure
-    never counts an operation that was not done.
+    Every method may run many times concurrently. A call that fails raises, so that
+    figures never count an operation that was not done.
     """
 
     @property
     def name(self) -> str:
-        """The row of the tables."""
+        """The name in the tables."""
 
     @property
     def pid(self) -> int:
-        """The root of its processes: all of its family's CPU time and memory are the service's."""
+        """The root process; the CPU time and memory of its descendants belong to the service."""
 
     async def create(self) -> str:
-        """The id of a new, empty conversation."""
+        """Creates an empty conversation and returns its id."""
 
     async def append(self, conversation: str, count: int) -> Sequence[str] | None:
-        """Adds ``count`` items, 1 to 20, in one call; their ids in order, or None when the service gives none."""
+        """Appends ``count`` items, 1 to 20, in one call; returns their ids in order, or None if there are none."""
 
     async def newest(self, conversation: str) -> int:
-        """Reads the 20 newest items; how many came."""
+        """Reads the 20 newest items and returns their number."""
 
     async def page(self, conversation: str) -> int:
-        """Reads all items, oldest first, 100 a page; how many came."""
+        """Reads all items, oldest first, 100 a page, and returns their number."""
 
     async def get(self, conversation: str) -> None:
         """Reads the conversation without its items."""
@@ -42,4 +42,4 @@ class Target(Protocol):
         """Deletes the conversation."""
 
     async def sequence_ids(self, conversation: str) -> list[tuple[int, str]] | None:
-        """Position, from 1, and id of every item in the order the service gives; None when it gives no order."""
+        """Position, from 1, and id of every item in the order of the service; None if the service has no order."""

@@ -1,4 +1,4 @@
-"""One round of one workload on one target: the operations, and what they cost."""
+"""One round of one workload on one target: its operations and their cost."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Done:
-    """What the operations took and gave, caller by caller."""
+    """Durations and results of the operations, by caller."""
 
     seconds: float
     latencies: list[float]
@@ -36,7 +36,7 @@ class Done:
 
 
 async def perform(target: Target, workload: Workload, conversations: Sequence[str]) -> Done:
-    """Runs the operations of a round, every caller its share one after the other."""
+    """Runs the operations of a round; every caller runs its share one after the other."""
     latencies: list[float] = []
 
     async def caller(number: int) -> list[object]:
@@ -56,7 +56,7 @@ async def perform(target: Target, workload: Workload, conversations: Sequence[st
 async def measure(
     target: Target, workload: Workload, conversations: Sequence[str], postgres: Postgres
 ) -> tuple[Sample, Audit | None]:
-    """A round's figures, and its audit when the workload is audited and the target gives an order."""
+    """Measures a round; audits it if the workload is audited and the target has an order."""
     log = await postgres.wal_bytes()
     server, database = family_seconds(target.pid), serving_seconds(postgres.pid)
     done = await perform(target, workload, conversations)

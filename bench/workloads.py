@@ -1,4 +1,4 @@
-"""What is measured, as a table: what is made ready, what one operation is, and how many there are in a round."""
+"""The workloads as a table: what is prepared, what one operation does, and how many operations a round has."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,13 +8,13 @@ from math import ceil
 from bench.target import Target
 
 BATCH = 20  # items of the largest append
-Prepare = Callable[[Target, int], Awaitable[list[str]]]  # conversations, for so many callers or operations
-Operation = Callable[[Target, str, int], Awaitable[object]]  # on a conversation, the n-th of its caller
+Prepare = Callable[[Target, int], Awaitable[list[str]]]  # returns conversations, for a number of callers or operations
+Operation = Callable[[Target, str, int], Awaitable[object]]  # takes a conversation and a number
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Operations of one kind; caller c works on the c-th conversation that was prepared, going round."""
+    """Operations of one kind; callers take the prepared conversations in turn."""
 
     name: str
     operation: Operation
@@ -22,7 +22,7 @@ class Workload:
     callers: int
     prepare: Prepare
     kept: bool = False  # prepared once and used in every round
-    each: bool = False  # a conversation for every operation, not for every caller
+    each: bool = False  # one conversation for each operation instead of each caller
     audited: bool = False
 
     @property
@@ -36,11 +36,11 @@ class Workload:
         return self.share * self.callers
 
     def paced(self, pace: float) -> "Workload":
-        """The same with a share of the operations, at least one for each caller."""
+        """Returns the workload with a share of its operations, at least one for each caller."""
         return replace(self, operations=max(1, round(self.operations * pace)))
 
     async def ready(self, target: Target) -> list[str]:
-        """The conversations it works on."""
+        """Prepares the conversations of the workload."""
         return await self.prepare(target, self.count if self.each else self.callers)
 
 
@@ -53,7 +53,7 @@ async def filled(target: Target, count: int) -> str:
 
 
 def none() -> Prepare:
-    """Nothing: the operation makes its own."""
+    """Prepares nothing: each operation creates its own conversation."""
 
     async def prepare(_target: Target, _callers: int) -> list[str]:
         return [""]
@@ -62,7 +62,7 @@ def none() -> Prepare:
 
 
 def own(items: int, most: int | None = None) -> Prepare:
-    """A conversation of ``items`` for each caller, or ``most`` conversations that the callers share."""
+    """Prepares a conversation of ``items`` for each caller, or ``most`` conversations that the callers share."""
 
     async def prepare(target: Target, callers: int) -> list[str]:
         return await asyncio.gather(*(filled(target, items) for _ in range(min(callers, most or callers))))
@@ -76,7 +76,7 @@ def append(count: int) -> Operation:
 
 
 def newest(expected: int = BATCH) -> Operation:
-    """Reads the newest items, all of which have to come."""
+    """Reads the newest items and checks that all were returned."""
 
     async def operation(target: Target, conversation: str, _: int) -> None:
         assert await target.newest(conversation) == expected
@@ -85,7 +85,7 @@ def newest(expected: int = BATCH) -> Operation:
 
 
 def page(expected: int) -> Operation:
-    """Reads every item, all of which have to come."""
+    """Reads every item and checks that all were returned."""
 
     async def operation(target: Target, conversation: str, _: int) -> None:
         assert await target.page(conversation) == expected
@@ -94,7 +94,7 @@ def page(expected: int) -> Operation:
 
 
 async def mixed(target: Target, conversation: str, number: int) -> None:
-    """Four reads, then an append."""
+    """Reads four times, then appends."""
     if number % 5 == 4:
         await target.append(conversation, 1)
     else:
@@ -102,7 +102,7 @@ async def mixed(target: Target, conversation: str, number: int) -> None:
 
 
 def table(callers: int = 32, long: int = 10_000, share: float = 1.0) -> list[Workload]:
-    """The workloads; a ``share`` of the operations, and ``long`` items in a long conversation, make a quick run."""
+    """Returns the workloads; a small ``share`` of the operations and few ``long`` items make a quick run."""
     few, one = min(8, callers), own(100, most=1)
 
     def some(operations: int) -> int:
@@ -126,12 +126,12 @@ def table(callers: int = 32, long: int = 10_000, share: float = 1.0) -> list[Wor
 
 
 async def delete(target: Target, conversation: str, _: int) -> None:
-    """Deletes the conversation, which is the operation's own."""
+    """Deletes the conversation, which was prepared for this operation."""
     await target.delete(conversation)
 
 
 def growth(callers: int = 32, long: int = 10_000) -> list[tuple[str, str]]:
-    """Which workloads differ only in the length of the conversation: the short one, and the long one."""
+    """Pairs of workloads that differ only in the length of the conversation: short, then long."""
     few = min(8, callers)
     return [
         (f"append 1, {few} callers", f"append 1 to {long:,}, {few} callers"),
