@@ -83,17 +83,17 @@ def delayed(side: Side, seconds: float) -> Fault:
     return _fault(side, begin)
 
 
-def answers_lost(side: Side, every: int) -> Fault:
-    """Each ``every``-th request that holds an item is done, and instead of its answer comes a reset."""
+def answers_lost(side: Side, every: int, *, reset: bool = True) -> Fault:
+    """Each ``every``-th request that holds an item is done, and instead of its answer comes a reset, or nothing."""
 
     @asynccontextmanager
     async def fault(scene: Scene) -> AsyncIterator[None]:
         proxies = side.proxies(scene)
         before = sum(proxy.lost for proxy in proxies)
         for proxy in proxies:
-            proxy.lose_answers(MARKER.encode(), every)
+            proxy.lose_answers(MARKER.encode(), every, reset=reset)
         yield
-        await _heal(proxies)
+        await _heal(proxies, lossy=not reset)
         scene.expect(sum(proxy.lost for proxy in proxies) > before, "no answer was lost: the row shows nothing")
 
     return fault

@@ -75,6 +75,12 @@ ROWS = (
     Row("store's network 50 ms slower", network.delayed(Side.STORE, 0.05), seconds=4, times=1),
     Row("store answers nothing", network.swallowed(Side.STORE), seconds=8, times=2, unusable=True),
     Row("answers of commits lost", network.answers_lost(Side.STORE, 10), seconds=6, times=1, short=True),
+    Row(
+        "single connections to the store go silent",
+        network.answers_lost(Side.STORE, 50, reset=False),
+        seconds=6,
+        times=1,
+    ),
     # A PostgreSQL that cannot be used.
     Row("login refused", sick_store.login_refused, seconds=6.5, times=1, unusable=True),
     Row(

@@ -75,7 +75,7 @@ class TcpProxy:
         self.delay_seconds = 0.0
         self.swallow: set[Direction] = set()
         self.lost = 0
-        self._lose: tuple[bytes, int] | None = None
+        self._lose: tuple[bytes, int, bool] | None = None
         self._requests = 0  # with the bytes to look for, since `lose_answers`
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -132,12 +132,13 @@ class TcpProxy:
         for connection in list(self._connections):
             _end(connection)
 
-    def lose_answers(self, request: bytes, every: int = 1) -> None:
+    def lose_answers(self, request: bytes, every: int = 1, *, reset: bool = True) -> None:
         """Passes each ``every``-th request with these bytes on, throws away what is answered, and then resets.
 
-        The server has done what it was asked for, and nobody learns of it.
+        The server has done what it was asked for, and nobody learns of it. Without ``reset`` the connection
+        stays open, and silent.
         """
-        self._lose, self._requests = (request, every), 0
+        self._lose, self._requests = (request, every, reset), 0
 
     def half_close(self, direction: Direction) -> None:
         """Sends FIN in one direction on each open connection; the other direction goes on."""
@@ -188,8 +189,8 @@ class TcpProxy:
         self._handlers.add(task)
         try:
             await self._serve(connection, reader)
-        except (OSError, asyncio.CancelledError):
-            pass  # nobody waits for this task
+        except (OSError, RuntimeError, asyncio.CancelledError):
+            pass  # nobody waits for this task; RuntimeError is how uvloop tells of a closed transport
         finally:
             self._connections.discard(connection)
             self._handlers.discard(task)
@@ -202,7 +203,7 @@ class TcpProxy:
             asyncio.create_task(self._pump(reader, connection.server, Direction.UP, connection)),
             asyncio.create_task(self._pump(answers, connection.client, Direction.DOWN, connection)),
         ]
-        await asyncio.gather(*connection.tasks, return_exceptions=True)
+        await asyncio.gather(*connection.tasks)  # one that fails is a reset, and the other side gets one too
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction, of: _Connection
@@ -226,11 +227,13 @@ class TcpProxy:
     def _lose_if_asked(self, chunk: bytes, connection: _Connection) -> None:
         if self._lose is None or self._lose[0] not in chunk or connection.losing:
             return
+        _, every, reset = self._lose
         self._requests += 1
-        if self._requests % self._lose[1] == 0:
+        if self._requests % every == 0:
             self.lost += 1
             connection.losing = True
-            asyncio.get_running_loop().call_later(_LOSING_SECONDS, _end, connection)
+            if reset:
+                asyncio.get_running_loop().call_later(_LOSING_SECONDS, _end, connection)
 
 
 def _end(connection: _Connection) -> None:
