@@ -20,6 +20,7 @@
     ├── SequenceMismatch         ABORTED
     ├── Conflict                 ABORTED
     ├── StoreUnavailable         UNAVAILABLE
+    ├── OutcomeUnknown           UNAVAILABLE
     ├── ShuttingDown             UNAVAILABLE
     └── DeadlineExceeded         DEADLINE_EXCEEDED
 
@@ -56,6 +57,7 @@ class ServiceError(Exception):
     code: ClassVar[StatusCode] = StatusCode.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
     retry_after_ms: ClassVar[int | None] = None  # RetryInfo when it helps to try again
+    forbids_retries: ClassVar[bool] = False  # of client libraries: they could write twice
 
     def __init_subclass__(cls) -> None:
         assert f"ERROR_REASON_{cls.reason}" in ErrorReason.keys(), cls.reason  # noqa: SIM118 - not a dict
@@ -335,6 +337,17 @@ class StoreUnavailable(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("The store is not available; try again.")
+
+
+class OutcomeUnknown(ServiceError):
+    """A write without a request id was sent to the database, and no answer came: it may have been stored (ADR 18)."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "OUTCOME_UNKNOWN"
+    forbids_retries = True
+
+    def __init__(self) -> None:
+        super().__init__("The write may have been stored: read before trying again, and send a request_id next time.")
 
 
 class ShuttingDown(ServiceError):

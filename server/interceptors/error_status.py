@@ -48,8 +48,8 @@ class _StatusGuard:
         reported = error if isinstance(error, ServiceError) else self._internal(error)
         status = reported.status()
         trailers: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", status.SerializeToString()),)
-        if reported.code in _RETRIED and reported.retry_after_ms is not None:
-            trailers = (*trailers, ("grpc-retry-pushback-ms", str(reported.retry_after_ms)))  # gRFC A6
+        if pushback := _pushback(reported):
+            trailers = (*trailers, ("grpc-retry-pushback-ms", pushback))
         await self._context.abort(reported.code, status.message, trailers)
 
     def _internal(self, error: BaseException) -> ServiceError:
@@ -57,6 +57,13 @@ class _StatusGuard:
         incident = secrets.token_hex(8)
         log.error("unexpected error", method=self._method, incident=incident, **_origin(error))
         return Internal(incident)
+
+
+def _pushback(error: ServiceError) -> str:
+    """Returns how long a retry policy must wait, in milliseconds; a negative number forbids retries (gRFC A6)."""
+    if error.forbids_retries:
+        return "-1"
+    return str(error.retry_after_ms) if error.code in _RETRIED and error.retry_after_ms is not None else ""
 
 
 def _origin(error: BaseException) -> dict[str, object]:

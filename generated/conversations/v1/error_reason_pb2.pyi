@@ -65,6 +65,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE, with RetryInfo. Another process serves, or soon will."""
     ERROR_REASON_IDENTITY_UNAVAILABLE: _ErrorReason.ValueType  # 21
     """UNAVAILABLE, with RetryInfo. Credentials came, but cannot be checked now."""
+    ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 22
+    """UNAVAILABLE, without RetryInfo and with `grpc-retry-pushback-ms: -1`: a
+    write without a request_id was sent to the store and not answered. It may
+    have been stored. Read before sending it again, and send a request_id.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """`google.rpc.ErrorInfo.reason`, without the prefix, in the domain
@@ -115,4 +120,9 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 20
 """UNAVAILABLE, with RetryInfo. Another process serves, or soon will."""
 ERROR_REASON_IDENTITY_UNAVAILABLE: ErrorReason.ValueType  # 21
 """UNAVAILABLE, with RetryInfo. Credentials came, but cannot be checked now."""
+ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 22
+"""UNAVAILABLE, without RetryInfo and with `grpc-retry-pushback-ms: -1`: a
+write without a request_id was sent to the store and not answered. It may
+have been stored. Read before sending it again, and send a request_id.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

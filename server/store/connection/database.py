@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import structlog
 
-from server.errors import Conflict, DeadlineExceeded, OperatorError, StoreUnavailable
+from server.errors import Conflict, DeadlineExceeded, OperatorError, OutcomeUnknown, StoreUnavailable
 from server.observability.stats import StoreStats
 from server.store.connection.execution import Execute, Execution, Interceptor, Rows
 from server.store.connection.pgbouncer import PgBouncerConnection, session_differences
@@ -45,6 +45,10 @@ _LOST = (
 )
 _SLOW = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, TimeoutError)  # 57014, 55P03
 _PING = Statement("SELECT 1", (), "read")
+
+
+class NotConnected(Exception):
+    """No connection could be made, so nothing was sent."""
 
 
 class DatabaseConfigError(OperatorError):
@@ -129,6 +133,7 @@ class Database:
 
         Raises:
             StoreUnavailable: No connection, or none in time.
+            OutcomeUnknown: The connection was lost after the statement was sent, and it is not ``repeatable``.
             Conflict: Lost a race (40001, 40P01) at every try.
             DeadlineExceeded: The statement or a lock took longer than its bound.
             asyncpg.IntegrityConstraintViolationError: For the store to explain.
@@ -203,8 +208,19 @@ class Database:
     async def _run_once(self, execution: Execution) -> Rows:
         await self._enter()
         began = time.perf_counter()
+        sent = False
+
+        def send(connection: Connection) -> Awaitable[Rows]:
+            nonlocal sent
+            sent = True
+            return _send(connection, execution)
+
         try:
-            return await self._connections.run(partial(_send, execution=execution))
+            return await self._connections.run(send)
+        except _LOST as error:
+            if sent:
+                raise
+            raise NotConnected from error
         finally:
             self._free.release()
             self.stats.seconds[execution.statement.kind].add(time.perf_counter() - began)
@@ -235,12 +251,15 @@ class Database:
                 self.stats.failures["race"] += 1
                 if attempt == _TRIES:
                     raise Conflict from error
-            except _LOST as error:
+            except (NotConnected, *_LOST) as error:
+                cause = error.__cause__ if isinstance(error, NotConnected) else error
                 self.stats.failures["connection"] += 1
-                log.warning("database connection lost", error=type(error).__name__, attempt=attempt)
+                log.warning("database connection lost", error=type(cause).__name__, attempt=attempt)
                 await self._connections.renew()
-                if attempt == _TRIES or not repeatable:
-                    raise StoreUnavailable from error
+                if not (repeatable or isinstance(error, NotConnected)):
+                    raise OutcomeUnknown from cause
+                if attempt == _TRIES:
+                    raise StoreUnavailable from cause
             except _SLOW as error:
                 self.stats.failures["timeout"] += 1
                 raise DeadlineExceeded from error
