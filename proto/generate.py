@@ -1,6 +1,6 @@
-"""Makes ``generated/`` from ``proto/``, and the descriptor images that buf reads.
+"""Generates ``generated/`` from ``proto/``, and the descriptor images that buf reads.
 
-``generated/`` is the Python modules, and the descriptors with their comments, which reflection serves.
+``generated/`` contains the Python modules, and the descriptors with their comments, which reflection serves.
 
 It needs no network: Google's files come from googleapis-common-protos, protoc
 from grpcio-tools, and the rules of ``buf/validate`` from the descriptor inside
@@ -26,7 +26,7 @@ from protovalidate._gen.buf.validate import validate_pb
 PROTO = Path(__file__).parent
 GENERATED = PROTO.parent / "generated"
 VALIDATE = "buf/validate/validate.proto"
-DETAILS = "google/rpc/error_details.proto"  # of errors: no file of the contract imports it
+DETAILS = "google/rpc/error_details.proto"  # error details, which no file of the contract imports
 DESCRIPTORS = "conversations/v1/descriptors.binpb"
 INCLUDES = (
     Path(field_behavior_pb2.__file__).parents[2],  # google/api, google/rpc
@@ -46,10 +46,10 @@ def modules(out: Path) -> None:
 
 
 def descriptors(out: Path) -> None:
-    """Writes the descriptors of all that a client meets, with the comments of our own files.
+    """Writes the descriptors of everything a client needs, with the comments of this contract.
 
-    The Python modules have no comments: protoc leaves them out. It leaves JSON names out
-    too, and so does this: without them grpcurl prints the names of the contract.
+    protoc leaves comments out of the Python modules. It leaves JSON names out too, and so does
+    this function: without them grpcurl prints the field names of the contract.
     """
     own = _names(PROTO)
     _protoc(PROTO, ["--include_imports", "--include_source_info", f"--descriptor_set_out={out}"], [*own, DETAILS])
@@ -83,7 +83,7 @@ def image(out: Path, proto: Path = PROTO) -> None:
 
 
 def image_at(revision: str, out: Path) -> None:
-    """Writes the image of ``proto/`` as it was at a git revision."""
+    """Writes the image of ``proto/`` at a git revision."""
     command = ["git", "archive", revision, "proto"]
     archive = subprocess.run(command, cwd=PROTO.parent, check=True, capture_output=True).stdout  # noqa: S603
     with TemporaryDirectory() as folder:
@@ -112,7 +112,7 @@ def _protoc(proto: Path, flags: list[str], names: list[str]) -> None:
 
 
 def main() -> None:
-    """Runs what the flags say; without any it renews ``generated/``."""
+    """Runs the command line; without arguments it renews ``generated/``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, default=GENERATED, help="folder of the modules")
     parser.add_argument("--image", type=Path, metavar="FILE", help="write a descriptor image instead")

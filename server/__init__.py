@@ -1,3 +1,3 @@
-"""The Conversation Service: the OpenAI Conversations API over gRPC and PostgreSQL."""
+"""The Conversation Service: the OpenAI Conversations API over gRPC and PostgreSQL (docs/architecture.md)."""
 
 __version__ = "0.1.0"

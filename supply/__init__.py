@@ -1,1 +1,1 @@
-"""What this project is made of that others wrote: packages, their versions and their licences."""
+"""The packages that the project depends on, their versions and their licences."""

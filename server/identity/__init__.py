@@ -1,4 +1,4 @@
-"""Who is asking: exactly one configured source says it."""
+"""Authenticates callers by the one configured source; what they may do is `server.authorization`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What happens to every call before its method runs, in order."""
+"""The interceptors of every call, and their order; none of them knows a single method."""
 
 from collections.abc import Mapping, Sequence
 

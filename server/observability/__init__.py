@@ -1,1 +1,1 @@
-"""What operators see: logs, traces, metrics."""
+"""Logs, traces and metrics; the audit log is in `server.authorization`."""

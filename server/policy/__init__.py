@@ -1,1 +1,1 @@
-"""Who asks, and what they may do: pure code without SQL or I/O."""
+"""The policy language: loading, planning and deciding; pure functions without SQL or I/O."""

@@ -1,1 +1,1 @@
-"""The service's settings, and the values they are made of."""
+"""All settings, read once, and the values they consist of; nothing here is started or opened."""

@@ -1,1 +1,1 @@
-"""Conversations and items in PostgreSQL: schema, statements, and the way to run them."""
+"""Conversations and items in PostgreSQL; callers and gRPC are not known here."""

@@ -1,1 +1,1 @@
-"""The gRPC server: addresses, TLS, health, reflection, shutdown."""
+"""The gRPC server: addresses, TLS, health, readiness, reflection, the drain; no method of the contract."""

@@ -1,1 +1,1 @@
-"""Tables, and statements compiled once for each shape."""
+"""The tables, and the statements on them, compiled once for each shape; nothing is executed here."""
