@@ -340,7 +340,7 @@ class StoreUnavailable(ServiceError):
 
 
 class OutcomeUnknown(ServiceError):
-    """A write without a request id was sent to the database, and no answer came: it may have been stored (ADR 18)."""
+    """A write without a request id was sent to the database, and no answer came: it may have been stored (ADR 19)."""
 
     code = StatusCode.UNAVAILABLE
     reason = "OUTCOME_UNKNOWN"

@@ -271,3 +271,13 @@ def test_every_page_is_in_the_index() -> None:
     """docs/README.md has a line for each page of docs/, decisions aside."""
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", INDEX.read_text(encoding="utf-8")))
     assert {page.name for page in DOCS.glob("*.md")} - {INDEX.name} == linked
+
+
+def test_every_decision_has_a_number_of_its_own() -> None:
+    """Decisions are numbered from 1 without gaps, and the number of the file is that of its title."""
+    files = sorted(path for path in (DOCS / "adr").glob("*.md"))
+    titles = [path.read_text(encoding="utf-8").partition("\n")[0] for path in files]
+    assert list(range(1, len(files) + 1)) == [int(path.name.partition("-")[0]) for path in files]
+    assert [f"# {number}." for number in range(1, len(files) + 1)] == [
+        " ".join(title.split(" ")[:2]) for title in titles
+    ]
