@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from server.errors import OperatorError
 from server.interceptors.chain import Interceptor
-from server.settings.service import PREFIX
+from server.settings.environment import variable_of
 from server.store.connection import execution
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ async def instrument(*, tracing: bool) -> AsyncIterator[Instrumentation]:
         from server.store.tracing import StatementTracing  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise TracingMissing(
-            f"tracing ({PREFIX}TRACING): {error.name} is missing, which comes with the extra `otlp`: "
+            f"tracing ({variable_of('tracing')}): {error.name} is missing, which comes with the extra `otlp`: "
             "pip install 'conversation-service[otlp]'."
         ) from None
     async with tracer_provider() as tracer:

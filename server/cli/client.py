@@ -15,7 +15,8 @@ import typer
 
 from server.errors import OperatorError
 from server.settings.addresses import Address
-from server.settings.service import PREFIX, Settings
+from server.settings.environment import PREFIX, variable_of
+from server.settings.service import Settings
 from server.transport.certificates import PemFile, host_name, load_authorities, load_key_pair
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -29,8 +30,8 @@ class TargetConfigError(OperatorError):
 
 
 def _option(name: str, help_text: str) -> Any:
-    variable = f"{PREFIX}TARGET" if name == "target" else f"{PREFIX}TARGET_{name.upper().replace('-', '_')}"
-    return typer.Option(f"--{name}", help=help_text, envvar=variable)
+    setting = "target" if name == "target" else f"target_{name.replace('-', '_')}"
+    return typer.Option(f"--{name}", help=help_text, envvar=variable_of(setting))
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _is_local(target: str) -> bool:
 def _reachable(listen: Address) -> Address:
     """An address that connects to what listens on ``listen``."""
     if listen.port == 0:
-        raise TargetConfigError(f"--target: needed, for any port may be served ({PREFIX}LISTEN).")
+        raise TargetConfigError(f"--target: needed, for any port may be served ({variable_of('listen')}).")
     return Address("127.0.0.1", listen.port) if listen.is_wildcard else listen
 
 

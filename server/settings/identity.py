@@ -1,4 +1,4 @@
-"""Settings of identity and TLS, and which of them go together."""
+"""Settings of identity and TLS, and the combinations of them that are errors."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,10 +15,10 @@ from server.settings.addresses import Address, is_loopback
 from server.settings.lists import Names, Pairs
 
 JWT_ALGORITHMS = frozenset(
-    # Asymmetric ones only: who can check a signature must not be able to make one.
+    # Asymmetric ones only: the key that verifies a signature must not be able to make one.
     ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 )
-_OF = {
+_SETTINGS_OF = {  # by source of identity
     "jwt": ("jwt_issuer", "jwt_audience", "jwt_jwks", "jwt_algorithms", "jwt_tenant_claim", "jwt_attribute_claims"),
     "mtls": ("mtls_trust_domains", "mtls_subjects", "principals_file"),
     "proxy": ("proxy_spiffe_ids",),
@@ -26,10 +26,10 @@ _OF = {
 
 
 class IdentitySettings(BaseSettings):
-    """Who is asking, and how the connection proves it."""
+    """How callers are authenticated, and how connections are encrypted."""
 
     identity: Literal["none", "jwt", "mtls", "proxy"] = Field(
-        "none", description="Where the caller's identity comes from; `none`: everybody is `local`."
+        "none", description="What authenticates callers; `none`: every caller is `local`."
     )
     attribute_names: Names = Field(ATTRIBUTES, description="The attributes of a principal; others are left out.")
     jwt_issuer: str = Field("", description="`iss` of every token.")
@@ -44,30 +44,30 @@ class IdentitySettings(BaseSettings):
     mtls_trust_domains: Names = Field((), description="SPIFFE trust domains whose ids are principals.")
     mtls_subjects: bool = Field(default=False, description="The certificate's subject is the id, not a SPIFFE id.")
     principals_file: Path | None = Field(
-        None, description="YAML with tenant and attributes of each id of `mtls`; who is not in it is refused."
+        None, description="YAML with tenant and attributes of each id of `mtls`; other ids are refused."
     )
-    proxy_spiffe_ids: Names = Field((), description="Proxies to trust, beside those that come through a Unix socket.")
+    proxy_spiffe_ids: Names = Field((), description="SPIFFE ids of trusted proxies; a Unix socket is trusted without.")
     tls_certificate: Path | None = Field(None, description="The server's certificate chain, PEM; unset: no TLS.")
     tls_key: Path | None = Field(None, description="Its private key, PEM.")
     tls_client_ca: Path | None = Field(None, description="CAs of client certificates, PEM; set: each client needs one.")
 
     @field_validator("attribute_names")
     @classmethod
-    def _names_of_the_contract(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_attribute_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(value) > 16 or not all(map(ATTRIBUTE_NAME.fullmatch, value)):
             raise ValueError("must be at most 16 names of a-z, 0-9 and _, each beginning with a letter")
         return value
 
     @field_validator("jwt_algorithms")
     @classmethod
-    def _asymmetric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_asymmetric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or not JWT_ALGORITHMS.issuperset(value):
             raise ValueError(f"must be some of {', '.join(sorted(JWT_ALGORITHMS))}")
         return value
 
     @field_validator("jwt_jwks")
     @classmethod
-    def _a_file_or_a_safe_url(cls, value: str) -> str:
+    def _require_file_or_https(cls, value: str) -> str:
         if "://" not in value:
             return value
         url = urlsplit(value)
@@ -78,7 +78,7 @@ class IdentitySettings(BaseSettings):
 
     @field_validator("mtls_trust_domains", "proxy_spiffe_ids")
     @classmethod
-    def _spiffe(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_spiffe(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if not re.fullmatch(r"(spiffe://)?[a-z0-9._-]+(/[A-Za-z0-9._/-]+)?", name):
                 raise ValueError("must be SPIFFE trust domains, or SPIFFE ids")
@@ -86,7 +86,7 @@ class IdentitySettings(BaseSettings):
 
 
 def identity_problems(settings: IdentitySettings, listen: Sequence[Address]) -> list[str]:
-    """Each combination of settings that cannot be meant."""
+    """Returns a sentence for each combination of settings that is an error."""
     by_source = {"jwt": _jwt_problems, "mtls": _mtls_problems, "proxy": _proxy_problems}
     check = by_source.get(settings.identity)
     return [
@@ -97,8 +97,8 @@ def identity_problems(settings: IdentitySettings, listen: Sequence[Address]) -> 
 
 
 def _settings_of_other_sources(settings: IdentitySettings) -> Iterable[str]:
-    """A setting of a source that is not the configured one: somebody believes it is."""
-    for source, names in _OF.items():
+    """Finds settings of another source than the configured one: whoever set them believes that they apply."""
+    for source, names in _SETTINGS_OF.items():
         if source != settings.identity:
             given = [name for name in names if name in settings.model_fields_set and getattr(settings, name)]
             yield from (f"{name}: belongs to identity={source}, but identity={settings.identity}" for name in given)
@@ -109,7 +109,7 @@ def _jwt_problems(settings: IdentitySettings, _listen: Sequence[Address]) -> Ite
         if not getattr(settings, name):
             yield f"{name}: identity=jwt needs it"
     for name in sorted(set(settings.jwt_attribute_claims.values()) - set(settings.attribute_names)):
-        # The default map speaks of names that the operator may have taken off the list.
+        # The default map has names that the operator may have removed from attribute_names.
         if "jwt_attribute_claims" in settings.model_fields_set:
             yield f"jwt_attribute_claims: {name} is not in attribute_names"
 

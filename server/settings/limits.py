@@ -10,7 +10,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class LimitSettings(BaseSettings):
-    """Bounds of what a peer can make the server do."""
+    """The most that a peer can make the server do."""
 
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = Field(
         32 * 1024 * 1024, description="Largest request and response."

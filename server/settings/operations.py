@@ -1,4 +1,4 @@
-"""Settings of what operators see and may do while the service runs."""
+"""Settings of reflection, the admin address, metrics, traces and logs."""
 
 from typing import Any, Literal
 
@@ -7,6 +7,7 @@ from pydantic_settings import BaseSettings
 
 from server.settings.addresses import TcpAddress
 
+# The defaults that differ in the profile `prod`.
 PROD = {
     "reflection": False,
     "admin_listen": "127.0.0.1:50052",
@@ -16,7 +17,7 @@ PROD = {
 
 
 class OperationSettings(BaseSettings):
-    """Reflection, metrics, traces and logs."""
+    """What operators see of the running service, and may change in it."""
 
     profile: Literal["dev", "prod"] = Field(
         "dev", description="`prod`: reflection on the admin address only, admin and metrics on loopback, logs as JSON."
@@ -37,6 +38,6 @@ class OperationSettings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_the_profile_says(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """What is not given is as in the profile."""
+    def _apply_profile(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Takes settings that are not given from the profile."""
         return PROD | given if given.get("profile") == "prod" else given

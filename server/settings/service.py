@@ -1,31 +1,32 @@
-"""Everything the process can be told, read once from ``CONVERSATIONS_*`` and flags."""
+"""All settings of the service, read once from ``CONVERSATIONS_*`` variables and flags."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from server.errors import OperatorError
 from server.settings.addresses import Address
-from server.settings.database import _SCHEMES, DatabaseSettings
+from server.settings.database import DatabaseSettings
+from server.settings.environment import PREFIX, unknown_variables, variable_of
 from server.settings.identity import IdentitySettings, identity_problems
 from server.settings.limits import LimitSettings
 from server.settings.operations import OperationSettings
 
-PREFIX = "CONVERSATIONS_"
-CALLS_PER_CONNECTION = 32  # of the pool: as many calls share what it does (ADR 16)
+CALLS_PER_CONNECTION = 32  # of the pool: so many calls share the round trips of a connection (ADR 16)
 
 
 class SettingsInvalid(OperatorError):
-    """Every wrong setting, one a line, without the values."""
+    """The settings are wrong; the text has a line for each error, without values."""
 
 
 class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSettings):
     """The service's settings; docs/configuration.md lists them by topic."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     policy_file: Path | None = Field(
         None, description="Access policy, YAML; unset: owners and those who share an attribute, or the one user."
@@ -37,46 +38,25 @@ class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSetti
         description="Serve another address than loopback or a Unix socket without identity.",
     )
 
-    @field_validator("database_url", "pgbouncer_url")
-    @classmethod
-    def _a_postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(_SCHEMES):
-            raise ValueError("must begin with postgresql://")
-        return value
-
-    # Rules about two settings belong to the later one: they are told beside all others.
-
-    @field_validator("pgbouncer_url")
-    @classmethod
-    def _a_way_to_a_database(cls, value: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
-        if value is not None and others.data.get("database_url", value) is None:
-            raise ValueError(f"needs {PREFIX}DATABASE_URL, for migrations and the purge, which cannot go through it")
-        return value
-
-    @field_validator("workers")
-    @classmethod
-    def _an_address_to_share(cls, value: int, others: ValidationInfo) -> int:
-        if value > 1 and any(each.is_unix for each in others.data.get("listen", ())):
-            raise ValueError(f"must be 1 to serve a Unix socket ({PREFIX}LISTEN), which processes cannot share")
-        return value
+    # Rules about settings of several classes.
 
     @field_validator("admin_listen")
     @classmethod
-    def _operators_on_this_machine(cls, value: Address | None) -> Address | None:
+    def _require_local(cls, value: Address | None) -> Address | None:
         if value and not value.is_local:
             raise ValueError("must be a loopback address: whoever reaches it is an operator (docs/operations.md)")
         return value
 
     @field_validator("admin_listen", "metrics_listen")
     @classmethod
-    def _a_port_for_each_worker(cls, value: Address | None, others: ValidationInfo) -> Address | None:
+    def _require_port_for_each_worker(cls, value: Address | None, others: ValidationInfo) -> Address | None:
         if value and not value.has_ports_for(others.data.get("workers", 1)):
             raise ValueError("must leave a port for each worker")
         return value
 
     @field_validator("max_item_bytes")
     @classmethod
-    def _an_item_fits_a_message(cls, value: int, others: ValidationInfo) -> int:
+    def _require_room_in_message(cls, value: int, others: ValidationInfo) -> int:
         if value > items_bytes(others.data.get("max_message_bytes", value * 2)):
             raise ValueError("must be at most 15/16 of max_message_bytes")
         return value
@@ -84,26 +64,27 @@ class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSetti
     @field_validator("allow_anonymous")
     @classmethod
     def _require_allow_anonymous(cls, value: bool, others: ValidationInfo) -> bool:  # noqa: FBT001
-        public = not all(each.is_local for each in others.data.get("listen", ()))
+        public = not all(address.is_local for address in others.data.get("listen", ()))
         if public and others.data.get("identity") == "none" and not value:
-            raise ValueError(f"must be true to serve an address that others reach ({PREFIX}LISTEN) without identity")
+            variable = variable_of("listen")
+            raise ValueError(f"must be true to serve an address that others reach ({variable}) without identity")
         return value
+
+    @model_validator(mode="after")
+    def _check_identity(self) -> "Settings":
+        if problems := identity_problems(self, self.listen):
+            raise ValueError("\n".join(problems))
+        return self
 
     @property
     def calls_limit(self) -> int:
-        """Unary calls at once in a process."""
+        """Unary calls in flight in a process, at most."""
         return self.max_calls or CALLS_PER_CONNECTION * self.pool_size
 
     @property
     def max_items_bytes(self) -> int:
-        """What the items of one message may hold together."""
+        """The sum of the items of one message, at most."""
         return items_bytes(self.max_message_bytes)
-
-    @model_validator(mode="after")
-    def _identity_goes_together(self) -> "Settings":
-        if problems := identity_problems(self, self.listen):
-            raise ValueError("\n".join(problems))
-        return self
 
     @property
     def purge_after(self) -> timedelta:
@@ -117,16 +98,20 @@ class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSetti
 
 
 def load(**flags: Any) -> Settings:
-    """The settings: a flag that is not None, else the environment, else the default.
+    """Returns the settings: for each the flag unless it is None, else the variable, else the default.
 
     Raises:
-        SettingsInvalid: Names every wrong setting and its rule.
+        SettingsInvalid: Names every wrong setting with its rule, and every variable that is no setting.
     """
+    errors = unknown_variables(os.environ, Settings.model_fields)
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
-        lines = [_line(item["loc"], item["msg"]) for item in error.errors(include_input=False, include_context=False)]
-        raise SettingsInvalid("\n".join(dict.fromkeys(lines))) from None
+        errors += [_line(each["loc"], each["msg"]) for each in error.errors(include_input=False, include_context=False)]
+    else:
+        if not errors:
+            return settings
+    raise SettingsInvalid("\n".join(dict.fromkeys(errors))) from None
 
 
 def _line(location: tuple[int | str, ...], message: str) -> str:
@@ -134,9 +119,9 @@ def _line(location: tuple[int | str, ...], message: str) -> str:
     if not location:
         return message
     name = str(location[0])
-    return f"{name} ({PREFIX}{name.upper()}): {message}"
+    return f"{name} ({variable_of(name)}): {message}"
 
 
 def items_bytes(message_bytes: int) -> int:
-    """What the items of one message may hold: the rest is room for ids, sequences and a page token."""
+    """Returns how much of a message its items may take; ids, sequences and a page token need the rest."""
     return message_bytes // 16 * 15

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from server.settings.addresses import Address
+from server.settings.environment import variable_of as variable
 from server.settings.operations import PROD
-from server.settings.service import PREFIX, Settings, SettingsInvalid, load
+from server.settings.service import Settings, SettingsInvalid, load
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2-very-secret"
@@ -77,11 +78,6 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' own environment says nothing."""
     for name in Settings.model_fields:
         monkeypatch.delenv(variable(name), raising=False)
-
-
-def variable(name: str) -> str:
-    """The environment variable of a setting."""
-    return f"{PREFIX}{name.upper()}"
 
 
 def listened(settings: Settings) -> tuple[str, ...]:

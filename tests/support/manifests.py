@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from server.app.supervisor import _MARGIN as TO_CLOSE_UP
 from server.cli.commands import app
-from server.settings.service import PREFIX, Settings
+from server.settings.environment import PREFIX
+from server.settings.service import Settings
 from server.transport.health import LIVENESS, READINESS, STARTUP
 
 Object = dict[str, Any]
