@@ -115,15 +115,21 @@ class ConversationStore:
             row = await self._database.fetchrow(statement, values, repeatable=reservation is not None)
         except asyncpg.UniqueViolationError as error:
             if reservation and error.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
-                return await self._get_created(access, conversation_id, reservation)
+                if (existing := await self._find_created(access, conversation_id, reservation)) is not None:
+                    return existing
+                raise ConversationNotFound(conversation_id) from error
             raise await explain_batch(self._database, access, conversation_id, batch) from error
-        if row is None:
+        if row is None:  # a reference was not found; an earlier call may have found it
+            if reservation and (existing := await self._find_created(access, conversation_id, reservation)) is not None:
+                return existing
             raise await explain_batch(self._database, access, conversation_id, batch)
         self._database.stats.items += values["last_sequence"]
         return _new_row(values, metadata)
 
-    async def _get_created(self, access: Access, conversation_id: str, reservation: Reservation) -> asyncpg.Record:
-        """The row of the conversation that an earlier call with the request id created.
+    async def _find_created(
+        self, access: Access, conversation_id: str, reservation: Reservation
+    ) -> asyncpg.Record | None:
+        """The row of the conversation that an earlier call with the request id created; None if none did.
 
         Raises:
             ConversationNotFound: It was deleted.
@@ -132,10 +138,10 @@ class ConversationStore:
         create = access.demand("conversation", "create")  # a repeated write needs the permission of the write
         values = {**access.values, "conversation_id": conversation_id}
         row = await self._database.fetchrow(sql.get(create), values)
-        if row is None:
-            raise ConversationNotFound(conversation_id)
         prior = await find_prior_result(self._database, conversation_id, access.principal, reservation)
-        if prior is None or not prior.same_request:
+        if row is None and prior is not None:
+            raise ConversationNotFound(conversation_id)
+        if row is not None and (prior is None or not prior.same_request):
             raise RequestIdReused(reservation.request_id)
         return row
 
@@ -169,6 +175,7 @@ class ConversationStore:
             ActionDenied: The caller may not change it, or may not set these attributes.
             EtagMismatch: It has another revision.
             LimitExceeded: Metadata or attributes would have more than `MAX_PAIRS` names.
+            Conflict: What the update was refused for has changed since.
             RequestIdReused: The request id belongs to another request.
         """
         permissions = _permissions_to(change, access)
@@ -192,7 +199,8 @@ class ConversationStore:
             return row
         if await self.prior_result(access, conversation_id, reservation):
             return await self.require(access, conversation_id, *permissions)
-        raise _too_many_pairs(await self.require(access, conversation_id, *permissions, revision=revision), change)
+        row = await self.require(access, conversation_id, *permissions, revision=revision)
+        raise _too_many_pairs(row, change) or Conflict()
 
     async def delete(
         self, access: Access, conversation_id: str, revision: int | None, reservation: Reservation | None
@@ -313,13 +321,23 @@ class ConversationStore:
             raise ActionDenied("conversation", "delete")
 
 
-def _too_many_pairs(row: asyncpg.Record, change: Change) -> LimitExceeded:
-    """The error of a change that would give a conversation too many metadata pairs or attribute names."""
-    kept = {} if change.replace_metadata else json.loads(row["metadata"])
-    pairs = (kept.keys() - set(change.drop_metadata)) | change.metadata.keys()
-    name = "metadata" if len(pairs) > MAX_PAIRS else "attributes"
-    rule = f"would have more than {MAX_PAIRS} pairs"
-    return LimitExceeded(Violation(f"conversation.{name}", rule, "map.max_pairs"), MAX_PAIRS)
+def _too_many_pairs(row: asyncpg.Record, change: Change) -> LimitExceeded | None:
+    """The error of a change that would give a conversation too many metadata keys or attribute names, if it would."""
+    kept_keys = set() if change.replace_metadata else set(json.loads(row["metadata"]))
+    kept_names = set() if change.replace_attributes else set(map(_name_of, row["attributes"]))
+    maps = {
+        "metadata": (kept_keys - set(change.drop_metadata)) | change.metadata.keys(),
+        "attributes": (kept_names - set(change.drop_attributes)) | set(map(_name_of, change.attributes)),
+    }
+    for field_name, names in maps.items():
+        if len(names) > MAX_PAIRS:
+            rule = f"would have more than {MAX_PAIRS} pairs"
+            return LimitExceeded(Violation(f"conversation.{field_name}", rule, "map.max_pairs"), MAX_PAIRS)
+    return None
+
+
+def _name_of(attribute: str) -> str:
+    return attribute.partition("=")[0]
 
 
 def _new_row(values: dict[str, Any], metadata: dict[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
 from itertools import chain
 from typing import Any
@@ -11,6 +12,7 @@ from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 from google.protobuf.empty_pb2 import Empty
 
+from server.store.connection.execution import Execute, Execution, Rows
 from tests.support.build import (
     append,
     batch_get,
@@ -28,7 +30,7 @@ from tests.support.build import (
     user_message,
 )
 from tests.support.problems import problem
-from tests.support.service import Service, shared_service
+from tests.support.service import Service, intercepted, shared_service
 
 ASTRAL = "😀"  # one code point, two UTF-16 units, four bytes
 UNKNOWN_ID = "conv_" + "0" * 48
@@ -738,3 +740,41 @@ def test_the_tables_cover_each_filter_field() -> None:
     for name, operators in fields.items():
         for operator in operators.split():
             assert any(re.search(rf"{name}[^ ]* {operator} ", text) for text, _ in FILTERS), (name, operator)
+
+
+# --- updates that lose a race
+
+
+@asynccontextmanager
+async def changed_after_the_update(service: Service, conversation_id: str, change: str) -> AsyncIterator[None]:
+    """Another session changes the row between an update that is refused and the look at why."""
+    done = False
+
+    async def interfere(execute: Execute, execution: Execution) -> Rows:
+        nonlocal done
+        rows = await execute(execution)
+        if execution.statement.kind == "write" and not done:
+            done = True
+            await service.database.pool.execute(f"UPDATE conversations SET {change} WHERE id = $1", conversation_id)
+        return rows
+
+    with intercepted(service.database, interfere):
+        yield
+    assert done
+
+
+@pytest.mark.parametrize(
+    ("count", "etag", "change", "reason"),
+    [
+        pytest.param(16, "", "metadata = '{}'", "CONFLICT", id="no longer too many"),
+        pytest.param(0, '"7"', "revision = 7", "CONFLICT", id="the etag came true"),
+        pytest.param(16, '"1"', "revision = 8", "ETAG_MISMATCH", id="another etag"),
+        pytest.param(16, "", "owner = 'x'", "LIMIT_EXCEEDED", id="still too many"),
+    ],
+)
+async def test_a_lost_race_is_no_limit(own_service: Service, count: int, etag: str, change: str, reason: str) -> None:
+    """An update is answered with a limit only when it would exceed one; what has changed since is a conflict."""
+    made = await own_service.stub.CreateConversation(create(metadata=pairs(count)))
+    request = update(made.id, "metadata.new", metadata={"new": "v"}, etag=etag)
+    async with changed_after_the_update(own_service, made.id, change):
+        assert reason == (await problem(own_service.stub.UpdateConversation(request))).reason

@@ -44,6 +44,13 @@ OTHERS: dict[str, Callable[[str, str], Any]] = {
 each_write = pytest.mark.parametrize("method", list(WRITES))
 
 
+# What takes `msg_1` away, by method.
+GONE: dict[str, Callable[[str], Any]] = {
+    "DeleteItem": lambda source: delete_item(source, "msg_1"),
+    "DeleteConversation": delete,
+}
+
+
 @pytest.fixture
 def request_id() -> str:
     """An id that no other test uses."""
@@ -289,3 +296,42 @@ async def test_concurrent_appends_are_dense(stub: Any, conversation: Conversatio
     assert placed == [[n, n + 1, n + 2] for n in range(3, 63, 3)]
     newest = (await stub.ListItems(list_items(conversation.id, page_size=1))).items[0]
     assert (await stub.BatchGetItems(batch_get(conversation.id, newest.id))).items[0].sequence == 62
+
+
+# --- a source that is gone
+
+
+@pytest.mark.parametrize("gone", list(GONE))
+async def test_a_create_is_repeated_without_its_source(
+    stub: Any, conversation: Conversation, request_id: str, gone: str
+) -> None:
+    """A create with references answers with the conversation it made, also once an item it copied is gone."""
+    request = create(copy_of(conversation.id, "msg_1"), request_id=request_id)
+    made = await stub.CreateConversation(request)
+    await getattr(stub, gone)(GONE[gone](conversation.id))
+    assert made == await stub.CreateConversation(request)
+    other = create(copy_of(conversation.id, "msg_1"), metadata={"a": "9"}, request_id=request_id)
+    assert "REQUEST_ID_REUSED" == (await problem(stub.CreateConversation(other))).reason
+    await stub.DeleteConversation(delete(made.id))
+    assert "CONVERSATION_NOT_FOUND" == (await problem(stub.CreateConversation(request))).reason
+
+
+async def test_a_create_without_its_source_is_refused(stub: Any, conversation: Conversation, request_id: str) -> None:
+    """A create that never succeeded names the item that is gone."""
+    await stub.DeleteItem(delete_item(conversation.id, "msg_1"))
+    request = create(copy_of(conversation.id, "msg_1"), request_id=request_id)
+    for _ in range(2):
+        found = await problem(stub.CreateConversation(request))
+        assert ("ITEM_NOT_FOUND", "msg_1") == (found.reason, found.metadata["itemId"])
+
+
+@pytest.mark.parametrize("gone", list(GONE))
+async def test_an_append_is_repeated_without_its_source(
+    stub: Any, conversation: Conversation, request_id: str, gone: str
+) -> None:
+    """An append of references answers with the items it made, also once those it copied are gone."""
+    target = await stub.CreateConversation(create())
+    request = append(target.id, copy_of(conversation.id, "msg_1"), request_id=request_id)
+    made = await stub.CreateItems(request)
+    await getattr(stub, gone)(GONE[gone](conversation.id))
+    assert made == await stub.CreateItems(request)
