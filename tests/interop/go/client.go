@@ -14,11 +14,11 @@ import (
 
 const (
 	domain          = "conversations.v1"
-	maxMessageBytes = 32 << 20 // the server's; Go receives 4 MiB unless told otherwise
+	maxMessageBytes = 32 << 20 // limit of the server; Go receives at most 4 MiB by default
 )
 
-// dial makes a connection that behaves as the service config says. The config is a default: one that a resolver finds
-// goes before it. On Unix sockets Go's authority is "localhost" already.
+// dial returns a connection with the given service config. The config is a default: one that a resolver provides takes
+// precedence. On Unix sockets Go sends the authority "localhost" by default.
 func dial(target, serviceConfig string) (*grpc.ClientConn, error) {
 	config, err := os.ReadFile(serviceConfig)
 	if err != nil {
@@ -30,12 +30,12 @@ func dial(target, serviceConfig string) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(maxMessageBytes),
 			grpc.MaxCallSendMsgSize(maxMessageBytes),
-			grpc.MaxRetryRPCBufferSize(maxMessageBytes), // a larger request is not retried; 256 KiB unless told otherwise
+			grpc.MaxRetryRPCBufferSize(maxMessageBytes), // larger requests are not retried; 256 KiB by default
 		),
 	)
 }
 
-// expect returns nil if err has this code and this reason. Messages are for people and may change; reasons do not.
+// expect returns nil if err has this code and this reason. Messages may change; reasons do not.
 func expect(err error, code codes.Code, reason string) error {
 	info, ok := detail[*errdetails.ErrorInfo](err)
 	if status.Code(err) != code || !ok || info.GetReason() != reason || info.GetDomain() != domain {
@@ -44,7 +44,7 @@ func expect(err error, code codes.Code, reason string) error {
 	return nil
 }
 
-// detail finds the one detail of type T that an error carries; there is at most one of each.
+// detail returns the detail of type T of an error; an error has at most one of each type.
 func detail[T any](err error) (T, bool) {
 	for _, one := range status.Convert(err).Details() {
 		if found, ok := one.(T); ok {

@@ -1,4 +1,4 @@
-// Command interop uses the service as a Go client does, and says after each step that it went well.
+// Command interop is a Go client that tries every method, and prints a line after each successful step.
 package main
 
 //go:generate buf generate

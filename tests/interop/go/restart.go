@@ -15,11 +15,11 @@ import (
 
 const (
 	workers = 4
-	after   = 20 // calls of each kind once the server is back
+	after   = 20 // calls of each kind after the restart
 )
 
-// restart calls without pause while the server goes and comes back: no call may fail, no append be lost or doubled.
-// The retries are those of the service config; there is no other here.
+// restart keeps calling while the server restarts. No call may fail, and no append may be lost or duplicated. Only the
+// service config retries.
 func (s *scenario) restart(ctx context.Context) error {
 	before, err := s.list(ctx, pb.Order_ORDER_ASCENDING, 100)
 	if err != nil {
@@ -43,7 +43,7 @@ func (s *scenario) restart(ctx context.Context) error {
 	return same(ids(items[len(before):]), slices.Concat(answered...))
 }
 
-// restarted asks for the restart; the channel is closed when the server is back.
+// restarted requests the restart, and closes the channel once the server is back.
 func restarted() <-chan struct{} {
 	fmt.Println("restart?")
 	back := make(chan struct{})
@@ -54,7 +54,7 @@ func restarted() <-chan struct{} {
 	return back
 }
 
-// work returns the ids of the items that were appended as far as the answers tell.
+// work returns the ids of the items whose append was answered.
 func (s *scenario) work(ctx context.Context, back <-chan struct{}) ([]string, error) {
 	var appended []string
 	for left := after; left > 0; {
@@ -89,7 +89,7 @@ func (s *scenario) once(ctx context.Context) (string, error) {
 	return answer.GetItems()[0].GetId(), nil
 }
 
-// same compares what is stored with what was answered: lost, doubled and foreign items all show in it.
+// same compares the stored items with the answers, and finds items that are lost, duplicated or foreign.
 func same(stored, answered []string) error {
 	slices.Sort(stored)
 	slices.Sort(answered)

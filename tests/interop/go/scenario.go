@@ -20,10 +20,10 @@ import (
 	pb "interop/gen/conversations/v1"
 )
 
-// scenario is what the steps share: each goes on with the conversation that the first one made.
+// scenario is the state that the steps share. Each step continues with the conversation of the first one.
 type scenario struct {
 	client       pb.ConversationsServiceClient
-	locked       string // a conversation to which an append waits
+	locked       string // a conversation whose row is locked, so that appends wait
 	conversation *pb.Conversation
 }
 
@@ -56,7 +56,7 @@ func (s *scenario) create(ctx context.Context) error {
 	return s.cameBack(ctx, call, output)
 }
 
-// cameBack compares the items of the first step with what was sent: set fields are as sent, unset ones stay unset.
+// cameBack compares the items of the first step with the request: set fields are as sent, and unset ones stay unset.
 func (s *scenario) cameBack(ctx context.Context, call *pb.FunctionCall, output *pb.FunctionCallOutput) error {
 	items, err := s.list(ctx, pb.Order_ORDER_ASCENDING, 20)
 	if err != nil {
@@ -81,7 +81,7 @@ func (s *scenario) cameBack(ctx context.Context, call *pb.FunctionCall, output *
 	return nil
 }
 
-// append sends one request twice, as a client does that lost the first answer.
+// append sends a request twice, like a client that lost the first answer.
 func (s *scenario) append(ctx context.Context) error {
 	request := &pb.CreateItemsRequest{
 		ConversationId: s.conversation.GetId(),
@@ -142,7 +142,7 @@ func (s *scenario) list(ctx context.Context, order pb.Order, pageSize int32) ([]
 	}
 }
 
-// etag updates twice with the etag of before.
+// etag updates twice with the original etag.
 func (s *scenario) etag(ctx context.Context) error {
 	update := func(topic string) error {
 		_, err := s.client.UpdateConversation(ctx, &pb.UpdateConversationRequest{
@@ -199,7 +199,7 @@ func (s *scenario) deadline(ctx context.Context) error {
 	return nil
 }
 
-// stream sends ahead, and reads the answers after that.
+// stream sends all messages, then reads the answers.
 func (s *scenario) stream(ctx context.Context) error {
 	stream, err := s.client.AppendItems(ctx)
 	if err != nil {
@@ -235,7 +235,7 @@ func item(it *pb.Item) *pb.NewItem {
 	return &pb.NewItem{Source: &pb.NewItem_Item{Item: it}}
 }
 
-// text is a message of the user.
+// text returns a message of the user.
 func text(words string) *pb.NewItem {
 	content := &pb.Content{Part: &pb.Content_InputText{InputText: &pb.InputText{Text: words}}}
 	message := &pb.Message{Role: pb.Role_ROLE_USER, Content: []*pb.Content{content}}

@@ -11,8 +11,8 @@ import (
 	pb "interop/gen/conversations/v1"
 )
 
-// invalidPage breaks a rule of the contract, and compares what protovalidate says of it here with what the server says.
-// It makes this program one that links the modules of protovalidate and of googleapis beside the generated code.
+// invalidPage breaks a rule of the contract, and compares the violation that protovalidate finds here with the server's.
+// With it this program links the modules of protovalidate and of googleapis beside the generated code.
 func (s *scenario) invalidPage(ctx context.Context) error {
 	request := &pb.ListItemsRequest{ConversationId: s.conversation.GetId(), PageSize: -1}
 	var here *protovalidate.ValidationError

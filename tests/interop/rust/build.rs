@@ -14,7 +14,7 @@ fn main() -> Result<()> {
     let content = fs::read(&contract).with_context(|| contract.display().to_string())?;
     let mut files = FileDescriptorSet::decode(content.as_slice())?;
     for file in &mut files.file {
-        file.source_code_info = None; // has some of the comments; prost wants all or none
+        file.source_code_info = None; // incomplete: prost needs the comments of all files or of none
     }
     tonic_prost_build::configure()
         .build_server(false)

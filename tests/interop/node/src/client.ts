@@ -12,14 +12,14 @@ import {
 
 import { ConversationsServiceClient } from "../gen/conversations/v1/conversations_service.js";
 
-const maxMessageBytes = 32 * 1024 * 1024; // the server's; Node receives 4 MiB unless told otherwise
+const maxMessageBytes = 32 * 1024 * 1024; // limit of the server; Node receives at most 4 MiB by default
 
 /**
- * A client that behaves as the service config says.
+ * Returns a client with a service config.
  *
- * grpc-js does as it says but for two things: it takes no notice of `healthCheckConfig`, and it reads `waitForReady`
- * without acting on it, which the interceptor makes up for. A server that ends refuses calls in a way that is retried,
- * so nothing is lost without the health check. On Unix sockets its authority is "localhost" already.
+ * grpc-js supports the config with two exceptions: it ignores `healthCheckConfig`, and it reads `waitForReady` without
+ * acting on it. The interceptor implements `waitForReady`. The health check is not needed for restarts, because clients
+ * retry what a stopping server refuses. On Unix sockets grpc-js sends the authority "localhost" by default.
  */
 export function connect(target: string, serviceConfigFile: string): ConversationsServiceClient {
   const serviceConfig = readFileSync(serviceConfigFile, "utf8");
@@ -27,7 +27,7 @@ export function connect(target: string, serviceConfigFile: string): Conversation
     "grpc.service_config": serviceConfig,
     "grpc.max_receive_message_length": maxMessageBytes,
     "grpc.max_send_message_length": maxMessageBytes,
-    "grpc.per_rpc_retry_buffer_size": maxMessageBytes, // a larger request is not retried; 1 MiB unless told otherwise
+    "grpc.per_rpc_retry_buffer_size": maxMessageBytes, // larger requests are not retried; 1 MiB by default
     interceptors: [waitingForReady(JSON.parse(serviceConfig))],
   });
 }

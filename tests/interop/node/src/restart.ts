@@ -7,12 +7,12 @@ import { call } from "./client.js";
 import { ids, type Scenario, text } from "./scenario.js";
 
 const workers = 4;
-const after = 20; // calls of each kind once the server is back
+const after = 20; // calls of each kind after the restart
 
 /**
- * Calls without pause while the server goes and comes back: no call may fail, no append be lost or doubled.
+ * Keeps calling while the server restarts. No call may fail, and no append may be lost or duplicated.
  *
- * The retries are those of the service config; there is no other here.
+ * Only the service config retries.
  */
 export async function restart(scenario: Scenario): Promise<void> {
   const before = await scenario.list(Order.ORDER_ASCENDING, 100);
@@ -30,7 +30,7 @@ export async function restart(scenario: Scenario): Promise<void> {
   const answered = (await Promise.all(Array.from({ length: workers }, work))).flat();
 
   const items = await scenario.list(Order.ORDER_ASCENDING, 100);
-  // Lost, doubled and foreign items all show in it.
+  // Finds items that are lost, duplicated or foreign.
   assert.deepEqual(ids(items.slice(before.length)).sort(), answered.sort());
 }
 

@@ -28,7 +28,7 @@ export class Scenario {
 
   constructor(
     readonly client: ConversationsServiceClient,
-    private readonly locked: string, // a conversation to which an append waits
+    private readonly locked: string, // a conversation whose row is locked, so that appends wait
   ) {}
 
   get conversationId(): string {

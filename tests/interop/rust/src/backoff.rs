@@ -1,4 +1,4 @@
-//! Pauses that grow.
+//! Exponential backoff.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ impl Backoff {
         Self { first, longest, multiplier, next: first }
     }
 
-    /// The next pause, more or less a fifth, so that clients that failed together do not come back together.
+    /// The next pause, randomised by a fifth, so that clients that failed together do not retry together.
     pub fn pause(&mut self) -> Duration {
         let pause = self.next.min(self.longest);
         self.next = pause.mul_f64(self.multiplier);

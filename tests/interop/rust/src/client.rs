@@ -1,4 +1,4 @@
-//! Clients that behave as a service config says, and what their errors say beside the code.
+//! Clients with a service config, and the details of their errors.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use crate::pb::conversations_service_client::ConversationsServiceClient;
 pub type Client = ConversationsServiceClient<Configured>;
 
 const DOMAIN: &str = "conversations.v1";
-const MAX_MESSAGE_BYTES: usize = 32 << 20; // the server's; tonic receives 4 MiB unless told otherwise
+const MAX_MESSAGE_BYTES: usize = 32 << 20; // limit of the server; tonic receives at most 4 MiB by default
 
-/// A client of `host:port` or `unix:/path`, without TLS. It connects when it is used.
+/// A client of `host:port` or `unix:/path`, without TLS. It connects at the first call.
 pub fn connect(target: &str, service_config: &str) -> Result<Client> {
     let channel = endpoint(target)?
         .connect_timeout(Duration::from_secs(5))
@@ -36,7 +36,7 @@ fn endpoint(target: &str) -> Result<Endpoint> {
     Ok(Endpoint::from_shared(format!("http://{target}"))?)
 }
 
-/// Whether the error has this code and this reason. Messages are for people and may change; reasons do not.
+/// Whether the error has this code and this reason. Messages may change; reasons do not.
 pub fn is(status: &Status, code: Code, reason: &str) -> bool {
     let told = status.get_details_error_info();
     status.code() == code && told.is_some_and(|info| info.domain == DOMAIN && info.reason == reason)

@@ -1,7 +1,7 @@
-//! What a service config asks for and tonic does not do: waiting for a server that is ready, retries by policy and by
-//! the server's word, throttling of retries, and one deadline over all attempts.
+//! The parts of a service config that tonic lacks: waiting for a ready server, retries by policy and by the pushback of
+//! the server, throttling of retries, and one deadline for all attempts.
 //!
-//! Of the config, `loadBalancingConfig` is left out: a channel of tonic has the endpoints it was made with.
+//! `loadBalancingConfig` is not supported, because the endpoints of a tonic channel are fixed when it is made.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,7 +30,7 @@ const PREVIOUS_ATTEMPTS: &str = "grpc-previous-rpc-attempts";
 
 type Answer = Result<Response<Body>, Status>;
 
-/// A channel with a service config, for generated clients to be made with.
+/// A channel with a service config; generated clients accept it as their channel.
 #[derive(Clone)]
 pub struct Configured {
     channel: Channel,
@@ -62,7 +62,7 @@ impl Configured {
         let Some(policy) = &method.retry_policy else {
             return self.attempt(request, method, deadline).await;
         };
-        // To be sent again it has to be here whole. So a streaming method needs an entry without a retryPolicy.
+        // A retry needs the whole request. So streaming methods need an entry without a retryPolicy.
         let (head, body) = request.into_parts();
         let message = body.collect().await?.to_bytes();
         let mut retries = Retries::new(policy, &self.throttle);
@@ -87,15 +87,15 @@ impl Configured {
         }
         let answer = self.channel.clone().oneshot(request).await;
         answer.map_err(|error| match deadline {
-            Some(deadline) if Instant::now() >= deadline => too_late(), // tonic has a timer too, and calls it CANCELLED
-            _ => Status::unavailable(format!("the connection failed: {error}")), // tonic often calls it UNKNOWN
+            Some(deadline) if Instant::now() >= deadline => too_late(), // tonic has a timer too, and reports CANCELLED
+            _ => Status::unavailable(format!("the connection failed: {error}")), // tonic often reports UNKNOWN
         })
     }
 
     async fn ready(&self, wait: bool) -> Result<(), Status> {
         let mut serving = self.serving.clone();
         if wait {
-            let _ = serving.wait_for(|serving| *serving).await; // fails when it has no health service: ready
+            let _ = serving.wait_for(|serving| *serving).await; // fails without a health service, which counts as ready
         }
         match *serving.borrow() {
             true => Ok(()),
@@ -132,7 +132,7 @@ impl<'a> Retries<'a> {
         Self { policy, throttle, count: 0, backoff }
     }
 
-    /// How long to wait before the next attempt; None: this answer is the last.
+    /// How long to wait before the next attempt; None if this answer is final.
     fn pause_after(&mut self, answer: &Answer) -> Option<Duration> {
         let Some(status) = failure(answer) else {
             self.throttle.succeeded();
@@ -155,7 +155,7 @@ impl<'a> Retries<'a> {
     }
 }
 
-/// The error in an answer that has nothing else; an answer that has begun is never asked for again.
+/// The error of an answer without messages; a call whose answer has begun is never retried.
 fn failure(answer: &Answer) -> Option<Status> {
     match answer {
         Ok(response) => Status::from_header_map(response.headers()),
@@ -163,7 +163,7 @@ fn failure(answer: &Answer) -> Option<Status> {
     }
 }
 
-/// Stops retries while too many calls fail, so that they do not keep a server down.
+/// Stops retries while too many calls fail, so that retries do not overload a failing server.
 struct Throttle {
     limits: Option<RetryThrottling>,
     tokens: Mutex<f64>,
@@ -182,7 +182,7 @@ impl Throttle {
         }
     }
 
-    /// Whether it may be retried.
+    /// Whether a call may be retried.
     fn failed(&self) -> bool {
         let Some(limits) = &self.limits else { return true };
         let mut tokens = self.tokens.lock().unwrap();
@@ -229,7 +229,7 @@ fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-/// As `grpc-timeout` has it: at most eight digits, here enough for a day.
+/// The form of `grpc-timeout`: at most eight digits, which is enough for a day here.
 fn milliseconds(left: Duration) -> HeaderValue {
     let number = left.as_millis().min(99_999_999);
     HeaderValue::try_from(format!("{number}m")).expect("digits and a letter")

@@ -1,4 +1,4 @@
-//! Whether the server serves, as its health service says; the client-side health check of gRPC.
+//! gRPC's client-side health check: whether the health service of the server reports SERVING.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::backoff::Backoff;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// True while the server says that it serves `service`; watched until nobody holds the receiver.
+/// True while the server reports SERVING for `service`; watched until the receiver is dropped.
 pub fn watch(server: Channel, service: String) -> Receiver<bool> {
     let (tell, serving) = channel(false);
     tokio::spawn(async move {
@@ -28,7 +28,7 @@ pub fn watch(server: Channel, service: String) -> Receiver<bool> {
     serving
 }
 
-/// Returns only if the server has no health service; then it counts as serving.
+/// Returns only if the server has no health service, which counts as serving.
 async fn keep_following(server: &Channel, service: &str, tell: &Sender<bool>) {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE, 2.0);
     loop {

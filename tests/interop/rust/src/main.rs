@@ -1,4 +1,4 @@
-//! Uses the service as a Rust client does, and says after each step that it went well.
+//! A Rust client that tries every method, and prints a line after each successful step.
 
 mod backoff;
 mod client;
@@ -22,8 +22,8 @@ use scenario::Scenario;
 #[tokio::main]
 async fn main() {
     if let Err(problem) = run().await {
-        eprintln!("{problem:#}"); // with what it came from
-        process::exit(1); // a return would wait for whoever still reads stdin
+        eprintln!("{problem:#}"); // including its causes
+        process::exit(1); // a return would wait for the task that reads stdin
     }
 }
 

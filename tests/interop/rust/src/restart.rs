@@ -1,5 +1,5 @@
-//! Calls without pause while the server goes and comes back: no call may fail, no append be lost or doubled. The
-//! retries are those of the service config; there is no other here.
+//! Keeps calling while the server restarts. No call may fail, and no append may be lost or duplicated. Only the service
+//! config retries.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::scenario::Scenario;
 
 const WORKERS: usize = 4;
-const AFTER: usize = 20; // calls of each kind once the server is back
+const AFTER: usize = 20; // calls of each kind after the restart
 
 pub async fn run(scenario: &Scenario) -> Result<()> {
     let before = scenario.all().await?.len();
@@ -29,7 +29,7 @@ pub async fn run(scenario: &Scenario) -> Result<()> {
     same(answered, scenario.all().await?.split_off(before))
 }
 
-/// The ids of the items that were appended as far as the answers tell.
+/// The ids of the items whose append was answered.
 async fn work(scenario: Scenario, back: Arc<AtomicBool>) -> Result<Vec<String>> {
     let mut appended = Vec::new();
     let mut left = AFTER;
@@ -43,7 +43,7 @@ async fn work(scenario: Scenario, back: Arc<AtomicBool>) -> Result<Vec<String>> 
     Ok(appended)
 }
 
-/// Lost, doubled and foreign items all show here.
+/// Finds items that are lost, duplicated or foreign.
 fn same(mut answered: Vec<String>, mut stored: Vec<String>) -> Result<()> {
     answered.sort();
     stored.sort();

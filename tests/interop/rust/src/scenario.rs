@@ -1,4 +1,4 @@
-//! The steps. Each goes on with the conversation that the first one made.
+//! The steps. Each continues with the conversation of the first one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
@@ -19,11 +19,11 @@ use crate::pb::{
 
 const LARGEST_PAGE: i32 = 100;
 
-/// What the steps share.
+/// The state that the steps share.
 #[derive(Clone)]
 pub struct Scenario {
     client: Client,
-    locked: String, // a conversation to which an append waits
+    locked: String, // a conversation whose row is locked, so that appends wait
     conversation: Conversation,
 }
 
@@ -59,7 +59,7 @@ impl Scenario {
         self.came_back(&bodies).await
     }
 
-    /// What was set came back as sent, what was unset is unset still, and the server's fields are filled in.
+    /// Set fields are as sent, unset ones stay unset, and the server has filled in its own.
     async fn came_back(&self, sent: &[item::Body]) -> Result<()> {
         let items = self.list(Order::Ascending, LARGEST_PAGE).await?;
         let prefixes: Vec<_> = items.iter().filter_map(|item| item.id.split('_').next()).collect();
@@ -72,7 +72,7 @@ impl Scenario {
         Ok(())
     }
 
-    /// Sends one request twice, as a client does that lost the first answer.
+    /// Sends a request twice, like a client that lost the first answer.
     pub async fn append(&self) -> Result<()> {
         let request = self.items_request(["And", "REST?"]);
         let first = self.client.clone().create_items(request.clone()).await?.into_inner();
@@ -93,7 +93,7 @@ impl Scenario {
         Ok(())
     }
 
-    /// Updates twice with the etag of before.
+    /// Updates twice with the original etag.
     pub async fn etag(&self) -> Result<()> {
         self.update("first").await?;
         fails(self.update("second").await, Code::Aborted, "ETAG_MISMATCH")?;
@@ -144,7 +144,7 @@ impl Scenario {
         Ok(())
     }
 
-    /// Sends ahead, and reads the answers after that.
+    /// Sends all messages, then reads the answers.
     pub async fn stream(&self) -> Result<()> {
         let conversation_id = self.conversation.id.clone();
         let requests = ["one", "two", "three"].map(|words| AppendItemsRequest {

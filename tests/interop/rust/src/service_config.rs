@@ -1,4 +1,4 @@
-//! gRPC's service config, as far as `Configured` goes by it. Its JSON form is that of `grpc.service_config`.
+//! The parts of gRPC's service config that `Configured` supports, in the JSON form of `grpc.service_config`.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ pub struct ServiceConfig {
     #[serde(default)]
     method_config: Vec<MethodConfig>,
     pub retry_throttling: Option<RetryThrottling>,
-    /// Required: a channel of tonic does not tell whether it is connected, the watch of the health service does.
+    /// Required, because a tonic channel does not tell whether it is connected; watching the health service does.
     pub health_check_config: HealthCheckConfig,
 }
 
@@ -60,7 +60,7 @@ pub struct RetryPolicy {
 }
 
 impl ServiceConfig {
-    /// What holds for `/package.Service/Method`: the entry of the method, else of the service, else of all.
+    /// The entry for `/package.Service/Method`: that of the method, else of the service, else the default.
     pub fn method(&self, path: &str) -> MethodConfig {
         let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
         [(service, method), (service, ""), ("", "")]

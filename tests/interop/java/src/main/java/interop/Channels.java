@@ -14,7 +14,7 @@ import java.util.Map;
 /** Channels that behave as a service config says. */
 final class Channels {
 
-    private static final int MAX_MESSAGE_BYTES = 32 << 20; // the server's; Java receives 4 MiB unless told otherwise
+    private static final int MAX_MESSAGE_BYTES = 32 << 20; // limit of the server; Java receives at most 4 MiB by default
 
     private Channels() {}
 
@@ -23,11 +23,11 @@ final class Channels {
         ManagedChannelBuilder<?> builder = Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
                 .defaultServiceConfig(json(serviceConfig))
                 .enableRetry()
-                .perRpcBufferLimit(MAX_MESSAGE_BYTES) // a request that is larger is not retried; else 1 MiB
-                .retryBufferSize(4L * MAX_MESSAGE_BYTES) // of all calls under way; else 16 MiB
+                .perRpcBufferLimit(MAX_MESSAGE_BYTES) // larger requests are not retried; 1 MiB by default
+                .retryBufferSize(4L * MAX_MESSAGE_BYTES) // for all calls in flight; 16 MiB by default
                 .maxInboundMessageSize(MAX_MESSAGE_BYTES);
         if (target.startsWith("unix:")) {
-            builder.overrideAuthority("localhost"); // else the path, which is no host name
+            builder.overrideAuthority("localhost"); // the default is the path, which is not a host name
         }
         return builder.build();
     }

@@ -27,7 +27,7 @@ final class ErrorDetails {
     /** The one detail of this type that the error carries, if any; there is at most one of each. */
     static <T extends Message> Optional<T> find(StatusRuntimeException error, Class<T> type)
             throws InvalidProtocolBufferException {
-        Status status = StatusProto.fromThrowable(error); // of the trailer grpc-status-details-bin
+        Status status = StatusProto.fromThrowable(error); // from the trailer grpc-status-details-bin
         for (Any detail : status.getDetailsList()) {
             if (detail.is(type)) {
                 return Optional.of(detail.unpack(type));

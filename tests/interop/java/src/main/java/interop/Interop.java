@@ -20,7 +20,7 @@ public final class Interop {
             run(steps(new Scenario(channel, env("LOCKED"))));
         } catch (Exception | AssertionError problem) {
             problem.printStackTrace();
-            System.exit(1); // a worker that failed leaves others at work
+            System.exit(1); // other threads are still running when one has failed
         } finally {
             channel.shutdownNow();
         }

@@ -14,13 +14,13 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 
 /**
- * Calls without pause while the server goes and comes back: no call may fail, no append be lost or doubled. The retries
- * are those of the service config; there is no other here.
+ * Keeps calling while the server restarts. No call may fail, and no append may be lost or duplicated. Only the service
+ * config retries.
  */
 final class Restart {
 
     private static final int WORKERS = 4;
-    private static final int AFTER = 20; // calls of each kind once the server is back
+    private static final int AFTER = 20; // calls of each kind after the restart
 
     private final Scenario scenario;
     private final CountDownLatch back = new CountDownLatch(1);

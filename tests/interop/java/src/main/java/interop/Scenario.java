@@ -37,7 +37,7 @@ final class Scenario {
 
     private final Channel channel;
     private final ConversationsServiceBlockingStub service;
-    private final String locked; // a conversation to which an append waits
+    private final String locked; // a conversation whose row is locked, so that appends wait
     private Conversation conversation;
 
     Scenario(Channel channel, String locked) {
