@@ -83,7 +83,8 @@ class Connection:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is told once, by the command
         options = [("grpc.max_receive_message_length", _LARGEST), ("grpc.max_send_message_length", _LARGEST)]
         if name := self.authority or ("localhost" if _is_unix(self.address) else None):
-            options.append(("grpc.default_authority", name))  # type: ignore[arg-type] # traps §2.21
+            # Without it the path of a socket is sent as authority, which proxies refuse (grpc/grpc#38142).
+            options.append(("grpc.default_authority", name))  # type: ignore[arg-type]
         if self.tls:
             credentials = grpc.ssl_channel_credentials(self.roots, *(self.client or ()))
             channel = grpc.secure_channel(self.address, credentials, options=options)
