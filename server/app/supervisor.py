@@ -1,6 +1,7 @@
 """Several processes on one address: the parent, which starts, watches and ends them, and the worker.
 
-A worker is an interpreter of its own, never a fork (grpc/grpc#13873, ADR 14). The two talk through its standard streams:
+A worker is an interpreter of its own, never a fork (grpc/grpc#13873, ADR 14). The two talk through its standard
+streams:
 
 * Input: one line, the settings it is given; arguments and environment would show the database's password.
   The end of the input is the end of the parent, however that came, and the worker drains and ends too.
