@@ -27,23 +27,25 @@ class _PlanKind:
 class _PlanKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlanKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PLAN_KIND_UNSPECIFIED: _PlanKind.ValueType  # 0
+    """Not used."""
     PLAN_KIND_ALWAYS: _PlanKind.ValueType  # 1
-    """Every conversation."""
+    """Allowed on every conversation of the tenant."""
     PLAN_KIND_NEVER: _PlanKind.ValueType  # 2
-    """No conversation."""
+    """Allowed on none: calls are refused before their request is read."""
     PLAN_KIND_CONDITIONAL: _PlanKind.ValueType  # 3
-    """Those that fulfil a condition."""
+    """Allowed on those that fulfil `Plan.condition`."""
 
 class PlanKind(_PlanKind, metaclass=_PlanKindEnumTypeWrapper):
     """How much of a policy is decided by the subject and the action alone."""
 
 PLAN_KIND_UNSPECIFIED: PlanKind.ValueType  # 0
+"""Not used."""
 PLAN_KIND_ALWAYS: PlanKind.ValueType  # 1
-"""Every conversation."""
+"""Allowed on every conversation of the tenant."""
 PLAN_KIND_NEVER: PlanKind.ValueType  # 2
-"""No conversation."""
+"""Allowed on none: calls are refused before their request is read."""
 PLAN_KIND_CONDITIONAL: PlanKind.ValueType  # 3
-"""Those that fulfil a condition."""
+"""Allowed on those that fulfil `Plan.condition`."""
 Global___PlanKind: _TypeAlias = PlanKind  # noqa: Y015
 
 class _Effect:
@@ -53,15 +55,21 @@ class _Effect:
 class _EffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Effect.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     EFFECT_UNSPECIFIED: _Effect.ValueType  # 0
+    """Not used."""
     EFFECT_PERMIT: _Effect.ValueType  # 1
+    """If the rule is the first that matches, the action is allowed."""
     EFFECT_FORBID: _Effect.ValueType  # 2
+    """If the rule is the first that matches, the action is denied."""
 
 class Effect(_Effect, metaclass=_EffectEnumTypeWrapper):
     """What a rule does."""
 
 EFFECT_UNSPECIFIED: Effect.ValueType  # 0
+"""Not used."""
 EFFECT_PERMIT: Effect.ValueType  # 1
+"""If the rule is the first that matches, the action is allowed."""
 EFFECT_FORBID: Effect.ValueType  # 2
+"""If the rule is the first that matches, the action is denied."""
 Global___Effect: _TypeAlias = Effect  # noqa: Y015
 
 class _Truth:
@@ -71,23 +79,29 @@ class _Truth:
 class _TruthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truth.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TRUTH_UNSPECIFIED: _Truth.ValueType  # 0
+    """Not used."""
     TRUTH_TRUE: _Truth.ValueType  # 1
-    """It matches."""
+    """It matches, and no rule before it did."""
     TRUTH_FALSE: _Truth.ValueType  # 2
-    """It does not."""
+    """It does not match, is about other actions, objects or principals, or comes behind
+    the rule that decides.
+    """
     TRUTH_DEPENDS: _Truth.ValueType  # 3
-    """It depends on the conversation, and none was named."""
+    """It depends on the conversation, and the request names none."""
 
 class Truth(_Truth, metaclass=_TruthEnumTypeWrapper):
     """Whether a rule matches."""
 
 TRUTH_UNSPECIFIED: Truth.ValueType  # 0
+"""Not used."""
 TRUTH_TRUE: Truth.ValueType  # 1
-"""It matches."""
+"""It matches, and no rule before it did."""
 TRUTH_FALSE: Truth.ValueType  # 2
-"""It does not."""
+"""It does not match, is about other actions, objects or principals, or comes behind
+the rule that decides.
+"""
 TRUTH_DEPENDS: Truth.ValueType  # 3
-"""It depends on the conversation, and none was named."""
+"""It depends on the conversation, and the request names none."""
 Global___Truth: _TypeAlias = Truth  # noqa: Y015
 
 class _Decision:
@@ -97,33 +111,44 @@ class _Decision:
 class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decision.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DECISION_UNSPECIFIED: _Decision.ValueType  # 0
+    """Not used."""
     DECISION_ALLOWED: _Decision.ValueType  # 1
+    """The subject may do it."""
     DECISION_DENIED: _Decision.ValueType  # 2
+    """The subject may not do it: a rule forbids it, or no rule matches."""
     DECISION_DEPENDS: _Decision.ValueType  # 3
-    """It depends on the conversation, and none was named."""
+    """It depends on the conversation, and the request names none."""
 
 class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper):
-    """What follows."""
+    """The answer of a policy."""
 
 DECISION_UNSPECIFIED: Decision.ValueType  # 0
+"""Not used."""
 DECISION_ALLOWED: Decision.ValueType  # 1
+"""The subject may do it."""
 DECISION_DENIED: Decision.ValueType  # 2
+"""The subject may not do it: a rule forbids it, or no rule matches."""
 DECISION_DEPENDS: Decision.ValueType  # 3
-"""It depends on the conversation, and none was named."""
+"""It depends on the conversation, and the request names none."""
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
 
 @_typing.final
 class Permission(_message.Message):
-    """One thing that can be allowed."""
+    """An action on a kind of object. Combinations that no rule can permit, such as
+    explaining a conversation, are valid and never allowed.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RESOURCE_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
-    """Required. `conversation`, `item` or `policy`."""
+    """Required. `conversation`, `item` or `policy`; anything else is INVALID_ARGUMENT."""
     action: _builtins.str
-    """Required. `create`, `read`, `update`, `delete`, `share` or `explain`."""
+    """Required. `create`, `read`, `update`, `delete`, `share` or `explain`; anything else
+    is INVALID_ARGUMENT. `share` is the change of attributes, `explain` the use of
+    ExplainAccess.
+    """
     def __init__(
         self,
         *,
@@ -140,20 +165,22 @@ Global___Permission: _TypeAlias = Permission  # noqa: Y015
 
 @_typing.final
 class CheckAccessRequest(_message.Message):
+    """Which permissions to check, and on what."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     ITEM_ID_FIELD_NUMBER: _builtins.int
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Required. Begins with `conv`."""
+    """Required. `Conversation.id`; begins with `conv`."""
     item_id: _builtins.str
-    """Optional. The item that permissions on `item` are about; empty: an item
-    about which no rule says anything by its id.
+    """Optional. `Item.id` that permissions on `item` are about; the item need not exist.
+    Empty: an item whose id no rule names.
     """
     @_builtins.property
     def permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Permission]:
-        """Required. 1 to 20 questions."""
+        """Required. 1 to 20 permissions."""
 
     def __init__(
         self,
@@ -172,13 +199,15 @@ Global___CheckAccessRequest: _TypeAlias = CheckAccessRequest  # noqa: Y015
 
 @_typing.final
 class CheckAccessResponse(_message.Message):
+    """What the caller may do."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ALLOWED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def allowed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Permission]:
-        """Those of the request that the caller has, in its order. None, rather than
-        NOT_FOUND, for a conversation that is missing, deleted or not readable.
+        """Those permissions of the request that the caller has, in its order. None, rather
+        than NOT_FOUND, for a conversation that is missing, deleted or not readable.
         """
 
     def __init__(
@@ -196,6 +225,8 @@ Global___CheckAccessResponse: _TypeAlias = CheckAccessResponse  # noqa: Y015
 
 @_typing.final
 class ExplainAccessRequest(_message.Message):
+    """Whose permission to explain, and on what."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PERMISSION_FIELD_NUMBER: _builtins.int
@@ -203,18 +234,19 @@ class ExplainAccessRequest(_message.Message):
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     ITEM_ID_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Optional. On which conversation: one that the caller may read, else
-    NOT_FOUND. Empty: what the policy says without knowing it.
+    """Optional. `Conversation.id` of a conversation that the caller may read, else
+    NOT_FOUND. Empty: the answer is about all conversations, and can be that it
+    depends.
     """
     item_id: _builtins.str
-    """Optional. On which item of it."""
+    """Optional. `Item.id` that a permission on `item` is about; the item need not exist."""
     @_builtins.property
     def permission(self) -> Global___Permission:
-        """Required. What would be done."""
+        """Required. The permission in question."""
 
     @_builtins.property
     def subject(self) -> Global___Subject:
-        """Optional. Who would do it; the caller when unset."""
+        """Optional. The principal in question; the caller if it is unset."""
 
     def __init__(
         self,
@@ -234,7 +266,7 @@ Global___ExplainAccessRequest: _TypeAlias = ExplainAccessRequest  # noqa: Y015
 
 @_typing.final
 class Subject(_message.Message):
-    """A principal to ask about, in the caller's tenant."""
+    """A principal to ask about, always of the caller's tenant. It need not exist."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -262,10 +294,12 @@ class Subject(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Required. 1 to 256 bytes."""
+    """Required. The id of the principal, 1 to 256 bytes."""
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, _conversation_pb2.AttributeValues]:
-        """Optional. Its attributes, at most 16 names."""
+        """Optional. Its attributes, at most 16 names, with the limits of
+        `Conversation.attributes`.
+        """
 
     def __init__(
         self,
@@ -283,6 +317,8 @@ Global___Subject: _TypeAlias = Subject  # noqa: Y015
 
 @_typing.final
 class ExplainAccessResponse(_message.Message):
+    """The decision, and how it comes about."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DECISION_FIELD_NUMBER: _builtins.int
@@ -291,22 +327,24 @@ class ExplainAccessResponse(_message.Message):
     POLICY_DIGEST_FIELD_NUMBER: _builtins.int
     DECIDING_RULE_FIELD_NUMBER: _builtins.int
     decision: Global___Decision.ValueType
-    """What follows for the request."""
+    """The answer to the request."""
     policy_digest: _builtins.str
-    """SHA-256 of the policy in force, in hex: it tells whether a changed file has
-    been loaded.
+    """SHA-256 of the policy file in force, in hex, as `sha256sum` prints it; the name of a
+    built-in policy. It tells whether a changed file has been loaded.
     """
     deciding_rule: _builtins.int
-    """Rule that decides, counted from 1; 0 when none does, or when it depends on
-    the conversation.
+    """The rule that decides, counted from 1; 0 if none matches, or if that depends on the
+    conversation.
     """
     @_builtins.property
     def plan(self) -> Global___Plan:
-        """What the policy says once the subject and the action are known."""
+        """What is left of the policy once the subject and the action are known: this is what
+        the service makes part of its SQL.
+        """
 
     @_builtins.property
     def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleOutcome]:
-        """The rules in the order they are tried."""
+        """All rules of the policy, in the order in which they are tried."""
 
     def __init__(
         self,
@@ -327,17 +365,17 @@ Global___ExplainAccessResponse: _TypeAlias = ExplainAccessResponse  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):
-    """What a policy says about a subject and an action."""
+    """What a policy says about a subject and an action, for all conversations at once."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KIND_FIELD_NUMBER: _builtins.int
     CONDITION_FIELD_NUMBER: _builtins.int
     kind: Global___PlanKind.ValueType
-    """How much is decided."""
+    """Whether the subject may do it to all conversations, to none, or to some."""
     @_builtins.property
     def condition(self) -> Global___Expression:
-        """For PLAN_KIND_CONDITIONAL: what the conversation must fulfil."""
+        """For PLAN_KIND_CONDITIONAL: what a conversation must fulfil. Otherwise unset."""
 
     def __init__(
         self,
@@ -355,8 +393,8 @@ Global___Plan: _TypeAlias = Plan  # noqa: Y015
 
 @_typing.final
 class Expression(_message.Message):
-    """A condition on a conversation, as a tree. Values are those of the subject and
-    of the policy, never those of a conversation.
+    """A condition on a conversation, as a tree. Values in it are those of the subject and
+    of the policy, never those of a conversation. Unset nodes do not occur.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -370,16 +408,18 @@ class Expression(_message.Message):
     ALL_FIELD_NUMBER: _builtins.int
     ANY_FIELD_NUMBER: _builtins.int
     is_owner: _builtins.bool
-    """The subject owns it."""
+    """The subject is its owner. Always true where it is set."""
     is_unowned: _builtins.bool
-    """Nobody owns it."""
+    """It has no owner. Always true where it is set."""
     has_id: _builtins.str
-    """Its id, or the item's, is this."""
+    """Its id is this; for a permission on `item`, the item's id."""
     id_matches: _builtins.str
-    """Its id, or the item's, matches this pattern as a whole."""
+    """Its id matches this regular expression as a whole; for a permission on `item`, the
+    item's id. In the subset that means the same in Python and PostgreSQL.
+    """
     @_builtins.property
     def has_any(self) -> Global___AttributeMatch:
-        """It has one of these values of an attribute."""
+        """It has at least one of these values of an attribute."""
 
     @_builtins.property
     def all(self) -> Global___Expressions:
@@ -412,14 +452,14 @@ Global___Expression: _TypeAlias = Expression  # noqa: Y015
 
 @_typing.final
 class Expressions(_message.Message):
-    """Operands."""
+    """Operands of `all` and `any`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OPERANDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def operands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Expression]:
-        """At least one."""
+        """Two or more."""
 
     def __init__(
         self,
@@ -436,17 +476,17 @@ Global___Expressions: _TypeAlias = Expressions  # noqa: Y015
 
 @_typing.final
 class AttributeMatch(_message.Message):
-    """Values of one attribute."""
+    """Some values of one attribute."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTRIBUTE_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     attribute: _builtins.str
-    """Name of the attribute."""
+    """Name of the attribute, such as `teams`."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The subject's values of it."""
+        """The subject's values of it, sorted."""
 
     def __init__(
         self,
@@ -473,13 +513,13 @@ class RuleOutcome(_message.Message):
     TRUTH_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     rule: _builtins.int
-    """Its place in the policy, counted from 1."""
+    """Its place in the policy file, counted from 1."""
     effect: Global___Effect.ValueType
-    """What it does when it matches."""
+    """What it does if it matches and no rule before it did."""
     truth: Global___Truth.ValueType
     """Whether it matches."""
     description: _builtins.str
-    """The rule's own words, as in the file."""
+    """`description` of the rule in the file; empty if it has none."""
     def __init__(
         self,
         *,

@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class AccessServiceStub:
-    """Questions about the access policy. Never a substitute for enforcement: every
-    method of every service asks the policy by itself.
+    """Questions about the access policy, for applications that show what a user may do,
+    and for the people who write policies. Never a substitute for enforcement: every
+    method of every service applies the policy by itself. Errors are those that
+    conversations_service.proto describes.
     """
 
     def __init__(self, channel):
@@ -49,22 +51,28 @@ class AccessServiceStub:
 
 
 class AccessServiceServicer:
-    """Questions about the access policy. Never a substitute for enforcement: every
-    method of every service asks the policy by itself.
+    """Questions about the access policy, for applications that show what a user may do,
+    and for the people who write policies. Never a substitute for enforcement: every
+    method of every service applies the policy by itself. Errors are those that
+    conversations_service.proto describes.
     """
 
     def CheckAccess(self, request, context):
-        """Tells which of some actions the caller may take on one conversation or one
-        of its items. Open to every principal: it tells of nobody but the caller.
+        """Returns which of some permissions the caller has on one conversation, or on one of
+        its items. Open to every principal: it tells of nobody but the caller. The answer
+        holds for the moment: the policy and the conversation can change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExplainAccess(self, request, context):
-        """Tells why a principal may, or may not, do something: each rule with its
-        outcome, and what is left of the policy for SQL to decide. Never SQL, and
-        never a value of the conversation.
+        """Explains why a principal may, or may not, do something: each rule with its
+        outcome, and the condition that is left for SQL to decide. It returns neither SQL
+        nor a value of the conversation. `python -m server policy explain` does the same
+        for a file.
+
+        NOT_FOUND: the caller, not the subject, cannot read the conversation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,8 +100,10 @@ def add_AccessServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AccessService:
-    """Questions about the access policy. Never a substitute for enforcement: every
-    method of every service asks the policy by itself.
+    """Questions about the access policy, for applications that show what a user may do,
+    and for the people who write policies. Never a substitute for enforcement: every
+    method of every service applies the policy by itself. Errors are those that
+    conversations_service.proto describes.
     """
 
     @staticmethod

@@ -27,8 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AccessServiceStub:
-    """Questions about the access policy. Never a substitute for enforcement: every
-    method of every service asks the policy by itself.
+    """Questions about the access policy, for applications that show what a user may do,
+    and for the people who write policies. Never a substitute for enforcement: every
+    method of every service applies the policy by itself. Errors are those that
+    conversations_service.proto describes.
     """
 
     @_typing.overload
@@ -36,35 +38,47 @@ class AccessServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AccessServiceAsyncStub: ...
     CheckAccess: _grpc.UnaryUnaryMultiCallable[_access_service_pb2.CheckAccessRequest, _access_service_pb2.CheckAccessResponse]
-    """Tells which of some actions the caller may take on one conversation or one
-    of its items. Open to every principal: it tells of nobody but the caller.
+    """Returns which of some permissions the caller has on one conversation, or on one of
+    its items. Open to every principal: it tells of nobody but the caller. The answer
+    holds for the moment: the policy and the conversation can change.
     """
     ExplainAccess: _grpc.UnaryUnaryMultiCallable[_access_service_pb2.ExplainAccessRequest, _access_service_pb2.ExplainAccessResponse]
-    """Tells why a principal may, or may not, do something: each rule with its
-    outcome, and what is left of the policy for SQL to decide. Never SQL, and
-    never a value of the conversation.
+    """Explains why a principal may, or may not, do something: each rule with its
+    outcome, and the condition that is left for SQL to decide. It returns neither SQL
+    nor a value of the conversation. `python -m server policy explain` does the same
+    for a file.
+
+    NOT_FOUND: the caller, not the subject, cannot read the conversation.
     """
 
 @_typing.type_check_only
 class AccessServiceAsyncStub(AccessServiceStub):
-    """Questions about the access policy. Never a substitute for enforcement: every
-    method of every service asks the policy by itself.
+    """Questions about the access policy, for applications that show what a user may do,
+    and for the people who write policies. Never a substitute for enforcement: every
+    method of every service applies the policy by itself. Errors are those that
+    conversations_service.proto describes.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CheckAccess: _aio.UnaryUnaryMultiCallable[_access_service_pb2.CheckAccessRequest, _access_service_pb2.CheckAccessResponse]  # type: ignore[assignment]
-    """Tells which of some actions the caller may take on one conversation or one
-    of its items. Open to every principal: it tells of nobody but the caller.
+    """Returns which of some permissions the caller has on one conversation, or on one of
+    its items. Open to every principal: it tells of nobody but the caller. The answer
+    holds for the moment: the policy and the conversation can change.
     """
     ExplainAccess: _aio.UnaryUnaryMultiCallable[_access_service_pb2.ExplainAccessRequest, _access_service_pb2.ExplainAccessResponse]  # type: ignore[assignment]
-    """Tells why a principal may, or may not, do something: each rule with its
-    outcome, and what is left of the policy for SQL to decide. Never SQL, and
-    never a value of the conversation.
+    """Explains why a principal may, or may not, do something: each rule with its
+    outcome, and the condition that is left for SQL to decide. It returns neither SQL
+    nor a value of the conversation. `python -m server policy explain` does the same
+    for a file.
+
+    NOT_FOUND: the caller, not the subject, cannot read the conversation.
     """
 
 class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Questions about the access policy. Never a substitute for enforcement: every
-    method of every service asks the policy by itself.
+    """Questions about the access policy, for applications that show what a user may do,
+    and for the people who write policies. Never a substitute for enforcement: every
+    method of every service applies the policy by itself. Errors are those that
+    conversations_service.proto describes.
     """
 
     @_abc_1.abstractmethod
@@ -73,8 +87,9 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_service_pb2.CheckAccessRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_service_pb2.CheckAccessResponse, _abc.Awaitable[_access_service_pb2.CheckAccessResponse]]:
-        """Tells which of some actions the caller may take on one conversation or one
-        of its items. Open to every principal: it tells of nobody but the caller.
+        """Returns which of some permissions the caller has on one conversation, or on one of
+        its items. Open to every principal: it tells of nobody but the caller. The answer
+        holds for the moment: the policy and the conversation can change.
         """
 
     @_abc_1.abstractmethod
@@ -83,9 +98,12 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_service_pb2.ExplainAccessRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_service_pb2.ExplainAccessResponse, _abc.Awaitable[_access_service_pb2.ExplainAccessResponse]]:
-        """Tells why a principal may, or may not, do something: each rule with its
-        outcome, and what is left of the policy for SQL to decide. Never SQL, and
-        never a value of the conversation.
+        """Explains why a principal may, or may not, do something: each rule with its
+        outcome, and the condition that is left for SQL to decide. It returns neither SQL
+        nor a value of the conversation. `python -m server policy explain` does the same
+        for a file.
+
+        NOT_FOUND: the caller, not the subject, cannot read the conversation.
         """
 
 def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -45,7 +45,9 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """A tool; read only in the OpenAI API."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """Who speaks. JSON with another role is kept in `Item.json`."""
+    """Who says a message. JSON with another role is kept in `Item.json`, and the role is
+    unspecified then. The service does not restrict who may use which role.
+    """
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """The role is not one of those below."""
@@ -74,9 +76,9 @@ class _Phase:
 class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PHASE_UNSPECIFIED: _Phase.ValueType  # 0
-    """Not said."""
+    """The JSON has no phase, or null."""
     PHASE_COMMENTARY: _Phase.ValueType  # 1
-    """Said on the way to the answer."""
+    """A remark on the way to the answer."""
     PHASE_FINAL_ANSWER: _Phase.ValueType  # 2
     """The answer."""
 
@@ -84,9 +86,9 @@ class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
     """What part of an answer an assistant's message is."""
 
 PHASE_UNSPECIFIED: Phase.ValueType  # 0
-"""Not said."""
+"""The JSON has no phase, or null."""
 PHASE_COMMENTARY: Phase.ValueType  # 1
-"""Said on the way to the answer."""
+"""A remark on the way to the answer."""
 PHASE_FINAL_ANSWER: Phase.ValueType  # 2
 """The answer."""
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
@@ -98,7 +100,7 @@ class _ImageDetail:
 class _ImageDetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageDetail.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     IMAGE_DETAIL_UNSPECIFIED: _ImageDetail.ValueType  # 0
-    """Not said; the model behaves as for `auto`."""
+    """The JSON has no detail; the model then behaves as for `auto`."""
     IMAGE_DETAIL_LOW: _ImageDetail.ValueType  # 1
     """A small version of it."""
     IMAGE_DETAIL_HIGH: _ImageDetail.ValueType  # 2
@@ -112,7 +114,7 @@ class ImageDetail(_ImageDetail, metaclass=_ImageDetailEnumTypeWrapper):
     """How closely the model looks at an image."""
 
 IMAGE_DETAIL_UNSPECIFIED: ImageDetail.ValueType  # 0
-"""Not said; the model behaves as for `auto`."""
+"""The JSON has no detail; the model then behaves as for `auto`."""
 IMAGE_DETAIL_LOW: ImageDetail.ValueType  # 1
 """A small version of it."""
 IMAGE_DETAIL_HIGH: ImageDetail.ValueType  # 2
@@ -125,14 +127,17 @@ Global___ImageDetail: _TypeAlias = ImageDetail  # noqa: Y015
 
 @_typing.final
 class Opaque(_message.Message):
-    """JSON for which this schema has no type. Written back as it is."""
+    """JSON for which this schema has no type. Callers get it back as it is, byte for byte.
+    JSON that does not parse, has a key twice in one object, or has another `type` than
+    the field `type` is INVALID_ARGUMENT.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TYPE_FIELD_NUMBER: _builtins.int
     JSON_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """The `type` in the JSON; empty when it has none or is no object."""
+    """The `type` in the JSON; empty if it has none or is no object."""
     json: _builtins.bytes
     """One JSON value in UTF-8. Bytes, not Struct: a Struct turns every number into a
     double and forgets the order of keys.
@@ -153,7 +158,9 @@ Global___Opaque: _TypeAlias = Opaque  # noqa: Y015
 
 @_typing.final
 class StringList(_message.Message):
-    """A list that is there, though perhaps empty."""
+    """A list of strings that can be absent: an unset StringList is an absent key of the
+    JSON, an empty one is an empty list.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -177,7 +184,9 @@ Global___StringList: _TypeAlias = StringList  # noqa: Y015
 
 @_typing.final
 class Content(_message.Message):
-    """One part of a message or of a tool's output."""
+    """One part of a message or of a tool's output. Any part can be stored; which of them
+    the OpenAI API accepts from callers is said at each.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -229,7 +238,7 @@ class Content(_message.Message):
 
     @_builtins.property
     def unknown(self) -> Global___Opaque:
-        """A kind of part this schema does not know."""
+        """A part of a kind that this schema does not have."""
 
     def __init__(
         self,
@@ -322,8 +331,8 @@ class OutputText(_message.Message):
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogProb]:
-        """How likely each token was; empty unless asked of the model, and on reads unless
-        asked for with `include`.
+        """How likely each token was; empty unless the model was asked for it. Always
+        returned, whatever `include` says.
         """
 
     def __init__(
@@ -782,7 +791,7 @@ Global___LogProb: _TypeAlias = LogProb  # noqa: Y015
 
 @_typing.final
 class ToolOutput(_message.Message):
-    """What a tool gave back. Text and a list with one text are two things in the OpenAI
+    """The result of a tool. Text and a list with one text are two things in the OpenAI
     API, and stay two.
     """
 

@@ -21,8 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Conversation(_message.Message):
-    """A conversation: an ordered, append-only log of items and the caller's
-    metadata.
+    """A conversation: an ordered, append-only log of items, and metadata about it. The
+    items are not part of this message; ListItems reads them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -77,42 +77,54 @@ class Conversation(_message.Message):
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Output only. `conv_` and 48 lower-case hex digits, given by the server.
-    Opaque: on input only the prefix `conv` is checked.
+    """Output only. `conv_` and 48 lower-case hex digits, given by the server. Opaque:
+    callers cannot choose it, and on input only the prefix `conv` and the characters
+    `A-Z a-z 0-9 _ -`, at most 64, are checked.
     """
     etag: _builtins.str
-    """Optional. Changes whenever `update_time` does. Sent back on an update or a
-    delete, it makes the call fail with ABORTED (`ETAG_MISMATCH`) if the
-    conversation changed in between. Empty: no such check.
+    """Optional. Stands for the present metadata and attributes (AIP-154), and changes
+    with every update. Opaque; the double quotes are part of it. Sent back on an
+    update or a delete, it makes the call fail with ABORTED (`ETAG_MISMATCH`) if the
+    conversation was updated in between. Empty: no such check. Ignored on create.
     """
     owner: _builtins.str
-    """Output only. Id of the principal that created the conversation."""
+    """Output only. Id of the principal that created the conversation, for good; it
+    cannot be changed by an update. Policies ask for it with `user is owner`.
+    Empty: the conversation has no owner.
+    """
     last_sequence: _builtins.int
-    """Output only. `Item.sequence` of the newest item ever appended; 0 when there
-    was none. Deleting items does not lower it.
+    """Output only. `Item.sequence` of the newest item ever appended; 0 if there was
+    none. Deleting items does not lower it, so it is no count of the items that are
+    there. `expected_last_sequence` of an append is compared with it.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When the conversation was created."""
+        """Output only. When the conversation was created, by the clock of the server, to
+        the microsecond.
+        """
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Optional. Up to 16 pairs; a key has 1 to 64 and a value at most 512 Unicode
-        code points, neither holds U+0000. More is INVALID_ARGUMENT.
+        """Optional. Notes of the caller, which the service stores and can filter lists by,
+        but does not interpret. Up to 16 pairs. A key has 1 to 64 and a value at most 512
+        Unicode code points, and neither contains U+0000. More is INVALID_ARGUMENT;
+        `LIMIT_EXCEEDED` if only the stored and the new pairs together are too many.
         """
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When `metadata` or `attributes` last changed. Appending and
-        deleting items do not move it.
+        """Output only. When `metadata` or `attributes` were last updated; at first
+        `create_time`. Appending and deleting items do not change it.
         """
 
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, Global___AttributeValues]:
-        """Optional. What access policies read, for example `teams`. A name has 1 to
-        64 characters of `a-z`, `0-9` and `_`; at most 16 names. On create, a name
-        that is not sent takes the caller's own values; values that are sent must be
-        the caller's own too, unless the policy lets the caller share everything.
+        """Optional. What access policies read, for example `teams`: they decide who else
+        sees the conversation. At most 16 names, each of 1 to 64 characters of `a-z`, `0-9`
+        and `_`, with a letter in front. On create, a name that is not sent gets the
+        caller's own values, and an empty list gives it none. Values that are sent must
+        be the caller's own too, else PERMISSION_DENIED, unless the policy permits the
+        caller to share every conversation. An update needs the action share.
         """
 
     def __init__(
@@ -144,8 +156,9 @@ class AttributeValues(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At most 256 values of 1 to 256 bytes without U+0000; a value sent twice
-        counts once.
+        """At most 256 values of 1 to 256 bytes in UTF-8, without U+0000. More is
+        INVALID_ARGUMENT. A value that is sent twice is stored once, and order is not
+        kept.
         """
 
     def __init__(

@@ -30,15 +30,21 @@ class _Order:
 class _OrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Order.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ORDER_UNSPECIFIED: _Order.ValueType  # 0
+    """The default: descending."""
     ORDER_ASCENDING: _Order.ValueType  # 1
+    """By rising `sequence`: oldest first. `asc` in the OpenAI API."""
     ORDER_DESCENDING: _Order.ValueType  # 2
+    """By falling `sequence`: newest first. `desc` in the OpenAI API."""
 
 class Order(_Order, metaclass=_OrderEnumTypeWrapper):
-    """Direction of a list."""
+    """Direction of a list of items."""
 
 ORDER_UNSPECIFIED: Order.ValueType  # 0
+"""The default: descending."""
 ORDER_ASCENDING: Order.ValueType  # 1
+"""By rising `sequence`: oldest first. `asc` in the OpenAI API."""
 ORDER_DESCENDING: Order.ValueType  # 2
+"""By falling `sequence`: newest first. `desc` in the OpenAI API."""
 Global___Order: _TypeAlias = Order  # noqa: Y015
 
 class _Include:
@@ -48,49 +54,78 @@ class _Include:
 class _IncludeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Include.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     INCLUDE_UNSPECIFIED: _Include.ValueType  # 0
+    """Not a value: INVALID_ARGUMENT, as is a number that is not listed here."""
     INCLUDE_FILE_SEARCH_CALL_RESULTS: _Include.ValueType  # 1
+    """`file_search_call.results`: `FileSearchCall.results`."""
     INCLUDE_WEB_SEARCH_CALL_RESULTS: _Include.ValueType  # 2
+    """`web_search_call.results`, which has no field in the OpenAI API."""
     INCLUDE_WEB_SEARCH_CALL_ACTION_SOURCES: _Include.ValueType  # 3
+    """`web_search_call.action.sources`: `WebSearchCall.Search.sources`."""
     INCLUDE_MESSAGE_INPUT_IMAGE_IMAGE_URL: _Include.ValueType  # 4
+    """`message.input_image.image_url`: `InputImage.image_url` in messages."""
     INCLUDE_COMPUTER_CALL_OUTPUT_OUTPUT_IMAGE_URL: _Include.ValueType  # 5
+    """`computer_call_output.output.image_url`: the screenshot of a ComputerCallOutput."""
     INCLUDE_CODE_INTERPRETER_CALL_OUTPUTS: _Include.ValueType  # 6
+    """`code_interpreter_call.outputs`: `CodeInterpreterCall.outputs`."""
     INCLUDE_REASONING_ENCRYPTED_CONTENT: _Include.ValueType  # 7
+    """`reasoning.encrypted_content`: `Reasoning.encrypted_content`."""
     INCLUDE_MESSAGE_OUTPUT_TEXT_LOGPROBS: _Include.ValueType  # 8
+    """`message.output_text.logprobs`: `OutputText.logprobs` in messages."""
 
 class Include(_Include, metaclass=_IncludeEnumTypeWrapper):
-    """The `include` values of the source API."""
+    """The `include` values of the OpenAI API. They are accepted so that callers can pass
+    on what they have; none has an effect, because items are always returned whole.
+    """
 
 INCLUDE_UNSPECIFIED: Include.ValueType  # 0
+"""Not a value: INVALID_ARGUMENT, as is a number that is not listed here."""
 INCLUDE_FILE_SEARCH_CALL_RESULTS: Include.ValueType  # 1
+"""`file_search_call.results`: `FileSearchCall.results`."""
 INCLUDE_WEB_SEARCH_CALL_RESULTS: Include.ValueType  # 2
+"""`web_search_call.results`, which has no field in the OpenAI API."""
 INCLUDE_WEB_SEARCH_CALL_ACTION_SOURCES: Include.ValueType  # 3
+"""`web_search_call.action.sources`: `WebSearchCall.Search.sources`."""
 INCLUDE_MESSAGE_INPUT_IMAGE_IMAGE_URL: Include.ValueType  # 4
+"""`message.input_image.image_url`: `InputImage.image_url` in messages."""
 INCLUDE_COMPUTER_CALL_OUTPUT_OUTPUT_IMAGE_URL: Include.ValueType  # 5
+"""`computer_call_output.output.image_url`: the screenshot of a ComputerCallOutput."""
 INCLUDE_CODE_INTERPRETER_CALL_OUTPUTS: Include.ValueType  # 6
+"""`code_interpreter_call.outputs`: `CodeInterpreterCall.outputs`."""
 INCLUDE_REASONING_ENCRYPTED_CONTENT: Include.ValueType  # 7
+"""`reasoning.encrypted_content`: `Reasoning.encrypted_content`."""
 INCLUDE_MESSAGE_OUTPUT_TEXT_LOGPROBS: Include.ValueType  # 8
+"""`message.output_text.logprobs`: `OutputText.logprobs` in messages."""
 Global___Include: _TypeAlias = Include  # noqa: Y015
 
 @_typing.final
 class CreateConversationRequest(_message.Message):
+    """What to create, with nothing required: an empty request creates an empty
+    conversation.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. A UUID, kept for 24 hours. Sending the same request again under
-    it gives the conversation of the first call and writes nothing; another
-    request under it is FAILED_PRECONDITION. Without it, a retry creates a
-    second conversation.
+    """Optional. A UUID that makes the call repeatable (AIP-155), kept for 24 hours.
+    The same request under the same id returns the conversation that the first call
+    created, as it is now, and writes nothing; NOT_FOUND if it was deleted since.
+    Another request under it is FAILED_PRECONDITION (`REQUEST_ID_REUSED`). Ids
+    belong to the caller: those of others do not collide with it.
     """
     @_builtins.property
     def conversation(self) -> _conversation_pb2.Conversation:
-        """Optional. Only `metadata` and `attributes` are read."""
+        """Optional. Only `metadata` and `attributes` are read; output-only fields are
+        ignored (AIP-203).
+        """
 
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.NewItem]:
-        """Optional. Up to 20 first items."""
+        """Optional. Up to 20 first items, in order, with the limits of CreateItems. Their
+        sequences are 1, 2, 3 and so on.
+        """
 
     def __init__(
         self,
@@ -109,11 +144,16 @@ Global___CreateConversationRequest: _TypeAlias = CreateConversationRequest  # no
 
 @_typing.final
 class GetConversationRequest(_message.Message):
+    """Which conversation to get."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Required. Begins with `conv`."""
+    """Required. `Conversation.id`. Begins with `conv` and has at most 64 of
+    `A-Z a-z 0-9 _ -`; all else is INVALID_ARGUMENT. An id of this form that no
+    conversation has is NOT_FOUND. The same holds in all requests.
+    """
     def __init__(
         self,
         *,
@@ -129,26 +169,40 @@ Global___GetConversationRequest: _TypeAlias = GetConversationRequest  # noqa: Y0
 
 @_typing.final
 class UpdateConversationRequest(_message.Message):
+    """The conversation as it shall be, and which part of it to take."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional. As in CreateConversationRequest; the answer to a repeated call is
-    the conversation as it is then.
+    """Optional. A UUID that makes the call repeatable (AIP-155), kept for 24 hours for
+    this conversation. A repeated call changes nothing and returns the conversation
+    as it is then, with later changes by others; `etag` is not compared again.
     """
     @_builtins.property
     def conversation(self) -> _conversation_pb2.Conversation:
-        """Required. `id` selects; `etag`, when set, must match."""
+        """Required. `id` selects the conversation. `etag`, if it is set, must be the
+        present one, else ABORTED (`ETAG_MISMATCH`) and nothing changes (AIP-154). The
+        other output-only fields are ignored, so a conversation that was read can be
+        sent back with changes.
+        """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Optional. `metadata` replaces the whole map, `metadata.<key>` one pair (an
-        absent key removes it), `attributes` and `attributes.<name>` likewise; `*`
-        is both maps. A key with other characters than letters, digits and `_`
-        stands in backticks: metadata.`my-key`. Omitted: each map that is not
-        empty. At most 32 paths.
+        """Optional. What to take from `conversation` (AIP-134, AIP-161), at most 32 paths:
+
+        - `metadata` or `attributes`: replaces the whole map; an empty one clears it.
+        - `metadata.<key>`: sets one pair, or removes it if `conversation` lacks the
+          key. A key with other characters than letters, digits and `_` stands in
+          backticks: metadata.`my-key`.
+        - `attributes.<name>`: sets the values of one attribute, or removes it.
+        - `*`: both maps.
+
+        Without a mask, each map that is not empty is replaced. Paths of output-only
+        fields are ignored; unknown paths, and a mask that names nothing to change, are
+        INVALID_ARGUMENT.
         """
 
     def __init__(
@@ -168,18 +222,23 @@ Global___UpdateConversationRequest: _TypeAlias = UpdateConversationRequest  # no
 
 @_typing.final
 class DeleteConversationRequest(_message.Message):
+    """Which conversation to delete."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Required. Begins with `conv`."""
+    """Required. `Conversation.id`; begins with `conv`."""
     etag: _builtins.str
-    """Optional. `Conversation.etag` that must still hold, else ABORTED."""
+    """Optional. The `Conversation.etag` that was read: ABORTED (`ETAG_MISMATCH`) if
+    metadata or attributes changed since (AIP-154). Appended items do not change
+    the etag.
+    """
     request_id: _builtins.str
-    """Optional. A UUID, kept for 24 hours: a repeated call under it succeeds
-    instead of answering NOT_FOUND.
+    """Optional. A UUID that makes the call repeatable (AIP-155), kept for 24 hours: a
+    repeated call succeeds instead of answering NOT_FOUND.
     """
     def __init__(
         self,
@@ -198,6 +257,8 @@ Global___DeleteConversationRequest: _TypeAlias = DeleteConversationRequest  # no
 
 @_typing.final
 class ListConversationsRequest(_message.Message):
+    """Which conversations to list, and how many at a time."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
@@ -205,20 +266,31 @@ class ListConversationsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Optional. Default 20, at most 100; larger values are lowered to 100."""
+    """Optional. 0 means 20. At most 100; larger values are lowered to 100, negative
+    ones are INVALID_ARGUMENT (AIP-158).
+    """
     page_token: _builtins.str
-    """Optional. `next_page_token` of the previous response; all other fields but
-    `page_size` must then be as in that call.
+    """Optional. `next_page_token` of the previous response. All other fields but
+    `page_size` must then be as in that call, and the caller the same, else
+    INVALID_ARGUMENT (`PAGE_TOKEN_INVALID`). A token does not expire. It is a
+    position, not a permission: each page shows what the caller may read by then.
     """
     filter: _builtins.str
-    """Optional. Up to 8 comparisons joined by AND: `owner`, `metadata.<key>`
-    and `attributes.<name>` with `=` or `!=`; `create_time` with `<`, `<=`,
-    `>`, `>=` and an RFC 3339 time. Values stand in double quotes:
-    `metadata.topic = "demo" AND create_time > "2026-01-01T00:00:00Z"`. An
-    attribute equals a value when it holds it.
+    """Optional. Up to 8 comparisons joined by AND, a subset of AIP-160:
+
+    - `owner`, `metadata.<key>`, `attributes.<name>` with `=` or `!=`. An attribute
+      equals a value if the value is one of its values. A key with characters
+      other than letters, digits, `_` and `-` stands in backticks.
+    - `create_time` with `<`, `<=`, `>`, `>=` and an RFC 3339 time with an offset.
+
+    Values stand in double quotes, with `\\"` and `\\\\` as escapes:
+    `metadata.topic = "demo" AND create_time > "2026-01-01T00:00:00Z"`. All else is
+    INVALID_ARGUMENT (`FILTER_INVALID`), with the position of the mistake.
     """
     order_by: _builtins.str
-    """Optional. `create_time` or `create_time desc`, the default."""
+    """Optional. `create_time desc`, the default, or `create_time` (AIP-132). Equal
+    times are ordered by id.
+    """
     def __init__(
         self,
         *,
@@ -237,15 +309,17 @@ Global___ListConversationsRequest: _TypeAlias = ListConversationsRequest  # noqa
 
 @_typing.final
 class ListConversationsResponse(_message.Message):
+    """One page of conversations."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """Opaque, for `page_token` of the next request. Empty on the last page."""
     @_builtins.property
     def conversations(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Conversation]:
-        """At most `page_size`, in the order asked for."""
+        """At most `page_size` conversations, without their items, in the order asked for."""
 
     def __init__(
         self,
@@ -263,6 +337,8 @@ Global___ListConversationsResponse: _TypeAlias = ListConversationsResponse  # no
 
 @_typing.final
 class CreateItemsRequest(_message.Message):
+    """What to append, and on which condition."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
@@ -271,25 +347,34 @@ class CreateItemsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     EXPECTED_LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Required. Begins with `conv`."""
+    """Required. `Conversation.id`; begins with `conv`."""
     request_id: _builtins.str
-    """Optional. A UUID, kept for 24 hours for this conversation. Sending the same
-    request again under it gives the items of the first call and writes
-    nothing; another request under it is FAILED_PRECONDITION.
+    """Optional. A UUID that makes the call repeatable (AIP-155), kept for 24 hours for
+    this conversation and caller. The same request under it returns the items of
+    the first call and writes nothing, also if `expected_last_sequence` no longer
+    holds; NOT_FOUND (`ITEM_NOT_FOUND`) if one of them was deleted since. Another
+    request under it is FAILED_PRECONDITION (`REQUEST_ID_REUSED`).
     """
     expected_last_sequence: _builtins.int
-    """Optional. ABORTED (`SEQUENCE_MISMATCH`) unless `Conversation.last_sequence`
-    is this value. 0 expects a conversation that never had an item.
+    """Optional. Append only if `Conversation.last_sequence` is this value, else ABORTED
+    (`SEQUENCE_MISMATCH`), with the present one as `lastSequence` in ErrorInfo. Of
+    several callers with the same value exactly one succeeds. 0 expects a
+    conversation that never had an item.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.NewItem]:
-        """Required. 1 to 20 items; one may hold up to 16 MiB, all together 30 MiB,
-        unless the server is configured otherwise.
+        """Required. 1 to 20 items. Serialized, one has at most 16 MiB, and all together
+        15/16 of the largest message, which is 32 MiB; an operator can change both
+        limits (`max_item_bytes`, `max_message_bytes`). More is INVALID_ARGUMENT; a
+        request beyond the largest message is RESOURCE_EXHAUSTED, from gRPC itself.
+        gRPC clients receive 4 MiB at most unless they are configured otherwise.
         """
 
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[Global___Include.ValueType]:
-        """Optional. Accepted as in the source API; items are always returned whole."""
+        """Optional. Accepted for compatibility with the OpenAI API, and without effect:
+        items are always returned whole.
+        """
 
     def __init__(
         self,
@@ -312,12 +397,16 @@ Global___CreateItemsRequest: _TypeAlias = CreateItemsRequest  # noqa: Y015
 
 @_typing.final
 class CreateItemsResponse(_message.Message):
+    """What was appended."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Item]:
-        """The items as stored, in request order; their sequences are consecutive."""
+        """The items as stored, in request order, with `id`, `sequence`, `create_time` and,
+        where the type has one, the default `status`. Their sequences are consecutive.
+        """
 
     def __init__(
         self,
@@ -334,6 +423,8 @@ Global___CreateItemsResponse: _TypeAlias = CreateItemsResponse  # noqa: Y015
 
 @_typing.final
 class AppendItemsRequest(_message.Message):
+    """One append of a stream."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
@@ -342,17 +433,23 @@ class AppendItemsRequest(_message.Message):
     EXPECTED_LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
     """Required on the first message, where it begins with `conv`; empty or the same
-    on later ones.
+    on later ones. Anything else ends the stream with INVALID_ARGUMENT.
     """
     request_id: _builtins.str
-    """Optional. As in CreateItems, and apart from the request ids of CreateItems."""
+    """Optional. A UUID that makes this message repeatable, on this or another stream,
+    as in CreateItemsRequest. CreateItems and AppendItems do not know each other's
+    request ids.
+    """
     expected_last_sequence: _builtins.int
-    """Optional. As in CreateItems. A caller that sends ahead counts on: the value of
-    one message plus its items is the value of the next.
+    """Optional. As in CreateItemsRequest. A caller that sends ahead counts: the value
+    of one message plus the number of its items is the value of the next. After one
+    such message fails, those behind it fail as well.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.NewItem]:
-        """Required. 1 to 20 items, with the limits of CreateItems."""
+        """Required. 1 to 20 items, with the limits of CreateItemsRequest. They are appended
+        together or not at all.
+        """
 
     def __init__(
         self,
@@ -374,23 +471,25 @@ Global___AppendItemsRequest: _TypeAlias = AppendItemsRequest  # noqa: Y015
 
 @_typing.final
 class AppendItemsResponse(_message.Message):
-    """What became of one message, in the order they were sent."""
+    """What became of one message. There is one response for each message, in the order
+    in which they were sent.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Appended(_message.Message):
-        """Where the items are."""
+        """Where the items are. The items themselves are not sent back."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
         ITEM_IDS_FIELD_NUMBER: _builtins.int
         FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
         first_sequence: _builtins.int
-        """Of the first item; the others follow without a gap."""
+        """`Item.sequence` of the first item; the others follow without a gap."""
         @_builtins.property
         def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-            """Ids in the order of the request."""
+            """`Item.id` of each item, in the order of the message."""
 
         def __init__(
             self,
@@ -408,11 +507,13 @@ class AppendItemsResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def appended(self) -> Global___AppendItemsResponse.Appended:
-        """Its items were appended, all of them."""
+        """All items of the message were appended."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """Nothing of it was appended; code and details are those of CreateItems."""
+        """Nothing of the message was appended. Code and details are those that
+        CreateItems would end with; the stream goes on.
+        """
 
     def __init__(
         self,
@@ -432,18 +533,22 @@ Global___AppendItemsResponse: _TypeAlias = AppendItemsResponse  # noqa: Y015
 
 @_typing.final
 class GetItemRequest(_message.Message):
+    """Which item to get."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     ITEM_ID_FIELD_NUMBER: _builtins.int
     INCLUDE_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Required. Begins with `conv`."""
+    """Required. `Conversation.id`; begins with `conv`."""
     item_id: _builtins.str
-    """Required. Id of an item of this conversation."""
+    """Required. `Item.id`, 1 to 64 of `A-Z a-z 0-9 _ -`. Ids are unique within a
+    conversation only.
+    """
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[Global___Include.ValueType]:
-        """Optional. Accepted as in the source API; items are always returned whole."""
+        """Optional. Accepted and without effect, as in CreateItemsRequest."""
 
     def __init__(
         self,
@@ -462,22 +567,24 @@ Global___GetItemRequest: _TypeAlias = GetItemRequest  # noqa: Y015
 
 @_typing.final
 class BatchGetItemsRequest(_message.Message):
+    """Which items of one conversation to get."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     ITEM_IDS_FIELD_NUMBER: _builtins.int
     INCLUDE_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Required. Begins with `conv`."""
+    """Required. `Conversation.id`; begins with `conv`."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Required. 1 to 100 ids of items of this conversation. An id sent twice is
+        """Required. 1 to 100 `Item.id`s of this conversation. An id that is sent twice is
         answered twice.
         """
 
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[Global___Include.ValueType]:
-        """Optional. Accepted as in the source API; items are always returned whole."""
+        """Optional. Accepted and without effect, as in CreateItemsRequest."""
 
     def __init__(
         self,
@@ -496,12 +603,14 @@ Global___BatchGetItemsRequest: _TypeAlias = BatchGetItemsRequest  # noqa: Y015
 
 @_typing.final
 class BatchGetItemsResponse(_message.Message):
+    """The items, complete: one that is missing fails the whole call."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Item]:
-        """In the order of the request."""
+        """As many items as ids were sent, in their order."""
 
     def __init__(
         self,
@@ -518,6 +627,8 @@ Global___BatchGetItemsResponse: _TypeAlias = BatchGetItemsResponse  # noqa: Y015
 
 @_typing.final
 class ListItemsRequest(_message.Message):
+    """Which items of one conversation to list, and from where."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
@@ -528,29 +639,38 @@ class ListItemsRequest(_message.Message):
     INCLUDE_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Required. Begins with `conv`."""
+    """Required. `Conversation.id`; begins with `conv`."""
     page_size: _builtins.int
-    """Optional. Default 20, at most 100; larger values are lowered to 100."""
+    """Optional. 0 means 20. At most 100; larger values are lowered to 100, negative
+    ones are INVALID_ARGUMENT (AIP-158).
+    """
     page_token: _builtins.str
-    """`next_page_token` of the previous response; all other fields but
-    `page_size` must then be as in that call.
+    """`next_page_token` of the previous response. All other fields but `page_size`
+    must then be as in that call, and the caller the same, else INVALID_ARGUMENT
+    (`PAGE_TOKEN_INVALID`). A token does not expire.
     """
     after: _builtins.str
-    """Id of the item of this conversation after which, in `order`, to go on. A
-    deleted item keeps its place until it is purged; any other id is
-    INVALID_ARGUMENT.
+    """Id of the item behind which, in the direction of `order`, the page begins;
+    the item itself is not part of it. A deleted item keeps its place until it is
+    purged, if no other item has taken its id. Any other id is INVALID_ARGUMENT
+    (rule `after.exists`).
     """
     order: Global___Order.ValueType
-    """Optional. Descending when unspecified, as in the source API."""
+    """Optional. Unspecified means descending, as in the OpenAI API."""
     filter: _builtins.str
-    """Optional. Up to 8 comparisons joined by AND: `type`, `role` and `status`
-    with `=` or `!=`, `create_time` with `<`, `<=`, `>`, `>=` and an RFC 3339
-    time. Values are those of the source API in double quotes:
-    `type = "message" AND role = "user"`.
+    """Optional. Up to 8 comparisons joined by AND, a subset of AIP-160:
+
+    - `type`, `role`, `status` with `=` or `!=`. Values are those of the OpenAI JSON,
+      also of types that this schema does not know. An item without a role or
+      status has the value `""`.
+    - `create_time` with `<`, `<=`, `>`, `>=` and an RFC 3339 time with an offset.
+
+    Values stand in double quotes: `type = "message" AND role = "user"`. All else is
+    INVALID_ARGUMENT (`FILTER_INVALID`), with the position of the mistake.
     """
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[Global___Include.ValueType]:
-        """Optional. Accepted as in the source API; items are always returned whole."""
+        """Optional. Accepted and without effect, as in CreateItemsRequest."""
 
     def __init__(
         self,
@@ -575,6 +695,8 @@ Global___ListItemsRequest: _TypeAlias = ListItemsRequest  # noqa: Y015
 
 @_typing.final
 class ListItemsResponse(_message.Message):
+    """One page of items. The last three fields are those of the OpenAI API."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEMS_FIELD_NUMBER: _builtins.int
@@ -583,16 +705,20 @@ class ListItemsResponse(_message.Message):
     FIRST_ID_FIELD_NUMBER: _builtins.int
     LAST_ID_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty exactly when `has_more` is false."""
+    """Opaque, for `page_token` of the next request. Empty exactly if `has_more` is
+    false.
+    """
     has_more: _builtins.bool
-    """Whether items follow `last_id` in the order asked for."""
+    """Whether items follow `last_id` in the order asked for. Exact: true means that
+    the next page is not empty.
+    """
     first_id: _builtins.str
     """Id of the first of `items`; empty on an empty page."""
     last_id: _builtins.str
     """Id of the last of `items`; empty on an empty page."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.Item]:
-        """At most `page_size`, in the order asked for."""
+        """At most `page_size` items, in the order asked for; fewer where a message is full."""
 
     def __init__(
         self,
@@ -613,18 +739,21 @@ Global___ListItemsResponse: _TypeAlias = ListItemsResponse  # noqa: Y015
 
 @_typing.final
 class DeleteItemRequest(_message.Message):
+    """Which item to delete."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     ITEM_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     conversation_id: _builtins.str
-    """Required. Begins with `conv`."""
+    """Required. `Conversation.id`; begins with `conv`."""
     item_id: _builtins.str
-    """Required. Id of an item of this conversation."""
+    """Required. `Item.id` of an item of this conversation."""
     request_id: _builtins.str
-    """Optional. A UUID, kept for 24 hours: a repeated call under it succeeds
-    instead of answering NOT_FOUND.
+    """Optional. A UUID that makes the call repeatable (AIP-155), kept for 24 hours for
+    this conversation. A repeated call succeeds instead of answering NOT_FOUND, also
+    if another item has the id by then, and does not delete that one.
     """
     def __init__(
         self,

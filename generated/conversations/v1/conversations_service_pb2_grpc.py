@@ -31,10 +31,24 @@ if _version_not_supported:
 class ConversationsServiceStub:
     """Conversations and their items: the OpenAI Conversations API with types.
 
-    Errors are google.rpc.Status with an ErrorInfo whose reason is in
-    error_reason.proto, a BadRequest that lists every violation, a ResourceInfo
-    for what was not found or not allowed, and a RetryInfo where trying again
-    helps. Missing, deleted and not readable give one and the same NOT_FOUND.
+    A conversation is an append-only log. Items never change; a position in the log,
+    once taken, is never used again.
+
+    Errors are `google.rpc.Status` (AIP-193). The details always contain an ErrorInfo
+    with a `reason` from error_reason.proto; branch on it, not on messages. Where
+    they apply, there is a BadRequest that lists every violation, a ResourceInfo for
+    what was not found or not allowed, and a RetryInfo where the same request can
+    succeed later. An object that is missing, deleted or not readable for the
+    caller gives one and the same NOT_FOUND.
+
+    Any method can answer UNAUTHENTICATED, PERMISSION_DENIED (`ACTION_DENIED`) if the
+    policy permits the action on no object at all, RESOURCE_EXHAUSTED
+    (`RATE_LIMITED`), UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED (`CONFLICT`) and
+    INTERNAL. The methods name only what they add to these. The server gives a unary
+    call without a deadline 30 seconds, and none more than 60.
+
+    The option `access` of a method names the permission that it needs. Methods on
+    items, and references to items, need conversation read as well.
     """
 
     def __init__(self, channel):
@@ -103,23 +117,46 @@ class ConversationsServiceStub:
 class ConversationsServiceServicer:
     """Conversations and their items: the OpenAI Conversations API with types.
 
-    Errors are google.rpc.Status with an ErrorInfo whose reason is in
-    error_reason.proto, a BadRequest that lists every violation, a ResourceInfo
-    for what was not found or not allowed, and a RetryInfo where trying again
-    helps. Missing, deleted and not readable give one and the same NOT_FOUND.
+    A conversation is an append-only log. Items never change; a position in the log,
+    once taken, is never used again.
+
+    Errors are `google.rpc.Status` (AIP-193). The details always contain an ErrorInfo
+    with a `reason` from error_reason.proto; branch on it, not on messages. Where
+    they apply, there is a BadRequest that lists every violation, a ResourceInfo for
+    what was not found or not allowed, and a RetryInfo where the same request can
+    succeed later. An object that is missing, deleted or not readable for the
+    caller gives one and the same NOT_FOUND.
+
+    Any method can answer UNAUTHENTICATED, PERMISSION_DENIED (`ACTION_DENIED`) if the
+    policy permits the action on no object at all, RESOURCE_EXHAUSTED
+    (`RATE_LIMITED`), UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED (`CONFLICT`) and
+    INTERNAL. The methods name only what they add to these. The server gives a unary
+    call without a deadline 30 seconds, and none more than 60.
+
+    The option `access` of a method names the permission that it needs. Methods on
+    items, and references to items, need conversation read as well.
     """
 
     def CreateConversation(self, request, context):
-        """Creates a conversation with up to 20 first items, all or nothing. Metadata
-        is kept as sent. A call that is repeated creates another one unless it has a
-        `request_id`.
+        """Creates a conversation with up to 20 first items, all or nothing. The caller
+        becomes its owner. Creating it with items needs item create as well.
+
+        INVALID_ARGUMENT: a field or an item breaks a rule. PERMISSION_DENIED: the
+        caller may not share with an attribute value. NOT_FOUND: an item that is
+        referred to. ALREADY_EXISTS: two items have one id. FAILED_PRECONDITION: the
+        `request_id` was used for another request.
+
+        A call that is repeated without a `request_id` creates another conversation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetConversation(self, request, context):
-        """Gets one conversation, without its items.
+        """Gets one conversation, without its items (AIP-131). `last_sequence` tells
+        whether items have been appended since an earlier read.
+
+        NOT_FOUND: missing, deleted or not readable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,34 +164,62 @@ class ConversationsServiceServicer:
 
     def UpdateConversation(self, request, context):
         """Changes metadata, which needs the action update, or attributes, which needs
-        share: who may edit may not thereby give away. New attribute values must be
-        the caller's own, unless a rule permits share to somebody who then reads.
-        POST, not PATCH: the path and verb of the source API.
+        share: the right to edit is not the right to give away. A caller can add only
+        attribute values that the caller has, unless the policy permits share on every
+        conversation. Returns the conversation after the change (AIP-134).
+
+        INVALID_ARGUMENT: the mask names an unknown field or nothing at all, or
+        (`LIMIT_EXCEEDED`) the stored and the new pairs together are more than 16.
+        NOT_FOUND: not readable. PERMISSION_DENIED: readable, but not to be changed.
+        ABORTED (`ETAG_MISMATCH`): another etag. FAILED_PRECONDITION: the `request_id`
+        was used for another request.
+
+        The HTTP verb is POST, as in the OpenAI API, not PATCH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteConversation(self, request, context):
-        """Deletes a conversation. From then on every call on it and on its items
-        answers NOT_FOUND, a second delete too. Items copied elsewhere stay.
+        """Deletes a conversation with its items, for good (AIP-135). From then on every
+        call on it answers NOT_FOUND, a second delete too unless it repeats the
+        `request_id`. Copies of its items in other conversations stay. The rows are
+        removed later, by the operator's purge.
+
+        NOT_FOUND: not readable, or deleted. PERMISSION_DENIED: readable, but not to be
+        deleted. ABORTED (`ETAG_MISMATCH`): another etag. FAILED_PRECONDITION: the
+        `request_id` was used for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListConversations(self, request, context):
-        """Lists the conversations that the caller may read, newest first, 20 a page, 100
-        at most. Others do not show, and there is no total: a count over them would
-        tell of them.
+        """Lists the conversations that the caller may read, newest first, in pages
+        (AIP-132, AIP-158). The policy is part of the query: pages are full, and
+        conversations that the caller cannot read leave no gaps. There is no total: it
+        would have to be counted for each caller. Not in the OpenAI API.
+
+        INVALID_ARGUMENT: `FILTER_INVALID`, or `PAGE_TOKEN_INVALID` for a token of
+        another query or caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateItems(self, request, context):
-        """Appends 1 to 20 items in request order, all or none. A call that is repeated
-        appends again unless it has a `request_id` or an `expected_last_sequence`.
+        """Appends 1 to 20 items in request order, all or none, and returns them as they
+        are stored. Concurrent calls are put in one order, that of their commits; the
+        items of one call are never apart.
+
+        INVALID_ARGUMENT: an item breaks a rule of its type, or is too large.
+        NOT_FOUND: the conversation, or an item that is referred to (`ITEM_NOT_FOUND`).
+        PERMISSION_DENIED: readable, but not to be appended to. ALREADY_EXISTS: an id
+        is taken. ABORTED (`SEQUENCE_MISMATCH`): `expected_last_sequence` is not the
+        last one. FAILED_PRECONDITION: the `request_id` was used for another request.
+
+        A call that is repeated without a `request_id` and without an
+        `expected_last_sequence` appends again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,46 +228,71 @@ class ConversationsServiceServicer:
     def AppendItems(self, request_iterator, context):
         """Appends over a stream: for callers with many small appends, several times the
         items per second of CreateItems. The first message names the conversation.
+
         Each message is appended whole or not at all, in the order sent, and is
-        answered in that order, so a caller may send ahead; one that sends far ahead
-        is slowed down. A message that fails is answered with its error and the
-        stream goes on, except after NOT_FOUND of the conversation, PERMISSION_DENIED
-        and messages that break the protocol, which end it.
+        answered in that order. A caller may send ahead without waiting for answers;
+        128 messages ahead, the server stops reading until it has answered some.
+
+        A message that fails is answered with its error, and the stream goes on. The
+        stream itself ends with NOT_FOUND of the conversation and PERMISSION_DENIED,
+        because every later message would fail too, with INVALID_ARGUMENT when
+        `conversation_id` is missing, malformed or changes, and with UNAVAILABLE
+        (`SHUTTING_DOWN`) when the server stops.
 
         What was sent and not answered when a stream breaks may have been appended.
-        To append it exactly once, send it again under its `request_id`, or with its
-        `expected_last_sequence`: ABORTED then says that it had been.
+        To append it exactly once, send it again in order, each message under its
+        `request_id`, or with its `expected_last_sequence`: ABORTED then says that it
+        had been appended. gRPC's own retries do not apply to streams.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetItem(self, request, context):
-        """Gets one item.
+        """Gets one item of a conversation (AIP-131). Items never change: an item that was
+        read can be cached until it is deleted.
+
+        NOT_FOUND: the conversation (`CONVERSATION_NOT_FOUND`) or the item
+        (`ITEM_NOT_FOUND`) is missing, deleted or not readable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetItems(self, request, context):
-        """Gets 1 to 100 items in request order; NOT_FOUND names the first that is
-        missing.
+        """Gets 1 to 100 items in request order, all or none (AIP-231).
+
+        NOT_FOUND: the conversation, or an item; `itemId` in ErrorInfo names the first
+        that is missing. RESOURCE_EXHAUSTED (`LIMIT_EXCEEDED`): the items do not fit
+        into one message together; ask for fewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListItems(self, request, context):
-        """Lists items by `sequence`, newest first unless told otherwise, 20 a page, 100
-        at most.
+        """Lists items by `sequence`, newest first unless told otherwise, in pages
+        (AIP-132, AIP-158). A page ends early where a message is full, with `has_more`
+        true: a page of large items can be shorter than `page_size`. Items that are
+        appended during a walk in ascending order come last; in descending order they
+        are not part of it.
+
+        NOT_FOUND: the conversation. INVALID_ARGUMENT: `FILTER_INVALID`,
+        `PAGE_TOKEN_INVALID`, or `after` is no item of this conversation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteItem(self, request, context):
-        """Deletes one item and returns the conversation, as the source API does. The
-        item's place stays: it can still be the `after` of a list.
+        """Deletes one item, and returns the conversation, as the OpenAI API does. The
+        content is gone at once, and the id is free again. The position stays taken: no
+        other item gets it, `last_sequence` does not go down, and a list can still
+        continue `after` the id until the row is purged.
+
+        NOT_FOUND: the conversation, or the item. PERMISSION_DENIED: readable, but not
+        to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
+        request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -277,10 +367,24 @@ def add_ConversationsServiceServicer_to_server(servicer, server):
 class ConversationsService:
     """Conversations and their items: the OpenAI Conversations API with types.
 
-    Errors are google.rpc.Status with an ErrorInfo whose reason is in
-    error_reason.proto, a BadRequest that lists every violation, a ResourceInfo
-    for what was not found or not allowed, and a RetryInfo where trying again
-    helps. Missing, deleted and not readable give one and the same NOT_FOUND.
+    A conversation is an append-only log. Items never change; a position in the log,
+    once taken, is never used again.
+
+    Errors are `google.rpc.Status` (AIP-193). The details always contain an ErrorInfo
+    with a `reason` from error_reason.proto; branch on it, not on messages. Where
+    they apply, there is a BadRequest that lists every violation, a ResourceInfo for
+    what was not found or not allowed, and a RetryInfo where the same request can
+    succeed later. An object that is missing, deleted or not readable for the
+    caller gives one and the same NOT_FOUND.
+
+    Any method can answer UNAUTHENTICATED, PERMISSION_DENIED (`ACTION_DENIED`) if the
+    policy permits the action on no object at all, RESOURCE_EXHAUSTED
+    (`RATE_LIMITED`), UNAVAILABLE, DEADLINE_EXCEEDED, ABORTED (`CONFLICT`) and
+    INTERNAL. The methods name only what they add to these. The server gives a unary
+    call without a deadline 30 seconds, and none more than 60.
+
+    The option `access` of a method names the permission that it needs. Methods on
+    items, and references to items, need conversation read as well.
     """
 
     @staticmethod

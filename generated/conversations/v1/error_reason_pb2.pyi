@@ -23,106 +23,186 @@ class _ErrorReason:
 class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
+    """Not used."""
     ERROR_REASON_CREDENTIALS_MISSING: _ErrorReason.ValueType  # 1
     """UNAUTHENTICATED. No credentials came with the call."""
     ERROR_REASON_CREDENTIALS_INVALID: _ErrorReason.ValueType  # 2
-    """UNAUTHENTICATED. Which part was wrong is not said."""
+    """UNAUTHENTICATED. The credentials are wrong, expired, or of a kind that the server
+    does not take; which of these is only in its log. Get new ones, once.
+    """
     ERROR_REASON_ACTION_DENIED: _ErrorReason.ValueType  # 3
-    """PERMISSION_DENIED; `resource`, `action`."""
+    """PERMISSION_DENIED; `resource`, `action`: the permission that is missing. The
+    caller may read the object, or may do this to no object at all.
+    """
     ERROR_REASON_CONVERSATION_NOT_FOUND: _ErrorReason.ValueType  # 4
-    """NOT_FOUND; `conversationId`. Missing, deleted or not readable: one answer."""
+    """NOT_FOUND; `conversationId`. Missing, deleted or not readable for the caller: one
+    answer, so that nobody can find out which ids exist.
+    """
     ERROR_REASON_ITEM_NOT_FOUND: _ErrorReason.ValueType  # 5
-    """NOT_FOUND; `conversationId`, `itemId`. Missing, deleted or not readable."""
+    """NOT_FOUND; `conversationId`, `itemId`. The same of an item, or of an item that a
+    request refers to.
+    """
     ERROR_REASON_FIELD_INVALID: _ErrorReason.ValueType  # 6
-    """INVALID_ARGUMENT, with every violation in BadRequest."""
+    """INVALID_ARGUMENT. The request breaks rules of the contract, whatever is stored.
+    BadRequest lists the violations, each with the path of its field and the id of
+    the rule.
+    """
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 7
-    """INVALID_ARGUMENT; `limit`. Only the stored state could tell."""
+    """`limit`. INVALID_ARGUMENT: what is stored and what was sent are too much together.
+    RESOURCE_EXHAUSTED: the items that were asked for do not fit into one message.
+    The same call does not succeed later.
+    """
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 8
-    """INVALID_ARGUMENT. Malformed, or made for another query or caller."""
+    """INVALID_ARGUMENT. The page token is malformed, or was made for another method,
+    filter, order, conversation or caller. Begin again without a token.
+    """
     ERROR_REASON_FILTER_INVALID: _ErrorReason.ValueType  # 9
-    """INVALID_ARGUMENT; `position`, counted in characters from 0."""
+    """INVALID_ARGUMENT; `position`, counted in characters from 0: where the filter cannot
+    be read, for the reason in BadRequest.
+    """
     ERROR_REASON_ITEM_EXISTS: _ErrorReason.ValueType  # 10
-    """ALREADY_EXISTS; `conversationId`, `itemId`. Nothing was written."""
+    """ALREADY_EXISTS; `conversationId`, `itemId`. The conversation has an item with this
+    id, or the request has two. Nothing was written.
+    """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 11
-    """FAILED_PRECONDITION; `requestId`. The id was used for another request."""
+    """FAILED_PRECONDITION; `requestId`. The id was used for another request, in at least
+    one field. Nothing was written. Make a new id for a new request.
+    """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 12
-    """ABORTED; `etag`, the present one."""
+    """ABORTED; `etag`, the present one. Somebody updated the conversation: read it
+    again, decide again. Nothing was written.
+    """
     ERROR_REASON_SEQUENCE_MISMATCH: _ErrorReason.ValueType  # 13
-    """ABORTED; `lastSequence`, the present one."""
-    ERROR_REASON_RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 14
-    """OUT_OF_RANGE. Older than what is kept; read again from the start."""
+    """ABORTED; `lastSequence`, the present one. Somebody appended: list the new items,
+    decide again. Nothing was written.
+    """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 15
-    """RESOURCE_EXHAUSTED, with RetryInfo; `limit`. So many run at once already."""
+    """RESOURCE_EXHAUSTED, with RetryInfo; `limit`. As many calls or streams as are
+    allowed run already. Nothing was done; wait as RetryInfo says.
+    """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 16
-    """UNAVAILABLE, with RetryInfo."""
+    """UNAVAILABLE, with RetryInfo. The database cannot be reached, or has no free
+    connection. Nothing was written, unless the call has a `request_id`, under which it
+    can be repeated.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 17
-    """INTERNAL; `incident`, which finds the cause in the server's log."""
+    """INTERNAL; `incident`. A defect. The number finds its cause in the server's log."""
     ERROR_REASON_CONFLICT: _ErrorReason.ValueType  # 18
-    """ABORTED, with RetryInfo. Changed under the call more often than it retried."""
+    """ABORTED, with RetryInfo. The server lost against concurrent writers as often as it
+    tries. Nothing was written; send the same request again.
+    """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 19
-    """DEADLINE_EXCEEDED. The server's own limit; the caller's may be longer."""
+    """DEADLINE_EXCEEDED. A limit of the server on the call or on a statement has passed;
+    the caller's own deadline can be later. A write may have been done.
+    """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 20
-    """UNAVAILABLE, with RetryInfo. Another process serves, or soon will."""
+    """UNAVAILABLE, with RetryInfo. This process stops, and another one serves or soon
+    will. A unary call was not begun; a stream answered all that it had taken.
+    """
     ERROR_REASON_IDENTITY_UNAVAILABLE: _ErrorReason.ValueType  # 21
-    """UNAVAILABLE, with RetryInfo. Credentials came, but cannot be checked now."""
+    """UNAVAILABLE, with RetryInfo. Credentials came, but cannot be checked now, for
+    example because the issuer's keys cannot be fetched.
+    """
     ERROR_REASON_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 22
-    """UNAVAILABLE, without RetryInfo and with `grpc-retry-pushback-ms: -1`: a
-    write without a request_id was sent to the store and not answered. It may
-    have been stored. Read before sending it again, and send a request_id.
+    """UNAVAILABLE, without RetryInfo and with `grpc-retry-pushback-ms: -1`, so that gRPC
+    does not try again. A write without a `request_id` was sent to the database and
+    not answered: it may have been done. Read before you send it again, and then send
+    a `request_id`.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """`google.rpc.ErrorInfo.reason`, without the prefix, in the domain
-    `conversations.v1`. The keys named in backticks are always in its `metadata`.
-    A number is never given another meaning.
+    """Why a call failed: `google.rpc.ErrorInfo.reason`, without the prefix, in the domain
+    `conversations.v1` (AIP-193). Each comment begins with the status code. The keys in
+    backticks are always in the `metadata` of ErrorInfo. An error without an ErrorInfo
+    was not made by the service but by gRPC or a proxy. A number is never given another
+    meaning; new reasons can be added, so treat an unknown one by its status code.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
+"""Not used."""
 ERROR_REASON_CREDENTIALS_MISSING: ErrorReason.ValueType  # 1
 """UNAUTHENTICATED. No credentials came with the call."""
 ERROR_REASON_CREDENTIALS_INVALID: ErrorReason.ValueType  # 2
-"""UNAUTHENTICATED. Which part was wrong is not said."""
+"""UNAUTHENTICATED. The credentials are wrong, expired, or of a kind that the server
+does not take; which of these is only in its log. Get new ones, once.
+"""
 ERROR_REASON_ACTION_DENIED: ErrorReason.ValueType  # 3
-"""PERMISSION_DENIED; `resource`, `action`."""
+"""PERMISSION_DENIED; `resource`, `action`: the permission that is missing. The
+caller may read the object, or may do this to no object at all.
+"""
 ERROR_REASON_CONVERSATION_NOT_FOUND: ErrorReason.ValueType  # 4
-"""NOT_FOUND; `conversationId`. Missing, deleted or not readable: one answer."""
+"""NOT_FOUND; `conversationId`. Missing, deleted or not readable for the caller: one
+answer, so that nobody can find out which ids exist.
+"""
 ERROR_REASON_ITEM_NOT_FOUND: ErrorReason.ValueType  # 5
-"""NOT_FOUND; `conversationId`, `itemId`. Missing, deleted or not readable."""
+"""NOT_FOUND; `conversationId`, `itemId`. The same of an item, or of an item that a
+request refers to.
+"""
 ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 6
-"""INVALID_ARGUMENT, with every violation in BadRequest."""
+"""INVALID_ARGUMENT. The request breaks rules of the contract, whatever is stored.
+BadRequest lists the violations, each with the path of its field and the id of
+the rule.
+"""
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 7
-"""INVALID_ARGUMENT; `limit`. Only the stored state could tell."""
+"""`limit`. INVALID_ARGUMENT: what is stored and what was sent are too much together.
+RESOURCE_EXHAUSTED: the items that were asked for do not fit into one message.
+The same call does not succeed later.
+"""
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 8
-"""INVALID_ARGUMENT. Malformed, or made for another query or caller."""
+"""INVALID_ARGUMENT. The page token is malformed, or was made for another method,
+filter, order, conversation or caller. Begin again without a token.
+"""
 ERROR_REASON_FILTER_INVALID: ErrorReason.ValueType  # 9
-"""INVALID_ARGUMENT; `position`, counted in characters from 0."""
+"""INVALID_ARGUMENT; `position`, counted in characters from 0: where the filter cannot
+be read, for the reason in BadRequest.
+"""
 ERROR_REASON_ITEM_EXISTS: ErrorReason.ValueType  # 10
-"""ALREADY_EXISTS; `conversationId`, `itemId`. Nothing was written."""
+"""ALREADY_EXISTS; `conversationId`, `itemId`. The conversation has an item with this
+id, or the request has two. Nothing was written.
+"""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 11
-"""FAILED_PRECONDITION; `requestId`. The id was used for another request."""
+"""FAILED_PRECONDITION; `requestId`. The id was used for another request, in at least
+one field. Nothing was written. Make a new id for a new request.
+"""
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 12
-"""ABORTED; `etag`, the present one."""
+"""ABORTED; `etag`, the present one. Somebody updated the conversation: read it
+again, decide again. Nothing was written.
+"""
 ERROR_REASON_SEQUENCE_MISMATCH: ErrorReason.ValueType  # 13
-"""ABORTED; `lastSequence`, the present one."""
-ERROR_REASON_RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 14
-"""OUT_OF_RANGE. Older than what is kept; read again from the start."""
+"""ABORTED; `lastSequence`, the present one. Somebody appended: list the new items,
+decide again. Nothing was written.
+"""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 15
-"""RESOURCE_EXHAUSTED, with RetryInfo; `limit`. So many run at once already."""
+"""RESOURCE_EXHAUSTED, with RetryInfo; `limit`. As many calls or streams as are
+allowed run already. Nothing was done; wait as RetryInfo says.
+"""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 16
-"""UNAVAILABLE, with RetryInfo."""
+"""UNAVAILABLE, with RetryInfo. The database cannot be reached, or has no free
+connection. Nothing was written, unless the call has a `request_id`, under which it
+can be repeated.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17
-"""INTERNAL; `incident`, which finds the cause in the server's log."""
+"""INTERNAL; `incident`. A defect. The number finds its cause in the server's log."""
 ERROR_REASON_CONFLICT: ErrorReason.ValueType  # 18
-"""ABORTED, with RetryInfo. Changed under the call more often than it retried."""
+"""ABORTED, with RetryInfo. The server lost against concurrent writers as often as it
+tries. Nothing was written; send the same request again.
+"""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 19
-"""DEADLINE_EXCEEDED. The server's own limit; the caller's may be longer."""
+"""DEADLINE_EXCEEDED. A limit of the server on the call or on a statement has passed;
+the caller's own deadline can be later. A write may have been done.
+"""
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 20
-"""UNAVAILABLE, with RetryInfo. Another process serves, or soon will."""
+"""UNAVAILABLE, with RetryInfo. This process stops, and another one serves or soon
+will. A unary call was not begun; a stream answered all that it had taken.
+"""
 ERROR_REASON_IDENTITY_UNAVAILABLE: ErrorReason.ValueType  # 21
-"""UNAVAILABLE, with RetryInfo. Credentials came, but cannot be checked now."""
+"""UNAVAILABLE, with RetryInfo. Credentials came, but cannot be checked now, for
+example because the issuer's keys cannot be fetched.
+"""
 ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 22
-"""UNAVAILABLE, without RetryInfo and with `grpc-retry-pushback-ms: -1`: a
-write without a request_id was sent to the store and not answered. It may
-have been stored. Read before sending it again, and send a request_id.
+"""UNAVAILABLE, without RetryInfo and with `grpc-retry-pushback-ms: -1`, so that gRPC
+does not try again. A write without a `request_id` was sent to the database and
+not answered: it may have been done. Read before you send it again, and then send
+a `request_id`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -22,7 +22,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Message(_message.Message):
-    """What somebody said."""
+    """What somebody said. JSON with a text as its content is stored as one part:
+    `output_text` for the role assistant, else `input_text`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -30,12 +32,18 @@ class Message(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     role: _content_pb2.Role.ValueType
-    """Who. Unspecified only where `Item.json` has a role this schema has no name for."""
+    """Who said it. Required, except where `Item.json` has a role that this schema has no
+    name for: it is unspecified then.
+    """
     phase: _content_pb2.Phase.ValueType
-    """For assistants: commentary on the way, or the answer."""
+    """For assistants: commentary on the way, or the answer. Unspecified: the JSON has no
+    phase, or null.
+    """
     @_builtins.property
     def content(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Content]:
-        """In order; may be empty."""
+        """The parts, in order; may be empty. The service does not check which parts fit to
+        which role.
+        """
 
     def __init__(
         self,
@@ -54,13 +62,13 @@ Global___Message: _TypeAlias = Message  # noqa: Y015
 
 @_typing.final
 class Caller(_message.Message):
-    """Who made a call, when it may have been a program and not the model."""
+    """Who made a call: the model, or a program of the model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Direct(_message.Message):
-        """The model itself; nothing more to say."""
+        """The model itself. In JSON an object with nothing but its type."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -127,7 +135,9 @@ Global___Caller: _TypeAlias = Caller  # noqa: Y015
 
 @_typing.final
 class FunctionCall(_message.Message):
-    """A call of a function that the caller of the model runs."""
+    """A call of a function that the application runs. A FunctionCallOutput with the same
+    `call_id` answers it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -141,7 +151,7 @@ class FunctionCall(_message.Message):
     call_id: _builtins.str
     """Pairs the call with its output; not empty, since an output could not name it."""
     namespace: _builtins.str
-    """Group of the function; none when unset."""
+    """Group of the function. Unset: the JSON has no namespace."""
     name: _builtins.str
     """The function; not empty."""
     arguments: _builtins.str
@@ -149,10 +159,12 @@ class FunctionCall(_message.Message):
     need not be valid.
     """
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     @_builtins.property
     def caller(self) -> Global___Caller:
-        """Unset: not said."""
+        """Unset: the JSON has no caller, or null."""
 
     def __init__(
         self,
@@ -185,7 +197,7 @@ Global___FunctionCall: _TypeAlias = FunctionCall  # noqa: Y015
 
 @_typing.final
 class FunctionCallOutput(_message.Message):
-    """What a function gave back."""
+    """The result of a function."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -202,10 +214,12 @@ class FunctionCallOutput(_message.Message):
     namespace: _builtins.str
     """Group of the function; 1 to 64 of `a-zA-Z0-9_-`."""
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     @_builtins.property
     def caller(self) -> Global___Caller:
-        """Unset: not said."""
+        """Unset: the JSON has no caller, or null."""
 
     @_builtins.property
     def output(self) -> _content_pb2.ToolOutput:
@@ -246,7 +260,9 @@ Global___FunctionCallOutput: _TypeAlias = FunctionCallOutput  # noqa: Y015
 
 @_typing.final
 class CustomToolCall(_message.Message):
-    """A call of a tool whose input is free text."""
+    """A call of a tool whose input is free text. A CustomToolCallOutput with the same
+    `call_id` answers it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -259,14 +275,14 @@ class CustomToolCall(_message.Message):
     call_id: _builtins.str
     """Pairs the call with its output; not empty, since an output could not name it."""
     namespace: _builtins.str
-    """Group of the tool; none when unset."""
+    """Group of the tool. Unset: the JSON has no namespace."""
     name: _builtins.str
     """The tool; not empty."""
     input: _builtins.str
     """Text as the model wrote it; may be empty."""
     @_builtins.property
     def caller(self) -> Global___Caller:
-        """Unset: not said."""
+        """Unset: the JSON has no caller, or null."""
 
     def __init__(
         self,
@@ -294,7 +310,7 @@ Global___CustomToolCall: _TypeAlias = CustomToolCall  # noqa: Y015
 
 @_typing.final
 class CustomToolCallOutput(_message.Message):
-    """What a custom tool gave back."""
+    """The result of a custom tool."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -305,7 +321,7 @@ class CustomToolCallOutput(_message.Message):
     """`call_id` of the call; not empty."""
     @_builtins.property
     def caller(self) -> Global___Caller:
-        """Unset: not said."""
+        """Unset: the JSON has no caller, or null."""
 
     @_builtins.property
     def output(self) -> _content_pb2.ToolOutput:
@@ -328,7 +344,7 @@ Global___CustomToolCallOutput: _TypeAlias = CustomToolCallOutput  # noqa: Y015
 
 @_typing.final
 class Reasoning(_message.Message):
-    """What the model thought on the way."""
+    """What the model thought on the way. Sent back to the model, it goes on from there."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -358,8 +374,8 @@ class Reasoning(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     ENCRYPTED_CONTENT_FIELD_NUMBER: _builtins.int
     encrypted_content: _builtins.str
-    """Opaque: must go back to the model byte for byte. On reads only when asked for
-    with `include`.
+    """Opaque: must go back to the model byte for byte, and is stored so. Always returned;
+    the OpenAI API returns it only if `include` asks for it.
     """
     @_builtins.property
     def summary(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Text]:
@@ -435,7 +451,7 @@ class FileSearchCall(_message.Message):
         """How well it fits, from 0 to 1."""
         @_builtins.property
         def attributes(self) -> Global___FileSearchCall.Attributes:
-            """What the file was tagged with; unset when not said."""
+            """What the file was tagged with. Unset: the JSON has no attributes, or null."""
 
         def __init__(
             self,
@@ -554,7 +570,9 @@ class FileSearchCall(_message.Message):
 
     @_builtins.property
     def results(self) -> Global___FileSearchCall.Results:
-        """What was found; unset when not said. On reads only when asked for with `include`."""
+        """What was found. Unset: the JSON has no results. Always returned; the OpenAI API
+        returns them only if `include` asks for them.
+        """
 
     def __init__(
         self,
@@ -631,11 +649,13 @@ class WebSearchCall(_message.Message):
         """Deprecated in the OpenAI API for `queries`, which newer models fill as well."""
         @_builtins.property
         def queries(self) -> _content_pb2.StringList:
-            """What was asked; unset when not said."""
+            """What was asked. Unset: the JSON has no queries."""
 
         @_builtins.property
         def sources(self) -> Global___WebSearchCall.Sources:
-            """Pages used; unset when not said. On reads only when asked for with `include`."""
+            """Pages used. Unset: the JSON has no sources. Always returned; the OpenAI API returns
+            them only if `include` asks for them.
+            """
 
         def __init__(
             self,
@@ -732,7 +752,7 @@ class WebSearchCall(_message.Message):
 
         URL_FIELD_NUMBER: _builtins.int
         url: _builtins.str
-        """Its address; unset when not said."""
+        """Its address. Unset: the JSON has none, or null."""
         def __init__(
             self,
             *,
@@ -851,7 +871,7 @@ class ImageGenerationCall(_message.Message):
         """Where: `input`, `output`, `unknown`."""
         @_builtins.property
         def categories(self) -> _content_pb2.StringList:
-            """Such as `violence`; unset when not said."""
+            """Such as `violence`. Unset: the JSON has no categories."""
 
         def __init__(
             self,
@@ -1166,7 +1186,9 @@ class ComputerCall(_message.Message):
         """Pixels from the top."""
         @_builtins.property
         def keys(self) -> _content_pb2.StringList:
-            """Keys held meanwhile; unset when not said."""
+            """Keys that are held down meanwhile. Unset: the JSON has no such key, which is kept
+            apart from an empty list.
+            """
 
         def __init__(
             self,
@@ -1197,7 +1219,9 @@ class ComputerCall(_message.Message):
         """Pixels from the top."""
         @_builtins.property
         def keys(self) -> _content_pb2.StringList:
-            """Keys held meanwhile; unset for none."""
+            """Keys that are held down meanwhile. Unset: null in the JSON, which is kept apart
+            from an empty list.
+            """
 
         def __init__(
             self,
@@ -1226,7 +1250,9 @@ class ComputerCall(_message.Message):
 
         @_builtins.property
         def keys(self) -> _content_pb2.StringList:
-            """Keys held meanwhile; unset when not said."""
+            """Keys that are held down meanwhile. Unset: the JSON has no such key, which is kept
+            apart from an empty list.
+            """
 
         def __init__(
             self,
@@ -1301,7 +1327,9 @@ class ComputerCall(_message.Message):
         """Pixels from the top."""
         @_builtins.property
         def keys(self) -> _content_pb2.StringList:
-            """Keys held meanwhile; unset when not said."""
+            """Keys that are held down meanwhile. Unset: the JSON has no such key, which is kept
+            apart from an empty list.
+            """
 
         def __init__(
             self,
@@ -1352,7 +1380,9 @@ class ComputerCall(_message.Message):
         """Pixels down; negative up."""
         @_builtins.property
         def keys(self) -> _content_pb2.StringList:
-            """Keys held meanwhile; unset when not said."""
+            """Keys that are held down meanwhile. Unset: the JSON has no such key, which is kept
+            apart from an empty list.
+            """
 
         def __init__(
             self,
@@ -1412,11 +1442,13 @@ class ComputerCall(_message.Message):
     """Pairs the call with its output; not empty, since an output could not name it."""
     @_builtins.property
     def action(self) -> Global___ComputerCall.Action:
-        """The one action; unset when not said."""
+        """The only action, from older models. Unset: the JSON has no action."""
 
     @_builtins.property
     def actions(self) -> Global___ComputerCall.Actions:
-        """Actions to carry out in order; unset when not said."""
+        """Actions to carry out in order, from newer models. Unset: the JSON has no actions,
+        which is kept apart from an empty list.
+        """
 
     @_builtins.property
     def pending_safety_checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___SafetyCheck]:
@@ -1440,7 +1472,9 @@ Global___ComputerCall: _TypeAlias = ComputerCall  # noqa: Y015
 
 @_typing.final
 class ComputerCallOutput(_message.Message):
-    """What the computer's screen shows after the actions."""
+    """What the computer's screen shows after the actions of the ComputerCall with the same
+    `call_id`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1504,14 +1538,16 @@ class ComputerCallOutput(_message.Message):
     call_id: _builtins.str
     """`call_id` of the call; 1 to 64 characters."""
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     @_builtins.property
     def output(self) -> Global___ComputerCallOutput.Screenshot:
         """The picture."""
 
     @_builtins.property
     def acknowledged_safety_checks(self) -> Global___ComputerCallOutput.SafetyChecks:
-        """Checks a person has agreed to; unset when not said."""
+        """Checks that a person has agreed to. Unset: the JSON has none."""
 
     def __init__(
         self,
@@ -1533,7 +1569,9 @@ Global___ComputerCallOutput: _TypeAlias = ComputerCallOutput  # noqa: Y015
 
 @_typing.final
 class ToolSearchCall(_message.Message):
-    """A search among tools that are not loaded yet."""
+    """A search for tools that the model has no definitions of yet. A ToolSearchOutput
+    answers it, with the same `call_id` if the client searches.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1548,7 +1586,9 @@ class ToolSearchCall(_message.Message):
     execution: _builtins.str
     """Who searches: `server`, `client`."""
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     @_builtins.property
     def arguments(self) -> _struct_pb2.Value:
         """What was asked: an object on create, any JSON from a model. Its numbers are
@@ -1597,7 +1637,9 @@ class ToolSearchOutput(_message.Message):
     execution: _builtins.str
     """Who searched: `server`, `client`."""
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
         """Tool definitions as in the OpenAI API; stored, never interpreted. Their numbers
@@ -1634,7 +1676,7 @@ Global___ToolSearchOutput: _TypeAlias = ToolSearchOutput  # noqa: Y015
 
 @_typing.final
 class AdditionalTools(_message.Message):
-    """Tools that are available from here on."""
+    """Definitions of tools that the model has from this item on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1666,7 +1708,9 @@ Global___AdditionalTools: _TypeAlias = AdditionalTools  # noqa: Y015
 
 @_typing.final
 class Program(_message.Message):
-    """Code of the model that calls tools."""
+    """Code of the model that calls tools. The calls name its `call_id` as
+    `ProgramCaller.caller_id`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1696,7 +1740,7 @@ Global___Program: _TypeAlias = Program  # noqa: Y015
 
 @_typing.final
 class ProgramOutput(_message.Message):
-    """What a program gave back."""
+    """The result of a Program with the same `call_id`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1722,7 +1766,9 @@ Global___ProgramOutput: _TypeAlias = ProgramOutput  # noqa: Y015
 
 @_typing.final
 class Compaction(_message.Message):
-    """Earlier items in a form that only the model reads."""
+    """A summary of earlier items that only the model can read. The service does not remove
+    the items that it stands for.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1731,7 +1777,9 @@ class Compaction(_message.Message):
     encrypted_content: _builtins.str
     """Opaque: must go back to the model unchanged; at most 20,971,520 characters."""
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     def __init__(
         self,
         *,
@@ -1861,8 +1909,8 @@ class CodeInterpreterCall(_message.Message):
     """The code; unset until there is some."""
     @_builtins.property
     def outputs(self) -> Global___CodeInterpreterCall.Outputs:
-        """What it printed and drew; unset when not available. On reads only when asked for
-        with `include`.
+        """What it printed and drew. Unset: null in the JSON. Always returned; the OpenAI API
+        returns them only if `include` asks for them.
         """
 
     def __init__(
@@ -1983,7 +2031,7 @@ Global___LocalShellCall: _TypeAlias = LocalShellCall  # noqa: Y015
 
 @_typing.final
 class LocalShellCallOutput(_message.Message):
-    """What a local command gave back."""
+    """The result of a LocalShellCall."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2099,7 +2147,7 @@ class ShellCall(_message.Message):
         SKILLS_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def skills(self) -> Global___ShellCall.Skills:
-            """Instructions it offers; unset when not said."""
+            """Instructions that the machine offers. Unset: the JSON has no skills."""
 
         def __init__(
             self,
@@ -2190,10 +2238,12 @@ class ShellCall(_message.Message):
     call_id: _builtins.str
     """Pairs the call with its output; 1 to 64 characters."""
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     @_builtins.property
     def caller(self) -> Global___Caller:
-        """Unset: not said."""
+        """Unset: the JSON has no caller, or null."""
 
     @_builtins.property
     def action(self) -> Global___ShellCall.Action:
@@ -2201,7 +2251,7 @@ class ShellCall(_message.Message):
 
     @_builtins.property
     def environment(self) -> Global___ShellCall.Environment:
-        """Where they run; unset when not said."""
+        """Where they run. Unset: null in the JSON."""
 
     def __init__(
         self,
@@ -2224,13 +2274,13 @@ Global___ShellCall: _TypeAlias = ShellCall  # noqa: Y015
 
 @_typing.final
 class ShellCallOutput(_message.Message):
-    """What the commands of a shell gave back."""
+    """The results of a ShellCall with the same `call_id`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Output(_message.Message):
-        """What one command gave back."""
+        """The result of one command."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -2243,7 +2293,7 @@ class ShellCallOutput(_message.Message):
         stderr: _builtins.str
         """May be empty; at most 10,485,760 characters."""
         created_by: _builtins.str
-        """Who made the output in the OpenAI API; text without meaning here."""
+        """Who made the output, as the JSON says. Text that is kept and not interpreted."""
         @_builtins.property
         def outcome(self) -> Global___ShellCallOutput.Outcome:
             """How it ended."""
@@ -2345,10 +2395,12 @@ class ShellCallOutput(_message.Message):
     max_output_length: _builtins.int
     """The call's limit in characters; none when unset."""
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     @_builtins.property
     def caller(self) -> Global___Caller:
-        """Unset: not said."""
+        """Unset: the JSON has no caller, or null."""
 
     @_builtins.property
     def output(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShellCallOutput.Output]:
@@ -2477,10 +2529,12 @@ class ApplyPatchCall(_message.Message):
     call_id: _builtins.str
     """Pairs the call with its output; 1 to 64 characters."""
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     @_builtins.property
     def caller(self) -> Global___Caller:
-        """Unset: not said."""
+        """Unset: the JSON has no caller, or null."""
 
     @_builtins.property
     def operation(self) -> Global___ApplyPatchCall.Operation:
@@ -2506,7 +2560,7 @@ Global___ApplyPatchCall: _TypeAlias = ApplyPatchCall  # noqa: Y015
 
 @_typing.final
 class ApplyPatchCallOutput(_message.Message):
-    """Whether the change was made: status completed or failed."""
+    """Whether a change was made. `Item.status` says it: completed or failed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2519,10 +2573,12 @@ class ApplyPatchCallOutput(_message.Message):
     output: _builtins.str
     """Text for the model; at most 10,485,760 characters."""
     created_by: _builtins.str
-    """Who made the item in the OpenAI API; text without meaning here."""
+    """Who made the item, as the JSON says. Text that is kept and not interpreted: the
+    principal is in `Item.created_by`.
+    """
     @_builtins.property
     def caller(self) -> Global___Caller:
-        """Unset: not said."""
+        """Unset: the JSON has no caller, or null."""
 
     def __init__(
         self,
@@ -2623,7 +2679,9 @@ Global___McpListTools: _TypeAlias = McpListTools  # noqa: Y015
 
 @_typing.final
 class McpApprovalRequest(_message.Message):
-    """A question whether an MCP tool may be called."""
+    """A question to a person whether an MCP tool may be called. An McpApprovalResponse
+    names the id of this item.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2653,7 +2711,7 @@ Global___McpApprovalRequest: _TypeAlias = McpApprovalRequest  # noqa: Y015
 
 @_typing.final
 class McpApprovalResponse(_message.Message):
-    """The answer to such a question."""
+    """The answer of a person to an McpApprovalRequest."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2694,7 +2752,9 @@ Global___McpApprovalResponse: _TypeAlias = McpApprovalResponse  # noqa: Y015
 
 @_typing.final
 class McpCall(_message.Message):
-    """A call of an MCP tool, with its result."""
+    """A call of an MCP tool, with its result or its error. There is no output item: the
+    server of the model runs the tool.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2801,7 +2861,7 @@ class McpCall(_message.Message):
     arguments: _builtins.str
     """JSON text as the model wrote it; may be empty and need not be valid."""
     output: _builtins.str
-    """What the tool gave back; unset until then and after an error."""
+    """The result of the tool, as text. Unset until there is one, and after an error."""
     approval_request_id: _builtins.str
     """Id of the `mcp_approval_request` item that allowed it."""
     @_builtins.property
@@ -2923,7 +2983,7 @@ class ConfigurationUpdate(_message.Message):
 
     @_typing.final
     class PlainText(_message.Message):
-        """Free text; nothing more to say."""
+        """Free text. In JSON an object with nothing but its type."""
 
         DESCRIPTOR: _descriptor.Descriptor
 

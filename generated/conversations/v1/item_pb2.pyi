@@ -22,9 +22,11 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Item(_message.Message):
-    """One entry of a conversation. The set arm of `body` is the item's type, and its
-    name is the `type` of the OpenAI JSON; there is no second discriminator that
-    could disagree with it.
+    """One entry of a conversation. The arm of `body` that is set is the item's type, and
+    its name is the `type` of the OpenAI JSON; there is no second discriminator that
+    could disagree with it. An item never changes after it was appended. Serialized it
+    has at most 16 MiB, unless an operator changed `max_item_bytes`; a larger one is
+    INVALID_ARGUMENT.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -66,155 +68,190 @@ class Item(_message.Message):
     CONFIGURATION_UPDATE_FIELD_NUMBER: _builtins.int
     UNKNOWN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Unique in its conversation, not beyond: a fork or a reference gives the same
-    id in another one. Empty on create: the server makes one. A chosen id begins
-    with the prefix of its type (`item_type`), else INVALID_ARGUMENT; one that the
-    conversation has already is ALREADY_EXISTS.
+    """Unique in its conversation, not beyond: a reference gives the same id in another
+    one. Empty on create: the server makes one, the prefix of the type and 48 hex
+    digits. An id that the caller chooses begins with that prefix (`item_type`), else
+    INVALID_ARGUMENT. An id that the conversation has already is ALREADY_EXISTS; the
+    id of a deleted item can be used again.
     """
     sequence: _builtins.int
-    """Position in the conversation, from 1, without gaps, in the order of commits.
-    Never used again, not even after the item was deleted.
+    """Position in the conversation: from 1, without gaps, in the order of commits. It is
+    never used again, not even after the item was deleted. Lists are in this order.
     """
     status: _item_status_pb2.ItemStatus.ValueType
-    """How far the item has come. The values a type takes, and what unset means, are
-    in the `item_type` option of its arm; another value is INVALID_ARGUMENT.
+    """How far the item has come. The values that a type takes, and the one that an unset
+    status is stored as, are in the `item_type` option of its arm; another value is
+    INVALID_ARGUMENT. With `json`, it must be the status in it.
     """
     created_by: _builtins.str
-    """Principal that appended the item. Not the `created_by` that some bodies have,
-    and no part of the OpenAI JSON.
+    """Id of the principal that appended the item; of a copy, of the one that appended
+    its source. Not the `created_by` that some bodies have, and no part of the
+    OpenAI JSON.
     """
     json: _builtins.bytes
-    """The OpenAI JSON as received, in UTF-8, kept only when the typed body would not
-    give the same JSON back: newer keys and values, integers beyond 2^53 or the
-    order of keys in free JSON. Where it is set it is the whole truth, and the body
-    holds as much of it as this schema has places for.
+    """The item as OpenAI JSON, one object in UTF-8. Set only where the typed body would
+    not give the same JSON back: newer keys and values, integers beyond 2^53, or the
+    order of keys in free JSON. The body then has as much of it as this schema has
+    fields for.
+
+    On create it must say what the item says, else INVALID_ARGUMENT: its typed part
+    is the body, and its `type`, `id` and `status`, where it has them, are those of
+    the item. No object may have a key twice. Nesting ends at 100 levels. Lone
+    surrogates and numbers that are not finite are refused.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the item was appended. Not an order: `sequence` is."""
+        """When the item was appended, by the clock of the server that took it; of a copy,
+        when its source was. Not an order, because clocks differ: `sequence` is.
+        """
 
     @_builtins.property
     def message(self) -> _item_body_pb2.Message:
-        """What somebody said."""
+        """What somebody said: a user, the model, or the application that instructs it."""
 
     @_builtins.property
     def function_call(self) -> _item_body_pb2.FunctionCall:
-        """A call of a function that the caller of the model runs."""
+        """A call of a function that the application runs. It answers with a
+        `function_call_output`.
+        """
 
     @_builtins.property
     def function_call_output(self) -> _item_body_pb2.FunctionCallOutput:
-        """What a function gave back."""
+        """The result of a function. Ids begin with `fc`, as those of the call."""
 
     @_builtins.property
     def reasoning(self) -> _item_body_pb2.Reasoning:
-        """What the model thought on the way."""
+        """What the model thought on the way, as far as it shows it. Without a status, unless
+        one is sent.
+        """
 
     @_builtins.property
     def custom_tool_call(self) -> _item_body_pb2.CustomToolCall:
-        """A call of a tool whose input is free text."""
+        """A call of a tool whose input is free text, not JSON. Has no status."""
 
     @_builtins.property
     def custom_tool_call_output(self) -> _item_body_pb2.CustomToolCallOutput:
-        """What a custom tool gave back."""
+        """The result of a custom tool. Has no status."""
 
     @_builtins.property
     def file_search_call(self) -> _item_body_pb2.FileSearchCall:
-        """A search in vector stores."""
+        """A search in vector stores, with what it found."""
 
     @_builtins.property
     def web_search_call(self) -> _item_body_pb2.WebSearchCall:
-        """A step of a search on the web."""
+        """One step of a search on the web: a query, a page opened, a text looked for."""
 
     @_builtins.property
     def image_generation_call(self) -> _item_body_pb2.ImageGenerationCall:
-        """The making of an image."""
+        """The making of an image, with the image itself."""
 
     @_builtins.property
     def computer_call(self) -> _item_body_pb2.ComputerCall:
-        """Actions for a computer to carry out."""
+        """Actions that the application carries out on a computer. It answers with a
+        `computer_call_output`.
+        """
 
     @_builtins.property
     def computer_call_output(self) -> _item_body_pb2.ComputerCallOutput:
-        """What the computer's screen shows afterwards."""
+        """A screenshot of the computer after the actions."""
 
     @_builtins.property
     def tool_search_call(self) -> _item_body_pb2.ToolSearchCall:
-        """A search among tools that are not loaded yet."""
+        """A search for tools that the model has no definitions of yet, run by the model's
+        server or by the application.
+        """
 
     @_builtins.property
     def tool_search_output(self) -> _item_body_pb2.ToolSearchOutput:
-        """The tools that such a search found."""
+        """The definitions of tools that a `tool_search_call` found."""
 
     @_builtins.property
     def additional_tools(self) -> _item_body_pb2.AdditionalTools:
-        """Tools that are available from here on."""
+        """Definitions of tools that the model has from this item on. Has no status."""
 
     @_builtins.property
     def program(self) -> _item_body_pb2.Program:
-        """Code of the model that calls tools."""
+        """Code of the model that calls tools by itself. Its calls name it as their `caller`.
+        Has no status.
+        """
 
     @_builtins.property
     def program_output(self) -> _item_body_pb2.ProgramOutput:
-        """What a program gave back."""
+        """The result of a `program`."""
 
     @_builtins.property
     def compaction(self) -> _item_body_pb2.Compaction:
-        """Earlier items in a form that only the model reads."""
+        """A summary of earlier items, encrypted: only the model reads it. Has no status. The
+        items that it stands for stay in the conversation.
+        """
 
     @_builtins.property
     def code_interpreter_call(self) -> _item_body_pb2.CodeInterpreterCall:
-        """Code run in a container."""
+        """Code that ran in a container, with its outputs."""
 
     @_builtins.property
     def local_shell_call(self) -> _item_body_pb2.LocalShellCall:
-        """A command for the caller's own machine."""
+        """A command that the application runs on its own machine. It answers with a
+        `local_shell_call_output`.
+        """
 
     @_builtins.property
     def local_shell_call_output(self) -> _item_body_pb2.LocalShellCallOutput:
-        """What a local command gave back. Its id may repeat the id of the call, so callers
-        may use any.
+        """The result of a local command. Any id is accepted: clients of the OpenAI API use
+        the `call_id` of the call as the id of the item. Without a status, unless one is
+        sent.
         """
 
     @_builtins.property
     def shell_call(self) -> _item_body_pb2.ShellCall:
-        """Commands for a shell."""
+        """Commands for a shell, in a container or on the application's machine. The newer
+        form of `local_shell_call`.
+        """
 
     @_builtins.property
     def shell_call_output(self) -> _item_body_pb2.ShellCallOutput:
-        """What the commands of a shell gave back."""
+        """The results of a `shell_call`, one for each command."""
 
     @_builtins.property
     def apply_patch_call(self) -> _item_body_pb2.ApplyPatchCall:
-        """A change to one file."""
+        """A change to one file, which the application makes. It answers with an
+        `apply_patch_call_output`.
+        """
 
     @_builtins.property
     def apply_patch_call_output(self) -> _item_body_pb2.ApplyPatchCallOutput:
-        """Whether the change was made."""
+        """Whether the change was made: `status` is completed or failed."""
 
     @_builtins.property
     def mcp_list_tools(self) -> _item_body_pb2.McpListTools:
-        """The tools of an MCP server."""
+        """The tools that an MCP server offers. Has no status."""
 
     @_builtins.property
     def mcp_approval_request(self) -> _item_body_pb2.McpApprovalRequest:
-        """A question whether an MCP tool may be called."""
+        """A question to a person whether an MCP tool may be called. Has no status."""
 
     @_builtins.property
     def mcp_approval_response(self) -> _item_body_pb2.McpApprovalResponse:
-        """The answer to such a question."""
+        """The answer to an `mcp_approval_request`, which it names by its item id. Has no
+        status.
+        """
 
     @_builtins.property
     def mcp_call(self) -> _item_body_pb2.McpCall:
-        """A call of an MCP tool, with its result."""
+        """A call of an MCP tool, with its result or error. Without a status, unless one is
+        sent.
+        """
 
     @_builtins.property
     def configuration_update(self) -> _item_body_pb2.ConfigurationUpdate:
-        """Settings of the model that hold from here on."""
+        """Settings of the model that hold from this item on. Has no status."""
 
     @_builtins.property
     def unknown(self) -> _content_pb2.Opaque:
-        """A type this schema does not know, kept as JSON. Also what the source API takes
-        but never returns, such as `compaction_trigger`.
+        """An item of a type that this schema does not have, kept as JSON, with any id and
+        any status. Ids made by the server begin with `item_`. JSON of a type that has an
+        arm above is INVALID_ARGUMENT here. Types that the OpenAI API takes but never
+        returns, such as `compaction_trigger`, are kept here too.
         """
 
     def __init__(
@@ -269,7 +306,7 @@ Global___Item: _TypeAlias = Item  # noqa: Y015
 
 @_typing.final
 class NewItem(_message.Message):
-    """What may be appended to a conversation."""
+    """What can be appended to a conversation: a new item, or a copy of one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -277,11 +314,15 @@ class NewItem(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def item(self) -> Global___Item:
-        """The item itself."""
+        """The item itself. Output-only fields are ignored, so that an item that was read
+        can be appended to another conversation.
+        """
 
     @_builtins.property
     def reference(self) -> Global___ItemReference:
-        """An item the caller can read, copied with its id."""
+        """An item that the caller can read. It is copied inside the database with all
+        fields but its sequence. The copy and its source are independent from then on.
+        """
 
     def __init__(
         self,
@@ -301,17 +342,19 @@ Global___NewItem: _TypeAlias = NewItem  # noqa: Y015
 
 @_typing.final
 class ItemReference(_message.Message):
-    """Names an item. Both fields are needed: ids are unique per conversation only."""
+    """Names an item of any conversation of the caller's tenant. Both fields are needed,
+    because ids are unique within a conversation only.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ITEM_ID_FIELD_NUMBER: _builtins.int
     CONVERSATION_ID_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
-    """Id of an item of `conversation_id`."""
+    """`Item.id` of an item of `conversation_id`, else NOT_FOUND (`ITEM_NOT_FOUND`)."""
     conversation_id: _builtins.str
-    """Id of the conversation that has the item. NOT_FOUND unless the caller can read
-    both.
+    """`Conversation.id` of the conversation that has the item. NOT_FOUND
+    (`ITEM_NOT_FOUND`) unless the caller has conversation read and item read on it.
     """
     def __init__(
         self,

@@ -23,27 +23,51 @@ class _ItemStatus:
 class _ItemStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ItemStatus.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ITEM_STATUS_UNSPECIFIED: _ItemStatus.ValueType  # 0
+    """On create: the default of the type. On reads: the type has no status, or
+    `Item.json` has one that this schema has no name for.
+    """
     ITEM_STATUS_IN_PROGRESS: _ItemStatus.ValueType  # 1
+    """The model, or a tool, was still at work."""
     ITEM_STATUS_COMPLETED: _ItemStatus.ValueType  # 2
+    """Finished. The default of most types."""
     ITEM_STATUS_INCOMPLETE: _ItemStatus.ValueType  # 3
+    """Cut short, for example by the limit on output tokens."""
     ITEM_STATUS_FAILED: _ItemStatus.ValueType  # 4
+    """Ended by an error, which some types describe in their body."""
     ITEM_STATUS_SEARCHING: _ItemStatus.ValueType  # 5
+    """Of a file or web search: at work."""
     ITEM_STATUS_GENERATING: _ItemStatus.ValueType  # 6
+    """Of the making of an image: at work."""
     ITEM_STATUS_INTERPRETING: _ItemStatus.ValueType  # 7
+    """Of a code interpreter: the code was running."""
     ITEM_STATUS_CALLING: _ItemStatus.ValueType  # 8
+    """Of an MCP call: the tool was being called."""
 
 class ItemStatus(_ItemStatus, metaclass=_ItemStatusEnumTypeWrapper):
     """How far an item has come: the union of the status values of all item types.
-    Which of them a type takes is the `item_type` option of its arm in `Item`.
+    Which of them a type takes, and which one an item gets that is created without
+    a status, is in the `item_type` option of its arm in `Item`. A stored status never
+    changes, since items do not: it is what the caller knew when it appended the item.
     """
 
 ITEM_STATUS_UNSPECIFIED: ItemStatus.ValueType  # 0
+"""On create: the default of the type. On reads: the type has no status, or
+`Item.json` has one that this schema has no name for.
+"""
 ITEM_STATUS_IN_PROGRESS: ItemStatus.ValueType  # 1
+"""The model, or a tool, was still at work."""
 ITEM_STATUS_COMPLETED: ItemStatus.ValueType  # 2
+"""Finished. The default of most types."""
 ITEM_STATUS_INCOMPLETE: ItemStatus.ValueType  # 3
+"""Cut short, for example by the limit on output tokens."""
 ITEM_STATUS_FAILED: ItemStatus.ValueType  # 4
+"""Ended by an error, which some types describe in their body."""
 ITEM_STATUS_SEARCHING: ItemStatus.ValueType  # 5
+"""Of a file or web search: at work."""
 ITEM_STATUS_GENERATING: ItemStatus.ValueType  # 6
+"""Of the making of an image: at work."""
 ITEM_STATUS_INTERPRETING: ItemStatus.ValueType  # 7
+"""Of a code interpreter: the code was running."""
 ITEM_STATUS_CALLING: ItemStatus.ValueType  # 8
+"""Of an MCP call: the tool was being called."""
 Global___ItemStatus: _TypeAlias = ItemStatus  # noqa: Y015

@@ -28,23 +28,35 @@ class _Level:
 class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Level.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     LEVEL_UNSPECIFIED: _Level.ValueType  # 0
+    """Not a level: INVALID_ARGUMENT."""
     LEVEL_DEBUG: _Level.ValueType  # 1
+    """Everything, with a line for each call."""
     LEVEL_INFO: _Level.ValueType  # 2
+    """What happens in normal operation: start, reload, drain."""
     LEVEL_WARNING: _Level.ValueType  # 3
+    """What an operator should look at when there is time."""
     LEVEL_ERROR: _Level.ValueType  # 4
+    """Defects, and what calls fail from."""
 
 class Level(_Level, metaclass=_LevelEnumTypeWrapper):
     """How severe a line is."""
 
 LEVEL_UNSPECIFIED: Level.ValueType  # 0
+"""Not a level: INVALID_ARGUMENT."""
 LEVEL_DEBUG: Level.ValueType  # 1
+"""Everything, with a line for each call."""
 LEVEL_INFO: Level.ValueType  # 2
+"""What happens in normal operation: start, reload, drain."""
 LEVEL_WARNING: Level.ValueType  # 3
+"""What an operator should look at when there is time."""
 LEVEL_ERROR: Level.ValueType  # 4
+"""Defects, and what calls fail from."""
 Global___Level: _TypeAlias = Level  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
+    """Nothing to choose."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -60,7 +72,7 @@ Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
 
 @_typing.final
 class Status(_message.Message):
-    """How a process is."""
+    """The status of one process."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -78,19 +90,21 @@ class Status(_message.Message):
     SCHEMA_REVISION_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Version of the service."""
+    """Version of the service, such as `1.2.0`."""
     worker: _builtins.int
     """Which of several processes this is, from 0; 0 for a single one."""
     pid: _builtins.int
-    """Id of the process."""
+    """Id of the process in its operating system or container."""
     ready: _builtins.bool
-    """Whether calls are served now."""
+    """Whether calls are served now; the health service says the same."""
     waits_for: _builtins.str
-    """What it waits for before it can serve, in words; empty once it has served."""
+    """What it waits for before it can serve for the first time, in words; empty from then
+    on.
+    """
     draining: _builtins.bool
     """Whether it is ending: calls under way are finished and new ones refused."""
     calls: _builtins.int
-    """Calls and streams under way."""
+    """Calls and streams in flight."""
     schema_revision: _builtins.str
     """The newest revision of the schema that this version knows; that of the
     database is the same or a newer one.
@@ -101,15 +115,17 @@ class Status(_message.Message):
 
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
-        """How long ago that is, by a clock that nobody sets."""
+        """How long ago that is, by a monotonic clock: right even if the time was set."""
 
     @_builtins.property
     def listeners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Addresses that callers reach it at, with the ports in use."""
+        """Addresses that callers reach it at, `host:port` or `unix:/path`, with the ports in
+        use where 0 was configured.
+        """
 
     @_builtins.property
     def pool(self) -> Global___Pool:
-        """The connections to the database."""
+        """The connections of this process to the database."""
 
     @_builtins.property
     def policy(self) -> Global___Policy:
@@ -149,9 +165,9 @@ class Pool(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     IN_USE_FIELD_NUMBER: _builtins.int
     size: _builtins.int
-    """How many there may be."""
+    """How many there can be: the setting `pool_size`."""
     in_use: _builtins.int
-    """How many run a statement now."""
+    """How many run a statement now. If it stays at `size`, calls wait for a connection."""
     def __init__(
         self,
         *,
@@ -168,7 +184,7 @@ Global___Pool: _TypeAlias = Pool  # noqa: Y015
 
 @_typing.final
 class Policy(_message.Message):
-    """An access policy."""
+    """The access policy in force."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -177,14 +193,14 @@ class Policy(_message.Message):
     RELOADS_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
-    """SHA-256 of its file, in hex, or the name of the one built in."""
+    """SHA-256 of its file, in hex, or the name of a built-in policy."""
     source: _builtins.str
-    """Where it comes from."""
+    """The path of its file, or the name of a built-in policy."""
     reloads: _builtins.int
-    """How often another one has taken its place since the start."""
+    """How often a new version of the file has been taken since the start."""
     refused: _builtins.int
-    """How many changes of the file were refused for their mistakes, since the
-    start; the log tells them.
+    """How many versions of the file were refused for their mistakes since the start. The
+    policy before them stays in force; the log names the mistakes.
     """
     def __init__(
         self,
@@ -204,6 +220,8 @@ Global___Policy: _TypeAlias = Policy  # noqa: Y015
 
 @_typing.final
 class GetLogLevelRequest(_message.Message):
+    """Nothing to choose."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -219,16 +237,20 @@ Global___GetLogLevelRequest: _TypeAlias = GetLogLevelRequest  # noqa: Y015
 
 @_typing.final
 class SetLogLevelRequest(_message.Message):
+    """The level to set, and for how long."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LEVEL_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     level: Global___Level.ValueType
-    """Required. The least severe lines to log."""
+    """Required. The least severe lines to log. LEVEL_UNSPECIFIED and unknown values are
+    INVALID_ARGUMENT.
+    """
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """Optional. After this the level is the configured one again: 1 second to 24
-        hours. Unset: until it is set again, or the process ends.
+        """Optional. After this time the level is the configured one again: 1 second to 24
+        hours, else INVALID_ARGUMENT. Unset: until it is set again, or the process ends.
         """
 
     def __init__(
@@ -255,12 +277,12 @@ class LogLevel(_message.Message):
     CONFIGURED_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     level: Global___Level.ValueType
-    """The least severe ones."""
+    """The least severe lines that are logged now."""
     configured: Global___Level.ValueType
-    """The level of the setting `log_level`."""
+    """The level of the setting `log_level`, which a new process begins with."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the level becomes the configured one; unset: not by itself."""
+        """When `level` becomes `configured` by itself; unset: it does not."""
 
     def __init__(
         self,
@@ -279,6 +301,8 @@ Global___LogLevel: _TypeAlias = LogLevel  # noqa: Y015
 
 @_typing.final
 class ReloadRequest(_message.Message):
+    """Nothing to choose."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -294,6 +318,8 @@ Global___ReloadRequest: _TypeAlias = ReloadRequest  # noqa: Y015
 
 @_typing.final
 class ReloadResponse(_message.Message):
+    """Nothing to report yet."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(

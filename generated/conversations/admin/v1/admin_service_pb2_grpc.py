@@ -26,9 +26,11 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """What an operator looks at and turns in one running process. No part of the
-    contract with callers: it is served on the admin address only, to whoever can
-    connect there, and each process of several has an address of its own.
+    """What an operator looks at and changes in one running process. Not a part of the
+    contract with callers: it is served on the admin address only (`admin_listen`), which
+    accepts loopback addresses, and to whoever can connect there, without
+    authentication. Each process of several has an address of its own. Changes are in
+    the audit log.
     """
 
     def __init__(self, channel):
@@ -60,37 +62,40 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """What an operator looks at and turns in one running process. No part of the
-    contract with callers: it is served on the admin address only, to whoever can
-    connect there, and each process of several has an address of its own.
+    """What an operator looks at and changes in one running process. Not a part of the
+    contract with callers: it is served on the admin address only (`admin_listen`), which
+    accepts loopback addresses, and to whoever can connect there, without
+    authentication. Each process of several has an address of its own. Changes are in
+    the audit log.
     """
 
     def GetStatus(self, request, context):
-        """Tells how the process is. It asks the database nothing, so it answers while
-        the database does not.
+        """Returns the status of the process, from memory: it answers while the database does
+        not, and during a drain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLogLevel(self, request, context):
-        """Tells which lines are logged.
+        """Returns which lines are logged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetLogLevel(self, request, context):
-        """Changes which lines are logged, from the next one on. Audit lines are logged
-        at any level.
+        """Changes which lines are logged, from the next one on, and returns the new state.
+        Audit lines are logged at any level. INVALID_ARGUMENT: an unknown level, or a
+        duration out of range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reload(self, request, context):
-        """Has the policy and the certificates read again soon, changed or not, as
-        SIGHUP does. What came of it is in the log and in Status.
+        """Has the policy and the TLS files read again soon, changed or not, as SIGHUP does.
+        It returns before that is done; the log and `Status.policy` tell the outcome.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,9 +133,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """What an operator looks at and turns in one running process. No part of the
-    contract with callers: it is served on the admin address only, to whoever can
-    connect there, and each process of several has an address of its own.
+    """What an operator looks at and changes in one running process. Not a part of the
+    contract with callers: it is served on the admin address only (`admin_listen`), which
+    accepts loopback addresses, and to whoever can connect there, without
+    authentication. Each process of several has an address of its own. Changes are in
+    the audit log.
     """
 
     @staticmethod

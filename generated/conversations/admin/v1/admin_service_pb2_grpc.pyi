@@ -27,9 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
-    """What an operator looks at and turns in one running process. No part of the
-    contract with callers: it is served on the admin address only, to whoever can
-    connect there, and each process of several has an address of its own.
+    """What an operator looks at and changes in one running process. Not a part of the
+    contract with callers: it is served on the admin address only (`admin_listen`), which
+    accepts loopback addresses, and to whoever can connect there, without
+    authentication. Each process of several has an address of its own. Changes are in
+    the audit log.
     """
 
     @_typing.overload
@@ -37,47 +39,53 @@ class AdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetStatusRequest, _admin_service_pb2.Status]
-    """Tells how the process is. It asks the database nothing, so it answers while
-    the database does not.
+    """Returns the status of the process, from memory: it answers while the database does
+    not, and during a drain.
     """
     GetLogLevel: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetLogLevelRequest, _admin_service_pb2.LogLevel]
-    """Tells which lines are logged."""
+    """Returns which lines are logged."""
     SetLogLevel: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetLogLevelRequest, _admin_service_pb2.LogLevel]
-    """Changes which lines are logged, from the next one on. Audit lines are logged
-    at any level.
+    """Changes which lines are logged, from the next one on, and returns the new state.
+    Audit lines are logged at any level. INVALID_ARGUMENT: an unknown level, or a
+    duration out of range.
     """
     Reload: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReloadRequest, _admin_service_pb2.ReloadResponse]
-    """Has the policy and the certificates read again soon, changed or not, as
-    SIGHUP does. What came of it is in the log and in Status.
+    """Has the policy and the TLS files read again soon, changed or not, as SIGHUP does.
+    It returns before that is done; the log and `Status.policy` tell the outcome.
     """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
-    """What an operator looks at and turns in one running process. No part of the
-    contract with callers: it is served on the admin address only, to whoever can
-    connect there, and each process of several has an address of its own.
+    """What an operator looks at and changes in one running process. Not a part of the
+    contract with callers: it is served on the admin address only (`admin_listen`), which
+    accepts loopback addresses, and to whoever can connect there, without
+    authentication. Each process of several has an address of its own. Changes are in
+    the audit log.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetStatusRequest, _admin_service_pb2.Status]  # type: ignore[assignment]
-    """Tells how the process is. It asks the database nothing, so it answers while
-    the database does not.
+    """Returns the status of the process, from memory: it answers while the database does
+    not, and during a drain.
     """
     GetLogLevel: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetLogLevelRequest, _admin_service_pb2.LogLevel]  # type: ignore[assignment]
-    """Tells which lines are logged."""
+    """Returns which lines are logged."""
     SetLogLevel: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetLogLevelRequest, _admin_service_pb2.LogLevel]  # type: ignore[assignment]
-    """Changes which lines are logged, from the next one on. Audit lines are logged
-    at any level.
+    """Changes which lines are logged, from the next one on, and returns the new state.
+    Audit lines are logged at any level. INVALID_ARGUMENT: an unknown level, or a
+    duration out of range.
     """
     Reload: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReloadRequest, _admin_service_pb2.ReloadResponse]  # type: ignore[assignment]
-    """Has the policy and the certificates read again soon, changed or not, as
-    SIGHUP does. What came of it is in the log and in Status.
+    """Has the policy and the TLS files read again soon, changed or not, as SIGHUP does.
+    It returns before that is done; the log and `Status.policy` tell the outcome.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What an operator looks at and turns in one running process. No part of the
-    contract with callers: it is served on the admin address only, to whoever can
-    connect there, and each process of several has an address of its own.
+    """What an operator looks at and changes in one running process. Not a part of the
+    contract with callers: it is served on the admin address only (`admin_listen`), which
+    accepts loopback addresses, and to whoever can connect there, without
+    authentication. Each process of several has an address of its own. Changes are in
+    the audit log.
     """
 
     @_abc_1.abstractmethod
@@ -86,8 +94,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.Status, _abc.Awaitable[_admin_service_pb2.Status]]:
-        """Tells how the process is. It asks the database nothing, so it answers while
-        the database does not.
+        """Returns the status of the process, from memory: it answers while the database does
+        not, and during a drain.
         """
 
     @_abc_1.abstractmethod
@@ -96,7 +104,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.GetLogLevelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.LogLevel, _abc.Awaitable[_admin_service_pb2.LogLevel]]:
-        """Tells which lines are logged."""
+        """Returns which lines are logged."""
 
     @_abc_1.abstractmethod
     def SetLogLevel(
@@ -104,8 +112,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.SetLogLevelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.LogLevel, _abc.Awaitable[_admin_service_pb2.LogLevel]]:
-        """Changes which lines are logged, from the next one on. Audit lines are logged
-        at any level.
+        """Changes which lines are logged, from the next one on, and returns the new state.
+        Audit lines are logged at any level. INVALID_ARGUMENT: an unknown level, or a
+        duration out of range.
         """
 
     @_abc_1.abstractmethod
@@ -114,8 +123,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ReloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ReloadResponse, _abc.Awaitable[_admin_service_pb2.ReloadResponse]]:
-        """Has the policy and the certificates read again soon, changed or not, as
-        SIGHUP does. What came of it is in the log and in Status.
+        """Has the policy and the TLS files read again soon, changed or not, as SIGHUP does.
+        It returns before that is done; the log and `Status.policy` tell the outcome.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
