@@ -29,10 +29,9 @@ class Access:
         self.values: dict[str, Any] = {"tenant": principal.tenant}  # the parameters of all its permissions
         self._permissions: dict[tuple[str, str], Permission] = {}
 
-    @property
-    def now(self) -> "Access":
-        """The access under the policy in force: what lasts asks again and again."""
-        return self._accesses.of(self.principal) if self._accesses else self
+    def renewed(self, principal: Principal) -> "Access":
+        """Returns the access of ``principal`` under the policy in force now, for a stream that outlasts both."""
+        return self._accesses.of(principal) if self._accesses else Access(principal, self.policy)
 
     def may(self, resource: str, action: str) -> Permission:
         """The permission; its parameters are in `values` from then on."""

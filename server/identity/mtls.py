@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
-from server.errors import CredentialsInvalid, CredentialsMissing
+from server.errors import CredentialsInvalid
 from server.identity.lru import LruCache
+from server.identity.peer_certificate import PeerCertificates
 from server.identity.principals import Principals
 from server.identity.principals_file import PrincipalsFile
 from server.identity.source import Call, Idle, identity_metadata
@@ -32,6 +33,7 @@ class Mtls(Idle):
         self._principals = Principals(settings.attribute_names)
         self._listed = PrincipalsFile(settings.principals_file, self._principals) if settings.principals_file else None
         self._known: LruCache[str, Principal] = LruCache(_REMEMBERED)
+        self._certificates = PeerCertificates()
 
     async def principal(self, call: Call) -> Principal:
         """Who the certificate is about."""
@@ -48,8 +50,7 @@ class Mtls(Idle):
         return known
 
     def _identifier(self, auth: Mapping[str, Iterable[bytes]]) -> str:
-        if "x509_pem_cert" not in auth:
-            raise CredentialsMissing
+        self._certificates.check(auth)
         return _subject(auth) if self._subjects else _of_domain(peer_spiffe_id(auth), self._trust_domains)
 
 

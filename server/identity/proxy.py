@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from server.errors import CredentialsInvalid, CredentialsMissing
 from server.identity.lru import LruCache
+from server.identity.peer_certificate import PeerCertificates
 from server.identity.principals import Principals
 from server.identity.source import Call, Idle, identity_metadata
 from server.identity.spiffe import peer_spiffe_id
@@ -41,6 +42,7 @@ class Proxy(Idle):
         self._trusted = frozenset(settings.proxy_spiffe_ids)
         self._principals = Principals(settings.attribute_names)
         self._known: LruCache[_Sent, Principal] = LruCache(_REMEMBERED)
+        self._certificates = PeerCertificates()
 
     async def principal(self, call: Call) -> Principal:
         """Who the proxy says it is."""
@@ -59,7 +61,11 @@ class Proxy(Idle):
     def _trusts(self, call: Call) -> bool:
         if call.peer().startswith("unix:"):
             return True
-        return bool(self._trusted) and peer_spiffe_id(call.auth_context()) in self._trusted
+        properties = call.auth_context()
+        if not self._trusted or peer_spiffe_id(properties) not in self._trusted:
+            return False
+        self._certificates.check(properties)
+        return True
 
     def _principal(self, identifier: str | None, tenant: str | None, attributes: str | None) -> Principal:
         # No tenant is the tenant '', but an empty one is a proxy that knows none.

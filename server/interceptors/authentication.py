@@ -2,34 +2,32 @@
 
 from types import TracebackType
 
-import structlog
-
-from server.errors import Unauthenticated
+from server.identity.caller import Caller, authenticate, current_caller
 from server.identity.source import Source
-from server.interceptors.chain import Context, Guard, Interceptor, is_public_method
+from server.interceptors.chain import Context, Handler, Interceptor, is_public_method, is_streaming, wrap_handler
 from server.observability.trace_context import current_trace, trace_of
 from server.policy.principal import current_principal
 
-log = structlog.get_logger(__name__)
-
 
 class Authentication(Interceptor):
-    """Sets `current_principal` for each call, except for health and reflection, which are public."""
+    """Sets `current_principal` for each call, and `current_caller` for streams; health and reflection are public."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    def guard(self, method: str) -> Guard | None:
-        """Returns the guard that authenticates; None for public methods."""
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Returns ``handler`` behind the guard that authenticates; ``handler`` itself for public methods."""
         if is_public_method(method):
-            return None
-        return lambda context: _AuthenticationGuard(self._source, method, context)
+            return handler
+        streaming = is_streaming(handler)
+        return wrap_handler(handler, lambda context: _AuthenticationGuard(self._source, method, context, streaming))
 
 
 class _AuthenticationGuard:
-    __slots__ = ("_context", "_method", "_source")
+    __slots__ = ("_context", "_method", "_source", "_streaming")
 
-    def __init__(self, source: Source, method: str, context: Context) -> None:
+    def __init__(self, source: Source, method: str, context: Context, streaming: bool) -> None:  # noqa: FBT001
+        self._streaming = streaming
         self._source = source
         self._method = method
         self._context = context
@@ -42,17 +40,12 @@ class _AuthenticationGuard:
             IdentityUnavailable: They cannot be checked now.
         """
         # `Tracing` has set it already, perhaps to a trace that began here.
-        trace = current_trace.get() or trace_of(self._context.invocation_metadata() or ())
-        current_trace.set(trace)
-        try:
-            principal = await self._source.principal(self._context)
-        except Unauthenticated as refusal:
-            # The log says what was wrong; the caller is not told.
-            log.info("credentials refused", source=self._source.name, method=self._method, why=refusal.why, trace=trace)
-            raise
+        current_trace.set(current_trace.get() or trace_of(self._context.invocation_metadata() or ()))
         # Never reset: a generator may be closed in another context, where the token of
         # this one is not valid (grpc/grpc#42295). Each call has a context of its own.
-        current_principal.set(principal)
+        current_principal.set(await authenticate(self._source, self._method, self._context))
+        if self._streaming:
+            current_caller.set(Caller(self._source, self._method, self._context))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -13,7 +13,17 @@ from conversations.v1 import conversations_service_pb2 as pb
 
 from server.authorization.access import Access
 from server.authorization.audit_log import current_request, decided
-from server.errors import ActionDenied, ConversationNotFound, FieldInvalid, ServiceError, ShuttingDown, Violation
+from server.errors import (
+    ActionDenied,
+    ConversationNotFound,
+    FieldInvalid,
+    IdentityUnavailable,
+    ServiceError,
+    ShuttingDown,
+    Unauthenticated,
+    Violation,
+)
+from server.identity.caller import Caller
 from server.requests.validation import validate
 from server.services.messages import item_of
 from server.services.new_items import BatchBuilder
@@ -22,7 +32,8 @@ from server.store.idempotency import Method, reservation_for
 from server.store.items import ItemStore, StoredItem
 
 MAX_PENDING = 128  # requests read and not yet answered; beyond it the caller waits
-_FATAL = (ActionDenied, ConversationNotFound)  # end the stream: no later request can succeed
+# They end the stream: no later request can succeed.
+_FATAL = (ActionDenied, ConversationNotFound, Unauthenticated, IdentityUnavailable)
 
 # What the queue of responses holds: an append in a batch, one that runs by itself, a finished
 # response, or the end of the stream with its error, if there is one.
@@ -33,14 +44,18 @@ class AppendStream:
     """One call of AppendItems.
 
     Args:
-        access: What the caller may do; looked up again for each request, so that a new policy applies.
+        access: What the caller may do; planned again for each request, so that a new policy applies.
+        caller: Who that is; authenticated again for each request, so that the stream ends with its credentials.
         items: The store.
         batches: Makes the batch of each request.
         draining: Set when the drain begins; requests read before are still answered.
     """
 
-    def __init__(self, access: Access, items: ItemStore, batches: BatchBuilder, draining: asyncio.Event) -> None:
+    def __init__(
+        self, access: Access, caller: Caller, items: ItemStore, batches: BatchBuilder, draining: asyncio.Event
+    ) -> None:
         self._access = access
+        self._caller = caller
         self._items = items
         self._batches = batches
         self._draining = draining
@@ -56,6 +71,7 @@ class AppendStream:
         Raises:
             FieldInvalid: A request breaks the protocol of the stream.
             ConversationNotFound, ActionDenied: The caller cannot append to the conversation, or no longer.
+            Unauthenticated, IdentityUnavailable: The caller's credentials are no longer valid, or cannot be checked.
             ShuttingDown: The server drains.
         """
         reader = asyncio.create_task(self._read(requests))
@@ -110,7 +126,7 @@ class AppendStream:
         """Begins the append of a request, in its turn, and queues its response."""
         self._identify(request)
         try:
-            append = self._append(request)
+            append = self._append(request, self._access.renewed(await self._caller.principal()))
         except _FATAL:
             raise
         except ServiceError as error:
@@ -159,9 +175,9 @@ class AppendStream:
         # Set on every request, so that its fingerprint does not depend on its place in a stream.
         request.conversation_id = self._conversation_id = sent or self._conversation_id
 
-    def _append(self, request: pb.AppendItemsRequest) -> Append:
+    def _append(self, request: pb.AppendItemsRequest, access: Access) -> Append:
         validate(request)
-        access, now = self._access.now, datetime.now(UTC)
+        now = datetime.now(UTC)
         reserved = reservation_for(Method.APPEND_ITEMS, request)
         batch = self._batches.build(request.items, self._conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None

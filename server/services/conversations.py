@@ -10,6 +10,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from google.protobuf.empty_pb2 import Empty
 
 from server.authorization.access import current_access
+from server.identity.caller import current_caller
 from server.interceptors.chain import Context
 from server.policy.attributes import attribute_pairs
 from server.policy.principal import Principal
@@ -175,7 +176,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         self, requests: AsyncIterator[pb.AppendItemsRequest], context: Context
     ) -> AsyncIterator[pb.AppendItemsResponse]:
         """Appends the items of each request, and responds in the same order; see `AppendStream.respond`."""
-        stream = AppendStream(current_access.get(), self._items, self._batches, self._draining)
+        stream = AppendStream(current_access.get(), current_caller.get(), self._items, self._batches, self._draining)
         return stream.respond(requests)
 
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> item_pb2.Item:

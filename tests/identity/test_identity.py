@@ -40,7 +40,7 @@ from server.interceptors.error_status import ErrorStatus
 from server.policy.principal import Principal, current_principal
 from server.settings.service import SettingsInvalid, load
 from server.transport.tls import TlsConfigError, load_credentials
-from tests.support.certificates import CertificateAuthority
+from tests.support.certificates import CA, CertificateAuthority
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, b64, claims, identity_settings, jwk_set, jwt_settings, token
 from tests.support.postgres import fresh_database
 from tests.support.problems import problem
@@ -785,7 +785,7 @@ def _known(told: Any) -> tuple[str, str]:
 def peer(**properties: str | list[str]) -> dict[str, list[bytes]]:
     """What gRPC says of a checked certificate."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in properties.items()}
-    return {"x509_pem_cert": [b"-"]} | {name: [text.encode() for text in texts] for name, texts in lists.items()}
+    return {"x509_pem_cert": [CA.pem]} | {name: [text.encode() for text in texts] for name, texts in lists.items()}
 
 
 async def test_subjects_and_the_file(tls_files: dict[str, Path], tmp_path: Path) -> None:
