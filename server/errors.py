@@ -186,8 +186,14 @@ class ItemNotFound(_NotFound):
         )
 
 
+# Clients refuse trailers of 8 KiB, and report a lost stream instead of the error.
+MAX_VIOLATIONS = 20
+_MAX_VIOLATIONS_BYTES = 2560
+_MAX_TEXT_BYTES = 128  # of a field path or a rule; keys of the request are part of a path
+
+
 class _BadRequest(ServiceError):
-    """INVALID_ARGUMENT with every violation at once."""
+    """INVALID_ARGUMENT with several violations at once: the first 20, and of long ones as many as clients take."""
 
     code = StatusCode.INVALID_ARGUMENT
 
@@ -196,10 +202,21 @@ class _BadRequest(ServiceError):
         self.violations = tuple(violations)
 
     def details(self) -> Iterable[rpc.BadRequest]:
-        fields = [
-            rpc.BadRequest.FieldViolation(field=v.field, description=v.rule, reason=v.reason) for v in self.violations
-        ]
-        return (rpc.BadRequest(field_violations=fields),)
+        sent = rpc.BadRequest()
+        for each in self.violations[:MAX_VIOLATIONS]:
+            sent.field_violations.add(field=clip(each.field), description=clip(each.rule), reason=clip(each.reason))
+            if sent.ByteSize() > _MAX_VIOLATIONS_BYTES:
+                del sent.field_violations[-1]
+                break
+        return (sent,)
+
+
+def clip(text: str) -> str:
+    """Returns ``text``, cut to what a trailer has room for."""
+    encoded = text.encode()
+    if len(encoded) <= _MAX_TEXT_BYTES:
+        return text
+    return encoded[: _MAX_TEXT_BYTES - 3].decode(errors="ignore") + "…"
 
 
 class FieldInvalid(_BadRequest):
@@ -208,7 +225,7 @@ class FieldInvalid(_BadRequest):
     reason = "FIELD_INVALID"
 
     def __init__(self, *violations: Violation) -> None:
-        message = "; ".join(f"{v.field}: {v.rule}" if v.field else v.rule for v in violations[:3])
+        message = "; ".join(f"{clip(v.field)}: {clip(v.rule)}" if v.field else clip(v.rule) for v in violations[:3])
         more = f" (and {len(violations) - 3} more)" if len(violations) > 3 else ""
         super().__init__(f"Invalid request: {message}{more}.", violations)
 

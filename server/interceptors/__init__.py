@@ -60,6 +60,6 @@ def build_chain(
         Authentication(source),
         stream_limit,  # needs the principal
         Authorization(needs, accesses, audit_permits=settings.audit_permits),  # needs the principal
-        Decode(),  # innermost: a request that is refused is never parsed
+        Decode(settings.max_message_bytes),  # innermost: a request that is refused is never parsed
     )
     return CallerChain(interceptors, observe, call_limit, stream_limit)

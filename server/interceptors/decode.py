@@ -5,54 +5,95 @@ who may not send it. Left to itself, grpc.aio would parse first, and answer a
 malformed request with UNKNOWN and the text of the exception.
 """
 
+import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
 from server.authorization.audit_log import current_request
 from server.errors import FieldInvalid, Violation
 from server.interceptors.chain import Context, Handler, Interceptor, is_contract_method
+from server.requests.sizes import SMALL_REQUEST_BYTES, check_size, max_request_bytes
 from server.requests.validation import validate
+
+Parse = Callable[[bytes], Any]
 
 
 class Decode(Interceptor):
-    """Parses and validates requests in place of grpc.aio."""
+    """Parses and validates requests in place of grpc.aio.
+
+    Requests of other services than the contract's, such as health, are parsed here too:
+    a malformed one is INVALID_ARGUMENT, whichever service it was sent to.
+    """
+
+    def __init__(self, max_message_bytes: int = SMALL_REQUEST_BYTES) -> None:
+        """``max_message_bytes``: of a request that carries items; any other has 64 KiB at most."""
+        self._max_message_bytes = max_message_bytes
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """Returns ``handler`` taking bytes, for methods of the contract."""
+        """Returns ``handler`` taking bytes."""
+        parse = self._parser(method, handler)
+        if handler.request_streaming:
+            return _decode_requests(handler, parse)
+        if handler.response_streaming:
+            return _decode_request_of_stream(handler, parse)
+        return _decode_request(handler, parse, validated=is_contract_method(method))
+
+    def _parser(self, method: str, handler: Handler) -> Parse:
+        from_bytes: Any = handler.request_deserializer
+        limit = self._limit(method)
+
+        def parse(body: bytes) -> Any:
+            check_size(body, limit)
+            try:
+                return from_bytes(body)
+            except DecodeError:
+                raise FieldInvalid(Violation("", "the request is not a message of its type", "decode")) from None
+
+        return parse
+
+    def _limit(self, method: str) -> int:
         if not is_contract_method(method):
-            return handler
-        return _decode_stream(handler) if handler.request_streaming else _decode_unary(handler)
+            return SMALL_REQUEST_BYTES
+        described = descriptor_pool.Default().FindMethodByName(method.removeprefix("/").replace("/", "."))
+        return max_request_bytes(described.input_type, self._max_message_bytes)
 
 
-def _decode_unary(handler: Handler) -> Handler:
-    parse: Any = handler.request_deserializer
+def _decode_request(handler: Handler, parse: Parse, *, validated: bool) -> Handler:
     method: Any = handler.unary_unary
 
     async def call(body: bytes, context: Context) -> Any:
-        request = _parse(parse, body)
-        validate(request)
-        current_request.set(request)
+        request = parse(body)
+        if validated:
+            validate(request)
+            current_request.set(request)
         return await method(request, context)
 
     return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
 
 
-def _decode_stream(handler: Handler) -> Handler:
+def _decode_request_of_stream(handler: Handler, parse: Parse) -> Handler:
+    method: Any = handler.unary_stream
+
+    async def write(body: bytes, context: Context) -> None:
+        await method(parse(body), context)
+
+    def stream(body: bytes, context: Context) -> AsyncIterator[Any]:
+        return method(parse(body), context)  # type: ignore[no-any-return]
+
+    # A method may also write its responses itself, as the health service's Watch does.
+    call: Any = write if inspect.iscoroutinefunction(method) else stream
+    return grpc.unary_stream_rpc_method_handler(call, None, handler.response_serializer)
+
+
+def _decode_requests(handler: Handler, parse: Parse) -> Handler:
     """Returns ``handler`` taking a stream of bytes; the method validates, for not every bad message ends a stream."""
-    parse: Any = handler.request_deserializer
     method: Any = handler.stream_stream
 
     def stream(bodies: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        return method((_parse(parse, body) async for body in bodies), context)  # type: ignore[no-any-return]
+        return method((parse(body) async for body in bodies), context)  # type: ignore[no-any-return]
 
     return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
-
-
-def _parse(parse: Callable[[bytes], Any], body: bytes) -> Any:
-    try:
-        return parse(body)
-    except DecodeError:
-        raise FieldInvalid(Violation("", "the request is not a message of its type", "decode")) from None

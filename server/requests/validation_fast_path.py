@@ -3,7 +3,7 @@
 That is: when `validate` without it costs an append of twenty items less than a tenth
 of its CPU time (docs/adr/0002 has the figures: a quarter today, because protovalidate
 visits every field, the 29 arms of `Item.body` that are not set included). Delete this
-file, its two lines in `validation.py` and `tests/requests/test_validation_fast_path.py`.
+file, its uses in `validation.py` and `tests/requests/test_validation_fast_path.py`.
 
 The checks here are made from the same options and visit only what is set. They may say
 "not certain", never "valid" by mistake; protovalidate decides everything they are not
@@ -268,6 +268,3 @@ def _is_annotated(descriptor: Descriptor) -> bool:
         or any(field.GetOptions().HasExtension(validate_pb2.field) for field in descriptor.fields)
         or any(oneof.GetOptions().HasExtension(validate_pb2.oneof) for oneof in descriptor.oneofs)
     )
-
-
-certainly_valid = FastPath().certainly_valid
