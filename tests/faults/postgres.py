@@ -163,6 +163,8 @@ class Postgres:
         data.mkdir(0o700)
         self.programs.user.chown(data)
         await asyncio.to_thread(self.programs.run, "pg_basebackup", *parts)
+        for lock in data.glob(".s.PGSQL.*"):  # the primary's, which are copied as everything else is
+            lock.unlink()
         return Postgres(self.programs, data, dict(self.settings))
 
     async def wait_for_standby(self) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from tests.faults import network, processes, sick_store
+from tests.faults import network, overload, processes, sick_store
 from tests.faults.callers import Twin
 from tests.faults.checker import USUAL
 from tests.faults.network import Side
@@ -39,6 +39,7 @@ class Row:
 
 
 _TWO = Layout(servers=2)
+_DIRECT = Layout(proxied=False)
 _TWINS = Layout(servers=2, callers=(Twin, Twin, Twin))
 _STANDBY = Layout(standby=True)
 _CANCELLED = USUAL | {"CANCELLED"}
@@ -104,4 +105,7 @@ ROWS = (
         times=1,
         layout=Layout(settings={"pool_size": "2"}),
     ),
+    # Too much of it.
+    Row("5 times the calls that it can answer", overload.overloaded(5, 8), seconds=0, times=1, layout=_DIRECT),
+    Row("10 times the calls that it can answer", overload.overloaded(10, 8), seconds=0, times=1, layout=_DIRECT),
 )

@@ -20,7 +20,7 @@ from tests.faults.postgres import Programs
 from tests.faults.rows import Row
 from tests.faults.scene import Scene, Watch, scene
 from tests.faults.server import ROOT
-from tests.faults.workload import CHANNEL_OPTIONS, DEADLINE
+from tests.faults.workload import CHANNEL_OPTIONS, DEADLINE, PATIENCE
 
 HEALTHY = 1.5  # seconds before and after a fault
 RECOVERY = 15.0  # seconds in which writes must be acknowledged again
@@ -93,7 +93,7 @@ class Run:
         result.recovery = max((each for each in recoveries if each is not None), default=None)
         if None in recoveries:
             result.violations.append(f"some who append were not acknowledged within {RECOVERY:.0f} s")
-        result.violations += [*built.violations, *await _verdict(built, row)]
+        result.violations += [*built.violations, *_unfinished(built), *await _verdict(built, row)]
         result.violations += list(_readiness(built.watches, periods, row, result))
         result.peak = max((size for watch in built.watches for _, size in watch.memory), default=0)
         result.facts = built.facts
@@ -122,6 +122,14 @@ def _recovery(history: History, mended: float) -> float | None:
                 firsts[append.caller] = min(firsts[append.caller], append.acknowledged)
     worst = max(firsts.values(), default=float("inf"))
     return worst - mended if worst < float("inf") else None
+
+
+def _unfinished(built: Scene) -> Iterator[str]:
+    """Callers under a request id learn in the end that they have written."""
+    if built.workload.unfinished:
+        yield f"{built.workload.unfinished} callers did not learn how a write ended, {PATIENCE:.0f} s after the fault"
+    for problem in built.workload.problems:
+        yield f"a caller broke off: {type(problem).__name__}: {problem}"
 
 
 async def _verdict(built: Scene, row: Row) -> list[str]:

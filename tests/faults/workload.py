@@ -76,6 +76,8 @@ class Workload:
     pause: float = 0.02  # seconds, on average, between two calls of one caller
     cancelled: float = 0.0  # share of the calls that their callers leave
     history: History = field(default_factory=History)
+    unfinished: int = 0  # callers that did not learn how a write ended, long after nothing was broken any more
+    problems: list[Exception] = field(default_factory=list)  # callers that broke
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -100,11 +102,7 @@ class Workload:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Callers call while this is open; leaving it lets each finish what it must know the end of.
-
-        Raises:
-            TimeoutError: Some could not, long after nothing was broken any more.
-        """
+        """Callers call while this is open; leaving it lets each finish what it must know the end of."""
         async with AsyncExitStack() as stack:
             tasks = []
             for tenant in self.tenants:
@@ -116,12 +114,13 @@ class Workload:
                 yield
                 self.cancelled = 0.0
                 self.ending.set()
-                async with asyncio.timeout(PATIENCE):
-                    await asyncio.gather(*tasks)
+                _, late = await asyncio.wait(tasks, timeout=PATIENCE)
+                self.unfinished = len(late)
             finally:
                 for task in tasks:
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                ends = await asyncio.gather(*tasks, return_exceptions=True)
+                self.problems = [each for each in ends if isinstance(each, Exception)]
 
 
 class Caller:
