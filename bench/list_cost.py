@@ -17,7 +17,8 @@ import asyncpg
 from server.authorization.access import Access, AccessCache
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT
-from server.store.connection.database import Bounds, connected
+from server.store.connection.bounds import Bounds
+from server.store.connection.opening import open_database
 from server.store.conversations import ConversationStore
 from server.store.embedded import run_embedded
 from server.store.migrate import migrate
@@ -71,7 +72,7 @@ async def measure(sizes: list[int]) -> None:
             await migrate(private.url)
             for size in sizes:
                 await fill(private.url, size)
-                async with connected(private.url, 2, Bounds(), unsafe_durability=False) as database:
+                async with open_database(private.url, 2, Bounds()) as database:
                     for who, principal in CALLERS.items():
                         seen, median = await timed(ConversationStore(database), accesses.of(principal))
                         times.setdefault(who, []).append(median)

@@ -8,8 +8,10 @@ import structlog
 
 from server.errors import NotReadyYet
 from server.settings.service import Settings
-from server.store.connection.database import Bounds, Database, reachable
+from server.store.connection.bounds import Bounds
+from server.store.connection.database import Database
 from server.store.connection.execution import Interceptor
+from server.store.connection.opening import open_database, verify
 from server.store.embedded import default_data_dir, run_embedded
 from server.store.migrate import HEAD, current_revision, is_behind, migrate
 from server.store.sql import schema
@@ -64,7 +66,7 @@ async def open_store(settings: Settings, interceptors: Iterable[Interceptor] = (
     bounds, bouncer = Bounds(statement=settings.statement_timeout_seconds), settings.pgbouncer_url
     async with provision_database(settings) as (url, name):
         address = bouncer.get_secret_value() if bouncer else url
-        async with reachable(
+        async with open_database(
             address, settings.pool_size, bounds, via_pgbouncer=bouncer is not None, interceptors=interceptors
         ) as database:
             yield Store(url, name, database)
@@ -74,10 +76,14 @@ async def prepare_schema(settings: Settings, store: Store) -> list[bytes]:
     """Checks the database and migrates its schema; returns the secrets that sign page tokens, newest first.
 
     Raises:
-        StoreUnavailable, SchemaBehind: Not yet; the same call may succeed later.
+        DatabaseUnreachable, StoreUnavailable, SchemaBehind: Not yet; the same call may succeed later.
         DatabaseConfigError, MigrationFailed: An operator has to mend something first.
     """
-    await store.database.examine(unsafe_durability=settings.unsafe_durability)
+    await verify(
+        store.database,
+        via_pgbouncer=settings.pgbouncer_url is not None,
+        unsafe_durability=settings.unsafe_durability,
+    )
     await _ensure_schema(store.url, migrating=settings.migrate)
     return [row["secret"] for row in await store.database.fetch(_TOKEN_KEYS, {})]
 

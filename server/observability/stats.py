@@ -12,7 +12,7 @@ StatementKind: TypeAlias = Literal["read", "append", "write"]
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0)
 _SHARERS = (2, 4, 8, 16, 32, 64, 128)
-REASONS = ("pool", "connection", "race", "timeout")  # why a statement fails
+REASONS = ("pool", "connection", "race", "timeout", "server")  # why a statement fails
 
 
 class StoreStats:

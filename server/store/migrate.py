@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 
 from server.errors import OperatorError
-from server.store.connection.database import direct
+from server.store.connection.opening import direct_connection
 
 HEAD = "0002"  # newest file in migrations/versions; known here so that a start need not load Alembic
 _LOCK = 0x636F6E76  # "conv"
@@ -25,9 +25,9 @@ async def current_revision(url: str) -> str | None:
     """Returns the schema's revision, None for an empty database.
 
     Raises:
-        DatabaseConfigError, StoreUnavailable: As `direct`.
+        DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
     """
-    async with direct(url) as connection:
+    async with direct_connection(url) as connection:
         if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
             return None
         version: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
@@ -45,11 +45,11 @@ async def migrate(url: str, wait_seconds: float = 60) -> bool:
     Raises:
         MigrationFailed: Another process held the lock for longer than ``wait_seconds``, or a revision failed; it was
             rolled back.
-        DatabaseConfigError, StoreUnavailable: As `direct`.
+        DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
     """
     if not is_behind(await current_revision(url)):
         return False
-    async with direct(url) as lock:  # closing it releases the lock
+    async with direct_connection(url) as lock:  # closing it releases the lock
         await _acquire_lock(lock, wait_seconds)
         if not is_behind(await current_revision(url)):
             return False

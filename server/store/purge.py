@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import asyncpg
 
-from server.store.connection.database import direct
+from server.store.connection.opening import direct_connection
 
 _LOCK = 0x70757267  # "purg"
 _STEP = 5000  # rows of one statement
@@ -56,10 +56,10 @@ async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(
         keep_requests: How long a request id is remembered.
 
     Raises:
-        DatabaseConfigError, StoreUnavailable: As `direct`.
+        DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError: A statement failed; steps before it are done.
     """
-    async with direct(url) as connection:
+    async with direct_connection(url) as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
             return None
         # One instant for all statements, and conversations after their items: a delete may commit in between.

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import asyncpg
@@ -23,8 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from server.errors import StartFailed
 from server.identity import jwks_url
 from server.observability.histogram import Histogram
-from tests.support.build import append, create, delete, get, user_message
+from tests.support.build import append, create, delete, get, update, user_message
 from tests.support.metrics import MeasuredService, Scrape, fully_measured_service, http_get, measured_service
+from tests.support.postgres import fetch, row_locked
 from tests.support.problems import problem
 from tests.support.service import Service
 
@@ -200,17 +202,21 @@ async def test_waits_and_failures_of_statements(service: Service) -> None:
 
 
 async def test_lost_connections_are_counted_with_their_retries(service: Service) -> None:
-    """A statement that lost its connection is a failure and, repeated, a retry."""
+    """A statement that loses its connection is a failure and, repeated, a retry."""
+    end = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
     async with measured_service(service.url) as found:
         made = await found.stub.CreateConversation(create())
-        connection = await asyncpg.connect(service.url)
-        backends = [each.get_server_pid() for each in found.database._connections._idle]
-        await connection.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", backends)
-        await connection.close()
-        await found.stub.GetConversation(get(made.id))
+        async with row_locked(service.url, made.id):
+            update_call = found.stub.UpdateConversation(update(made.id, "metadata", request_id=str(uuid4())))
+            while not await fetch(service.url, end):  # noqa: ASYNC110 - the database tells nobody
+                await asyncio.sleep(0.02)
+        await update_call
         scrape = await found.scrape()
     lost = scrape.value("conversations_statement_failures_total", reason="connection")
-    assert 1 <= lost == scrape.value("conversations_statement_retries_total")
+    assert 1 == lost == scrape.value("conversations_statement_retries_total")
 
 
 async def test_refusals_for_capacity(service: Service) -> None:

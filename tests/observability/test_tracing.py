@@ -29,6 +29,7 @@ from server.interceptors.tracing import VALUES
 from server.observability import otlp, trace_context
 from server.observability.otlp import TracingConfigError
 from server.settings.service import load
+from server.store.sql.statement import Statement
 from tests.support.audit import BOB, audit_lines, audited_service
 from tests.support.batching import outcomes_behind
 from tests.support.build import append, create, get, user_message
@@ -278,7 +279,8 @@ async def test_health_leaves_no_span(url: str, collector: Collector) -> None:
     """Neither do probes, nor statements that no call asked for."""
     async with tracing_service(url) as service:
         await health_pb2_grpc.HealthStub(service.channel).Check(health_pb2.HealthCheckRequest())
-        await service.database.ping()
+        assert "" == await service.database.probe()
+        await service.database.fetch(Statement("SELECT 1", (), "read"), {})
     assert [] == collector.spans
 
 

@@ -11,9 +11,11 @@ from server.authorization.access import AccessCache
 from server.policy.load import load
 from server.policy.principal import Principal
 from server.policy.rules import DEFAULT, Policy
-from server.store.connection.database import Bounds, Database, connected
+from server.store.connection.bounds import Bounds
+from server.store.connection.database import Database
 from server.store.connection.execution import Execute, Execution, Rows
 from server.store.conversations import ConversationStore
+from tests.support.database import verified_database
 from tests.support.postgres import fresh_database
 from tests.support.service import intercepted, recorded_statements
 
@@ -30,7 +32,7 @@ async def large(postgres: str, template: str) -> AsyncIterator[Database]:
     """A database with many conversations."""
     async with fresh_database(postgres, template) as url:
         await fill(url, ROWS)
-        async with connected(url, 2, Bounds(), unsafe_durability=False) as database:
+        async with verified_database(url, 2, Bounds(), unsafe_durability=False) as database:
             yield database
 
 

@@ -19,8 +19,8 @@ from uuid import uuid4
 import pytest
 from conversations.v1 import conversations_service_pb2 as pb
 
-from server.errors import StoreUnavailable
-from server.store.connection.database import Bounds, DatabaseConfigError, connected
+from server.store.connection.bounds import Bounds
+from server.store.connection.opening import DatabaseConfigError, DatabaseUnreachable
 from tests.support.build import (
     ahead,
     append,
@@ -35,6 +35,7 @@ from tests.support.build import (
     update,
     user_message,
 )
+from tests.support.database import verified_database
 from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database
 from tests.support.problems import problem
 from tests.support.service import Service, running_service
@@ -297,7 +298,7 @@ async def test_migrations_go_to_the_database_itself(postgres: str) -> None:
 
 async def start(url: str) -> None:
     """Opens the database at ``url`` as calls do."""
-    async with connected(url, 2, Bounds(connect=2), unsafe_durability=True, via_pgbouncer=True):
+    async with verified_database(url, 2, Bounds(connect=2), unsafe_durability=True, via_pgbouncer=True):
         pass
 
 
@@ -317,7 +318,7 @@ async def test_refusals_stop_the_start(postgres: str, template: str) -> None:
     async with fresh_database(postgres, template) as direct:
         with bouncer(direct) as way, pytest.raises(DatabaseConfigError, match="08P01"):
             await start(way.url.replace("/conversations", "/nowhere"))
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(DatabaseUnreachable):
             await start(way.url)
         name = urlsplit(direct).path.lstrip("/")
         lost = (f"dbname={name}", "dbname=nowhere")
@@ -329,5 +330,5 @@ async def test_pgbouncer_is_not_taken_for_postgresql(postgres: str, template: st
     """Its address as that of the database is refused, and the refusal says what to do."""
     async with fresh_database(postgres, template) as direct:
         with bouncer(direct) as way, pytest.raises(DatabaseConfigError, match="PgBouncer"):
-            async with connected(way.url, 2, Bounds(), unsafe_durability=True):
+            async with verified_database(way.url, 2, Bounds(), unsafe_durability=True):
                 pass

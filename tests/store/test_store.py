@@ -22,11 +22,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from structlog.testing import capture_logs
 
 from server.app.background import purge_periodically
-from server.errors import StoreUnavailable
 from server.observability.stats import PurgeStats
 from server.settings.service import load
-from server.store.connection import database as database_module
-from server.store.connection.database import Bounds, Database, DatabaseConfigError, connected
+from server.store.connection import opening
+from server.store.connection.bounds import Bounds
+from server.store.connection.database import Database
+from server.store.connection.opening import DatabaseConfigError, DatabaseUnreachable
 from server.store.embedded import run_embedded
 from server.store.migrate import HEAD, MigrationFailed, current_revision, migrate
 from server.store.purge import PurgeResult, purge
@@ -43,6 +44,7 @@ from tests.support.build import (
     update,
     user_message,
 )
+from tests.support.database import verified_database
 from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database, with_database
 from tests.support.problems import problem, problem_of
 from tests.support.service import Service, running_service
@@ -327,9 +329,9 @@ async def test_a_lax_database_is_refused(postgres: str, template: str) -> None:
         name = url.partition("?")[0].rpartition("/")[2]
         await fetch(url, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
         with pytest.raises(DatabaseConfigError, match=r"synchronous_commit off.*CONVERSATIONS_UNSAFE_DURABILITY"):
-            async with connected(url, 2, BOUNDS, unsafe_durability=False):
+            async with verified_database(url, 2, BOUNDS, unsafe_durability=False):
                 pass
-        async with connected(url, 2, BOUNDS, unsafe_durability=True):
+        async with verified_database(url, 2, BOUNDS, unsafe_durability=True):
             pass
 
 
@@ -343,33 +345,33 @@ async def test_a_database_without_fsync_is_refused() -> None:
             while (await fetch(private.url, "SHOW fsync"))[0]["fsync"] != "off":  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.01)
             with pytest.raises(DatabaseConfigError, match="fsync off"):
-                async with connected(private.url, 2, BOUNDS, unsafe_durability=False):
+                async with verified_database(private.url, 2, BOUNDS, unsafe_durability=False):
                     pass
-            async with connected(private.url, 2, BOUNDS, unsafe_durability=True):
+            async with verified_database(private.url, 2, BOUNDS, unsafe_durability=True):
                 pass
 
 
 async def test_an_old_database_is_refused(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server below the oldest version that works is refused with its version."""
-    monkeypatch.setattr(database_module, "MINIMUM_VERSION", 990000)
+    monkeypatch.setattr(opening, "MINIMUM_VERSION", 990000)
     with pytest.raises(DatabaseConfigError, match=r"PostgreSQL \d+\.\d+.* is too old"):
-        async with connected(postgres, 2, BOUNDS, unsafe_durability=False):
+        async with verified_database(postgres, 2, BOUNDS, unsafe_durability=False):
             pass
 
 
 async def test_a_missing_database_is_refused(postgres: str) -> None:
     """A database that is not there is told by its code, without the address."""
     with pytest.raises(DatabaseConfigError, match="3D000"):
-        async with connected(with_database(postgres, "nowhere"), 2, BOUNDS, unsafe_durability=False):
+        async with verified_database(with_database(postgres, "nowhere"), 2, BOUNDS, unsafe_durability=False):
             pass
 
 
 @pytest.mark.parametrize("url", ["postgresql://u:p@127.0.0.1:1/db", "postgresql://u@/db?host=/nowhere"])
 async def test_an_unreachable_database_is_told_at_once(url: str) -> None:
-    """Where nobody answers, a start ends soon with StoreUnavailable."""
+    """Where nobody answers, a start ends soon with DatabaseUnreachable."""
     began = time.monotonic()
-    with pytest.raises(StoreUnavailable):
-        async with connected(url, 2, BOUNDS, unsafe_durability=False):
+    with pytest.raises(DatabaseUnreachable):
+        async with verified_database(url, 2, BOUNDS, unsafe_durability=False):
             pass
     assert time.monotonic() - began < 3
 
@@ -386,8 +388,8 @@ async def test_a_database_that_does_not_answer_is_given_up() -> None:
         port = server.sockets[0].getsockname()[1]
         url = f"postgresql://u@127.0.0.1:{port}/db?sslmode=disable"
         began = time.monotonic()
-        with pytest.raises(StoreUnavailable):
-            async with connected(url, 2, Bounds(connect=0.5), unsafe_durability=False):
+        with pytest.raises(DatabaseUnreachable):
+            async with verified_database(url, 2, Bounds(connect=0.5), unsafe_durability=False):
                 pass
         assert time.monotonic() - began < 3
     finally:

@@ -26,7 +26,8 @@ from server.authorization.permission import Permission
 from server.errors import ConversationNotFound, ItemNotFound
 from server.policy.plan import Never
 from server.policy.principal import Principal, pairs
-from server.store.connection.database import Bounds, Database, connected
+from server.store.connection.bounds import Bounds
+from server.store.connection.database import Database
 from server.store.conversations import EARLIEST, LATEST, ConversationStore
 from server.store.embedded import run_embedded
 from server.store.items import ItemStore
@@ -36,6 +37,7 @@ from server.store.sql.schema import conversations, items
 from server.store.sql.statement import compile_statement
 from server.store.sql.visibility import allowed, item_allowed
 from tests.support import reference
+from tests.support.database import verified_database
 from tests.support.reference import What
 from tests.support.worlds import ACTIONS, World, random_world, who
 
@@ -328,7 +330,7 @@ async def proof_on(url: str, rng: Random) -> AsyncIterator[Proof]:
     """A proof on the migrated, and otherwise empty, database at ``url``."""
     connection = await asyncpg.connect(url)
     try:
-        async with connected(url, 1, Bounds(), unsafe_durability=True) as database:
+        async with verified_database(url, 1, Bounds(), unsafe_durability=True) as database:
             yield Proof(database, connection, rng)
     finally:
         await connection.close()

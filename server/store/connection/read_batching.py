@@ -11,7 +11,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from server.errors import DeadlineExceeded
+from server.errors import DeadlineExceeded, StoreUnavailable
 from server.store.connection.execution import Arguments, Execute, Execution, Rows
 from server.store.sql.statement import Statement
 
@@ -75,17 +75,27 @@ class ReadBatcher:
         return read.rows
 
     async def _flush(self, statement: Statement, batch: list[PendingRead]) -> None:
-        for _ in range(GATHER_TICKS):
-            await asyncio.sleep(0)
+        try:
+            for _ in range(GATHER_TICKS):
+                await asyncio.sleep(0)
+            self._close_batch(statement, batch)
+            await self._run(statement, [read for read in batch if not read.rows.done()])  # some callers have left
+        except Exception as error:  # noqa: BLE001 - it is the answer of each
+            _fail(batch, error)
+        finally:  # also if this task is cancelled: no caller waits for ever
+            self._close_batch(statement, batch)
+            _fail(batch, StoreUnavailable())
+
+    def _close_batch(self, statement: Statement, batch: list[PendingRead]) -> None:
+        """Takes no more reads into ``batch``."""
         if self._batches.get(statement) is batch:
             del self._batches[statement]
-        batch = [read for read in batch if not read.rows.done()]  # the callers of others have gone
+
+    async def _run(self, statement: Statement, batch: list[PendingRead]) -> None:
         try:
             await self._run_batch(statement, batch)
         except DeadlineExceeded:  # of one of them, perhaps: each is tried with the whole time
             await asyncio.gather(*(self._run_one(statement, read) for read in batch))
-        except Exception as error:  # noqa: BLE001 - it is the answer of each
-            _fail(batch, error)
 
     async def _run_batch(self, statement: Statement, batch: list[PendingRead]) -> None:
         if len(batch) < 2:

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
+from server.store.connection.failures import DRIVER_ERRORS, ConnectFailed
+
 Connection: TypeAlias = Any  # an asyncpg.pool.PoolConnectionProxy, which is not typed
 Result = TypeVar("Result")
 
@@ -30,24 +32,33 @@ class WarmConnections:
         self.pool = pool
         self._idle: list[Connection] = []  # the most recently used is the last
         self._unused = 0  # the fewest that were in `_idle` since the last release
-        self._loop = asyncio.get_running_loop()
-        self._release_timer = self._loop.call_later(_IDLE_SECONDS, self._release_idle)
-        self._returning: set[asyncio.Task[None]] = set()
 
     @property
     def in_use(self) -> int:
         """How many connections run a statement now."""
         return int(self.pool.get_size() - self.pool.get_idle_size()) - len(self._idle)
 
+    @property
+    def has_idle(self) -> bool:
+        """Whether a statement could run without a new connection from the pool."""
+        return bool(self._idle)
+
     async def run(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
         """Returns what ``work`` returns for a connection; after an error that connection is released to the pool.
 
         Raises:
-            Exception: What ``work`` raises, or what making a connection raises: errors of asyncpg, OSError.
+            ConnectFailed: There is no connection to work with.
+            Exception: What ``work`` raises.
         """
-        connection = await self._acquire()
+        try:
+            connection = await self._acquire()
+        except DRIVER_ERRORS as error:
+            raise ConnectFailed from error
         try:
             result = await work(connection)
+        except TimeoutError:  # the server, which limits statements too, does not answer: nor would it a cancellation
+            connection.terminate()
+            raise
         except BaseException:
             await self._release(connection)
             raise
@@ -55,13 +66,21 @@ class WarmConnections:
         return result
 
     async def renew(self) -> None:
-        """Makes the pool replace all connections: where one was lost, others may be that do not show it yet."""
-        await self._release_oldest(len(self._idle))
+        """Replaces all connections: idle ones now, the others when their statement has ended."""
         await self.pool.expire_connections()
+        idle, self._idle, self._unused = self._idle, [], 0
+        for connection in idle:
+            with suppress(asyncpg.InterfaceError):  # it was terminated before, and its proxy with it
+                connection.terminate()
+
+    async def release_unused(self) -> None:
+        """Releases, twice a minute until it is cancelled, the connections that were not used in between."""
+        while True:
+            await asyncio.sleep(_IDLE_SECONDS)
+            await self._release_oldest(self._unused)
 
     async def close(self) -> None:
         """Closes the pool; statements that still run get five seconds."""
-        self._release_timer.cancel()
         try:
             async with asyncio.timeout(5):
                 await self._release_oldest(len(self._idle))
@@ -73,25 +92,24 @@ class WarmConnections:
         while self._idle:
             connection = self._idle.pop()
             self._unused = min(self._unused, len(self._idle))
-            if not connection.is_closed():
+            if _is_open(connection):
                 return connection
             await self._release(connection)
         return await self.pool.acquire()
 
-    def _release_idle(self) -> None:
-        """Releases the connections that were not used since the last time, and sets the timer for the next."""
-        task = self._loop.create_task(self._release_oldest(self._unused))
-        self._returning.add(task)
-        task.add_done_callback(self._returning.discard)
-        self._release_timer = self._loop.call_later(_IDLE_SECONDS, self._release_idle)
-
     async def _release_oldest(self, count: int) -> None:
-        unused, self._idle = self._idle[:count], self._idle[count:]
-        self._unused = len(self._idle)
-        for connection in unused:
-            await self._release(connection)
+        self._unused = len(self._idle) - count
+        for _ in range(min(count, len(self._idle))):
+            await self._release(self._idle.pop(0))
 
     async def _release(self, connection: Connection) -> None:
         """Returns a connection to the pool, which raises for a broken one after it has closed it."""
-        with suppress(asyncpg.InternalClientError, asyncpg.InterfaceError, OSError):
+        with suppress(*DRIVER_ERRORS):
             await self.pool.release(connection)
+
+
+def _is_open(connection: Connection) -> bool:
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:  # it was terminated, and its proxy with it
+        return False
