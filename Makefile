@@ -12,7 +12,7 @@ BENCH := PYTHONPATH=.:generated python -m bench
 
 # Tests on several processes; a core that waits for sleeps and databases can take more than one.
 WORKERS ?= logical
-PYTEST := pytest --numprocesses $(WORKERS)
+PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
 export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
 

@@ -20,7 +20,7 @@ import uvloop
 from server.store.embedded import run_embedded
 from server.store.migrate import migrate
 from tests.support.access import GuardedService, guarded_service
-from tests.support.postgres import execute, fresh_database, with_database
+from tests.support.postgres import execute, fresh_database, memory_folder, with_database
 from tests.support.service import Service, running_service
 from tests.support.skips import require_tools
 from tests.support.tools import required_tools, search_path
@@ -52,7 +52,7 @@ async def postgres() -> AsyncIterator[str]:
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield url
         return
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory(dir=memory_folder()) as name:
         Path(name).chmod(0o711)  # the server is another user when we are root
         async with run_embedded(Path(name) / "data") as private:
             yield private.url

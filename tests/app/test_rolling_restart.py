@@ -22,7 +22,7 @@ from tests.support.commands import address_in, environment, start_command
 from tests.support.postgres import fresh_database
 
 SERVICE_CONFIG = (Path(__file__).parents[2] / "deploy" / "service_config.json").read_text(encoding="utf-8")
-CALLERS, ROUNDS = 16, 5
+CALLERS = 16
 
 
 @dataclass
@@ -90,6 +90,7 @@ async def calling(stub: Any, conversation_id: str) -> AsyncIterator[tuple[Counte
         number = 0
         while not ending.is_set():
             await once(stub.GetConversation(get(conversation_id)))
+            await asyncio.sleep(0.005)  # the machine is for the restarts, not for as many calls as it can take
             text, number = f"{name} {number}", number + 1
             if await once(stub.CreateItems(append(conversation_id, user_message(text), request_id=str(uuid4())))):
                 appended.append(text)
@@ -116,8 +117,9 @@ async def texts_of(stub: Any, conversation_id: str) -> list[str]:
             return texts
 
 
+@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("configured", [True, False], ids=["service config", "bare"])
-async def test_rolling_restart(postgres: str, template: str, configured: bool) -> None:  # noqa: FBT001
+async def test_rolling_restart(postgres: str, template: str, rounds: int, *, configured: bool) -> None:
     """With the config no call fails and each append is there once; without it, what fails is UNAVAILABLE."""
     options = [("grpc.service_config", SERVICE_CONFIG)] if configured else [("grpc.enable_retries", 0)]
     async with fresh_database(postgres, template) as url, replicas(url) as both:
@@ -126,12 +128,12 @@ async def test_rolling_restart(postgres: str, template: str, configured: bool) -
             stub = ConversationsServiceStub(channel)
             made = await stub.CreateConversation(create())
             async with calling(stub, made.id) as (codes, appended):
-                for _ in range(ROUNDS):
+                for _ in range(rounds):
                     for each in both:
                         await each.restart()
                         await asyncio.sleep(0.3)
             stored = await texts_of(stub, made.id)
-        assert codes["OK"] > 1000
+        assert codes["OK"] > 200 * rounds
         if configured:
             assert {"OK"} == set(codes)
             assert sorted(appended) == sorted(stored)

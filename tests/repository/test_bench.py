@@ -15,6 +15,7 @@ from bench.report import markdown
 from bench.results import Results, results_of, spread, worse
 from bench.rounds import Open, Run, opened
 from bench.workloads import growth, table
+from tests.support.postgres import memory_folder
 
 CALLERS, LONG = 4, 120  # of the smoke
 
@@ -130,7 +131,7 @@ def test_the_page():
 @pytest.fixture(scope="module")
 async def smoke() -> AsyncIterator[Results]:
     """A round of every workload with very few operations, on the limit and on the service."""
-    with TemporaryDirectory() as name:
+    with TemporaryDirectory(dir=memory_folder()) as name:
         folder = Path(name)
         folder.chmod(0o711)  # the server is another user when we are root
         openers: dict[str, Open] = {"limit": limit, "ours": ours}

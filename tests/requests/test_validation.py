@@ -17,8 +17,8 @@ from protovalidate import Validator
 from server.errors import FieldInvalid
 from server.requests import validation
 from server.requests.validation import FEW_ELEMENTS, validate
-from tests.requests.test_validation_fast_path import REQUESTS, Maker, types_below
 from tests.support.build import append, new_item, user_message
+from tests.support.random_messages import REQUEST_TYPES, MessageGenerator, types_below
 
 PROTOVALIDATE = Validator()
 TEXT = Content(input_text=InputText(text="a"))
@@ -127,11 +127,11 @@ def test_violations_of_few_elements(count: int, found: int) -> None:
     assert len(violations(append("conv_a", contents(*parts)))) == min(found, count - 1)
 
 
-@pytest.mark.parametrize("request_type", REQUESTS, ids=lambda each: each.name)
+@pytest.mark.parametrize("request_type", REQUEST_TYPES, ids=lambda each: each.name)
 def test_random_requests(request_type: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told in the way of large requests, the violations are some of protovalidate's, and none only when it has none."""
     monkeypatch.setattr(validation, "FEW_ELEMENTS", -1)
-    maker, broken = Maker(23), 0
+    maker, broken = MessageGenerator(23), 0
     for number in range(400):
         request = maker.make(request_type, (0.0, 0.02, 0.1, 0.3)[number % 4])
         found, everything = violations(request), all_violations(request)
@@ -143,7 +143,7 @@ def test_random_requests(request_type: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 def lists_of_scalars() -> Iterator[Any]:
     """The lists of scalars of all requests."""
-    for each in types_below(*REQUESTS):
+    for each in types_below(*REQUEST_TYPES):
         yield from (field for field in each.fields if field.is_repeated and not field.message_type)
 
 

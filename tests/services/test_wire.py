@@ -493,7 +493,8 @@ async def test_lost_connections_are_replaced(own_service: Service) -> None:
     stub = own_service.stub
     made = await stub.CreateConversation(create(user_message()))
     for _ in range(3):
-        await asyncio.gather(*(stub.CreateConversation(create()) for _ in range(40)))  # each has a connection
+        pool = own_service.database.pool
+        await asyncio.gather(*(pool.fetchval("SELECT pg_sleep(0.1)") for _ in range(4)))  # on a connection each
         connection = await asyncpg.connect(own_service.url)
         ended = await connection.fetch(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

