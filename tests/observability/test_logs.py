@@ -138,6 +138,42 @@ async def calls():  # ends before the lines are written: they come all the same
 
 asyncio.run(calls())
 """
+_ALIKE = """
+import asyncio
+import sys
+import structlog
+from server.observability import logs
+from server.observability.access_log import AccessLog
+from server.observability.trace_context import current_span, current_trace
+from server.policy.principal import Principal, current_principal
+
+logs.configure("info", "json")
+current_principal.set(Principal("acm\u00e9", "al\\"ice"))
+current_trace.set(sys.argv[1])
+current_span.set("00f067aa0ba902b7")
+structlog.contextvars.bind_contextvars(worker=3)
+
+
+async def calls():
+    AccessLog(always=True).write("info", "/p.S/M", "OK", 0.0123456, "ipv4:192.0.2.1:5")
+    words = {"method": "/p.S/M", "code": "OK", "ms": 12.346, "peer": "ipv4"}
+    structlog.get_logger(log="access").info("call", **words, principal="al\\"ice", tenant="acm\u00e9")
+    await asyncio.sleep(0)
+
+
+asyncio.run(calls())
+"""
+
+
+def test_access_lines_are_formatted_like_all_others() -> None:
+    """A line of the access log has the fields, types, characters and separators that structlog would give it."""
+    theirs, ours = printed(_ALIKE, TRACE)
+    assert '"log": "access"' in ours
+    lines = [re.sub(r'"timestamp": "[0-9T:.-]+Z"', '"timestamp": ""', line).strip("{}") for line in (theirs, ours)]
+    members = [sorted(line.split(", ")) for line in lines]
+    assert members[0] == members[1]
+
+
 FORGED = "eve\n2026-01-01T00:00:00Z [info     ] call\r\x1b[2K\u2028\u0085\x0b\"code=OK'"
 
 
