@@ -45,7 +45,7 @@ def _print(result: Result) -> None:
         flush=True,
     )
     for sentence, count in Counter(result.violations).most_common(20):
-        print(f"  - {sentence}" + (f" ({count} times)" if count > 1 else ""), flush=True)
+        print(f"  - {sentence[:300]}" + (f" ({count} times)" if count > 1 else ""), flush=True)
 
 
 if __name__ == "__main__":

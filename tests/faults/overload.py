@@ -4,9 +4,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from conversations.v1.conversations_service_pb2 import CreateConversationRequest
-from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
-
 from tests.faults.load import Job, offer
 from tests.faults.scene import Scene
 
@@ -23,8 +20,7 @@ def overloaded(times: float, seconds: float) -> Fault:
 
     @asynccontextmanager
     async def fault(scene: Scene) -> AsyncIterator[None]:
-        conversations = await _conversations(scene)
-        token = scene.workload.tenants[0].token
+        token, conversations = await scene.stranger(conversations=_CONVERSATIONS)
         capacity = await offer(Job(scene.server.address, token, conversations, seconds=seconds / 2))
         began = time.monotonic()
         rate = times * capacity.per_second
@@ -43,14 +39,3 @@ def overloaded(times: float, seconds: float) -> Fault:
         yield
 
     return fault
-
-
-async def _conversations(scene: Scene) -> list[str]:
-    tenant = scene.workload.tenants[0]
-    async with scene.workload.channel() as channel:
-        stub = ConversationsServiceStub(channel)
-        made = [
-            await stub.CreateConversation(CreateConversationRequest(), metadata=tenant.metadata, timeout=20)
-            for _ in range(_CONVERSATIONS)
-        ]
-    return [each.id for each in made]

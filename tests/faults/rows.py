@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 from tests.faults import network, overload, processes, sick_store
+from tests.faults.attacks import attacked
 from tests.faults.callers import Twin
 from tests.faults.checker import USUAL
 from tests.faults.network import Side
@@ -43,6 +44,11 @@ _DIRECT = Layout(proxied=False)
 _TWINS = Layout(servers=2, callers=(Twin, Twin, Twin))
 _STANDBY = Layout(standby=True)
 _CANCELLED = USUAL | {"CANCELLED"}
+
+
+def _attack(name: str, fault: Fault, *, short: bool = False) -> Row:
+    return Row(name, fault, seconds=0, times=1, short=short, layout=_DIRECT)
+
 
 ROWS = (
     # Processes.
@@ -108,4 +114,24 @@ ROWS = (
     # Too much of it.
     Row("5 times the calls that it can answer", overload.overloaded(5, 8), seconds=0, times=1, layout=_DIRECT),
     Row("10 times the calls that it can answer", overload.overloaded(10, 8), seconds=0, times=1, layout=_DIRECT),
+    # Hostile connections.
+    _attack("HTTP/2 rapid resets", attacked("rapid_reset", 6), short=True),
+    _attack("HTTP/2 ping flood", attacked("ping_flood", 6)),
+    _attack("HTTP/2 SETTINGS flood", attacked("settings_flood", 6)),
+    _attack("HTTP/2 CONTINUATION flood", attacked("continuation_flood", 6)),
+    _attack("HTTP/2 flood of empty DATA", attacked("empty_data_flood", 6)),
+    _attack("400 silent connections", attacked("silent", 6)),
+    _attack("1,000 bodies, byte by byte", attacked("slow_drip", 6)),
+    _attack("400 answers that nobody takes", attacked("zero_window", 6, large_items=100)),
+    # Hostile requests.
+    _attack("100,000 empty ids", attacked("empty_ids", 6), short=True),
+    _attack("40,000 empty permissions", attacked("empty_permissions", 6)),
+    _attack("15 MiB of nested JSON", attacked("nested_json", 6)),
+    _attack("8 times 20 MiB by a stranger", attacked("large_bodies", 6, stranger=True), short=True),
+    _attack("100 times 15 MiB by a stranger", attacked("many_bodies", 6, stranger=True)),
+    _attack("100 times 15 MiB by a caller", attacked("many_bodies", 6)),
+    _attack("4 clients with 16 times 15 MiB", attacked("many_bodies_of_four", 6)),
+    _attack("16 idle streams after 12 MiB", attacked("idle_streams", 6)),
+    _attack("2,000 watches of health", attacked("health_watches", 6, stranger=True)),
+    _attack("malformed streams", attacked("malformed_streams", 15)),
 )

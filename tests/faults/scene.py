@@ -11,6 +11,7 @@ from random import Random
 
 import grpc
 import grpc.aio
+from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.store.embedded.initdb import CLUSTER
@@ -19,10 +20,12 @@ from tests.faults.postgres import DATABASE, EmbeddedPostgres, Postgres, Programs
 from tests.faults.repeat import beside
 from tests.faults.server import ROOT, Server
 from tests.faults.workload import CHANNEL_OPTIONS, Caller, Tenant, Workload
+from tests.support.build import append, create, user_message
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, claims, jwk_set, token
 from tests.support.tcp_proxy import TcpProxy, Upstream, tcp_proxy
 
 TENANTS = ("red", "blue")
+PRINCIPALS = {tenant: f"user-of-{tenant}" for tenant in TENANTS}
 _LOOK = 0.05  # seconds between two looks at health
 
 
@@ -111,6 +114,27 @@ class Scene:
         """The first server."""
         return self.servers[0]
 
+    def memory(self) -> int:
+        """Bytes of all processes of the servers, now."""
+        return sum(resident_bytes(pid) for server in self.servers for pid in server.pids())
+
+    async def stranger(self, conversations: int, items: int = 0) -> tuple[str, list[str]]:
+        """The token of a principal who is no caller of the workload, and its own conversations.
+
+        ``items``: of 64 KiB, in each of them.
+        """
+        secret = token(claims(sub="stranger", org=TENANTS[0], exp=int(time.time() + 7200)))
+        metadata = [("authorization", f"Bearer {secret}")]
+        async with self.workload.channel() as channel:
+            stub = ConversationsServiceStub(channel)
+            made = []
+            for _ in range(conversations):
+                made.append((await stub.CreateConversation(create(), metadata=metadata, timeout=20)).id)
+                for _ in range(items):
+                    large = append(made[-1], user_message("x" * 64 * 1024))
+                    await stub.CreateItems(large, metadata=metadata, timeout=20)
+        return secret, made
+
     def expect(self, holds: bool, otherwise: str) -> None:  # noqa: FBT001 - an assertion
         """Notes a violation unless something holds."""
         if not holds:
@@ -120,7 +144,7 @@ class Scene:
 def tokens(seconds: float = 7200) -> dict[str, str]:
     """A token of one principal of each tenant."""
     end = int(time.time() + seconds)
-    return {tenant: token(claims(sub=f"user-of-{tenant}", org=tenant, exp=end)) for tenant in TENANTS}
+    return {tenant: token(claims(sub=PRINCIPALS[tenant], org=tenant, exp=end)) for tenant in TENANTS}
 
 
 def _settings(layout: Layout, jwks: Path) -> dict[str, str]:

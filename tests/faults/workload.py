@@ -190,6 +190,8 @@ class Caller:
         attempt, answer = await self.ask("CreateItems", request)
         if answer is not None:
             append.placements.append(placement_of(answer))
+        if attempt.reason == "STORE_UNAVAILABLE" and not append.request_id:
+            attempt.outcome = Outcome.REFUSED  # else it would have been OUTCOME_UNKNOWN (ADR 18)
         return attempt
 
 
