@@ -18,9 +18,22 @@ from conversations.v1.conversations_service_pb2 import (
 )
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.faults.history import Append, Attempt, Creation, Deletion, Increment, Placement, Read, reason_of
-from tests.faults.workload import DEADLINE, Caller
-from tests.support.build import text_of, user_message
+from tests.faults.history import Append, Attempt, Creation, Deletion, Increment, Outcome, Placement, Read, reason_of
+from tests.faults.workload import DEADLINE, Caller, Tenant
+from tests.support.build import (
+    append,
+    batch_get,
+    copy_of,
+    create,
+    delete,
+    delete_item,
+    get,
+    get_item,
+    list_items,
+    text_of,
+    update,
+    user_message,
+)
 
 _STREAM_DEADLINE = 60.0
 _AHEAD = 4  # messages that a stream sends before their answers
@@ -197,9 +210,58 @@ class Reader(Caller):
         request = ListItemsRequest(conversation_id=conversation_id, page_size=self.random.choice((1, 20, 100)))
         attempt, page = await self.ask("ListItems", request)
         if page is not None:
+            if conversation_id == self.tenant.shared and request.page_size == 1:
+                self.tenant.page_token = page.next_page_token
             sequences = tuple(item.sequence for item in page.items)
             markers = tuple(map(text_of, page.items))
             self.history.reads.append(Read(self.tenant.name, conversation_id, attempt, sequences, markers))
+
+
+class Trespasser(Caller):
+    """Asks for what another tenant has, by ids and page tokens that it should not know."""
+
+    async def _step(self) -> None:
+        other = next(each for each in self.workload.tenants if each is not self.tenant)
+        conversation_id = self.random.choice(other.conversations)[1]
+        item_id = self._item_of(conversation_id)
+        method, request = self.random.choice(_requests_about(conversation_id, item_id, self.marker()))
+        attempt, _ = await self.ask(method, request)
+        if attempt.outcome is Outcome.OK:
+            self.history.leaks.append(f"{method} of {self.tenant.name} was done to a conversation of {other.name}")
+        await self._use_page_token(other)
+
+    def _item_of(self, conversation_id: str) -> str:
+        """An item that is there, if one is known."""
+        ids = (
+            placement.item_ids[0]
+            for append in reversed(self.history.appends)
+            if append.conversation_id == conversation_id
+            for placement in append.placements
+        )
+        return next(ids, "msg_x")
+
+    async def _use_page_token(self, other: Tenant) -> None:
+        """A token of the other's list, in a list of one's own."""
+        if token := other.page_token:
+            request = ListItemsRequest(conversation_id=self.tenant.shared, page_size=1, page_token=token)
+            attempt, _ = await self.ask("ListItems", request)
+            if attempt.outcome is Outcome.OK:
+                self.history.leaks.append(f"{self.tenant.name} used a page token of {other.name}")
+
+
+def _requests_about(conversation_id: str, item_id: str, marker: str) -> list[tuple[str, Any]]:
+    return [
+        ("GetConversation", get(conversation_id)),
+        ("ListItems", list_items(conversation_id)),
+        ("ListItems", list_items(conversation_id, after=item_id)),
+        ("GetItem", get_item(conversation_id, item_id)),
+        ("BatchGetItems", batch_get(conversation_id, item_id)),
+        ("CreateItems", append(conversation_id, user_message(marker))),
+        ("CreateConversation", create(copy_of(conversation_id, item_id))),
+        ("UpdateConversation", update(conversation_id, "metadata", metadata={"marker": marker})),
+        ("DeleteItem", delete_item(conversation_id, item_id)),
+        ("DeleteConversation", delete(conversation_id)),
+    ]
 
 
 CALLERS = (

@@ -244,5 +244,5 @@ def _processes_in(data: Path) -> list[int]:
 
 async def _until(holds: Callable[[], Any], seconds: float = _PATIENCE) -> None:
     async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110 - another process's end has no event
+        while not holds():  # noqa: ASYNC110 - the end of another's child has no event
             await asyncio.sleep(0.02)

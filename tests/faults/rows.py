@@ -4,9 +4,9 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
-from tests.faults import network, overload, processes, sick_store
+from tests.faults import fuzz, network, overload, processes, sick_store, soak
 from tests.faults.attacks import attacked
-from tests.faults.callers import Twin
+from tests.faults.callers import CALLERS, Trespasser, Twin
 from tests.faults.checker import USUAL
 from tests.faults.network import Side
 from tests.faults.scene import Layout, Scene
@@ -42,6 +42,8 @@ class Row:
 _TWO = Layout(servers=2)
 _DIRECT = Layout(proxied=False)
 _TWINS = Layout(servers=2, callers=(Twin, Twin, Twin))
+_NEIGHBOURS = Layout(callers=(*CALLERS, Trespasser, Trespasser, Trespasser))
+_STRANGE = USUAL | {"NOT_FOUND", "INVALID_ARGUMENT"}
 _STANDBY = Layout(standby=True)
 _CANCELLED = USUAL | {"CANCELLED"}
 
@@ -134,4 +136,10 @@ ROWS = (
     _attack("16 idle streams after 12 MiB", attacked("idle_streams", 6)),
     _attack("2,000 watches of health", attacked("health_watches", 6, stranger=True)),
     _attack("malformed streams", attacked("malformed_streams", 15)),
+    _attack("100,000 fuzzed calls", fuzz.fuzzed(100_000, short=5_000), short=True),
+    # Nothing but time and neighbours.
+    Row(
+        "two tenants, each after the other's", processes.nothing, seconds=6, times=1, layout=_NEIGHBOURS, codes=_STRANGE
+    ),
+    Row("soak", soak.soaked, seconds=300, times=1),
 )

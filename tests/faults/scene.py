@@ -103,6 +103,7 @@ class Scene:
     workload: Workload
     watches: list[Watch]
     random: Random
+    short: bool  # the short form
     facts: dict[str, str] = field(default_factory=dict)  # what a fault measured, for the table
     violations: list[str] = field(default_factory=list)  # what a fault itself saw
     retired: list[Postgres] = field(default_factory=list)
@@ -135,7 +136,7 @@ class Scene:
                     await stub.CreateItems(large, metadata=metadata, timeout=20)
         return secret, made
 
-    def expect(self, holds: bool, otherwise: str) -> None:  # noqa: FBT001 - an assertion
+    def expect(self, holds: bool, otherwise: str) -> None:  # noqa: FBT001 - reads as an assertion
         """Notes a violation unless something holds."""
         if not holds:
             self.violations.append(otherwise)
@@ -164,7 +165,7 @@ def _settings(layout: Layout, jwks: Path) -> dict[str, str]:
 
 @asynccontextmanager
 async def scene(
-    layout: Layout, programs: Programs, folder: Path, random: Random, code: Path = ROOT
+    layout: Layout, programs: Programs, folder: Path, random: Random, *, short: bool, code: Path = ROOT
 ) -> AsyncIterator[Scene]:
     """Everything started, and ended afterwards however the row went."""
     async with AsyncExitStack() as stack:
@@ -186,7 +187,7 @@ async def scene(
         for watch in watches:
             await stack.enter_async_context(beside(watch.run()))
         await workload.prepare()
-        built = Scene(folder, programs, postgres, servers, store, proxies, workload, watches, random)
+        built = Scene(folder, programs, postgres, servers, store, proxies, workload, watches, random, short)
         built.disk = disk
         if layout.standby:
             built.standby = await _standby(postgres, folder / "standby", stack)

@@ -53,6 +53,7 @@ class Tenant:
     streamed: str = ""
     counted: str = ""
     thinned: str = ""
+    page_token: str = ""  # of a list of `shared`
 
     @property
     def metadata(self) -> list[tuple[str, str]]:
