@@ -184,7 +184,7 @@ def _code_of(error: BaseException) -> str:
         case socket.gaierror():
             return _RESOLVER_CODES.get(error.errno, "")
         case ssl.SSLError():
-            return error.reason or ""
+            return getattr(error, "reason", None) or ""
         case OSError():
             return errno.errorcode.get(error.errno or 0, "")
         case _:

@@ -1,6 +1,6 @@
 """Opens the database: the pool, connections outside of it, and the checks before it is used."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -72,12 +72,15 @@ async def open_database(
 
 
 @asynccontextmanager
-async def direct_connection(url: str, **settings: str) -> AsyncIterator[asyncpg.Connection]:
+async def direct_connection(
+    url: str, *, settings: Mapping[str, str] | None = None, seconds: float = Bounds.connect
+) -> AsyncIterator[asyncpg.Connection]:
     """Connects outside of the pool, for what keeps session state: a lock, a migration.
 
     Args:
         url: Of PostgreSQL itself, not of PgBouncer.
-        settings: Of the session, as in ``lock_timeout="1s"``.
+        settings: Of the session, as in ``{"lock_timeout": "1s"}``.
+        seconds: To wait for the connection.
 
     Raises:
         DatabaseConfigError: PostgreSQL refuses the connection, or the URL cannot be used.
@@ -85,9 +88,8 @@ async def direct_connection(url: str, **settings: str) -> AsyncIterator[asyncpg.
     """
     connector = _connector_for(url)
     with translated_errors():
-        connection = await connector.connect(
-            timeout=Bounds.connect, command_timeout=_COMMAND_SECONDS, server_settings=settings
-        )
+        options = {"command_timeout": _COMMAND_SECONDS, "server_settings": dict(settings or {})}
+        connection = await connector.connect(timeout=seconds, **options)
     try:
         yield connection
     finally:

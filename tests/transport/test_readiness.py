@@ -1,0 +1,169 @@
+"""How soon health says that the database cannot be used, and how soon that it can again: with the real periods."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import asyncpg
+import grpc.aio
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from structlog.testing import capture_logs
+
+from server.store.sql.statement import Statement
+from tests.support.build import create, get
+from tests.support.postgres import fresh_database
+from tests.support.service import Service, running_service
+from tests.support.tcp_proxy import TcpProxy, tcp_proxy
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+FALSE_SECONDS, TRUE_SECONDS = 5.0, 2.0  # what is promised
+
+
+async def freeze(proxy: TcpProxy) -> None:
+    """Nothing passes."""
+    proxy.freeze()
+
+
+async def black_hole(proxy: TcpProxy) -> None:
+    """Nothing passes, and no connection is made."""
+    await proxy.black_hole()
+
+
+async def refuse(proxy: TcpProxy) -> None:
+    """Connections end, and none is made."""
+    await proxy.refuse()
+
+
+async def wait_for(service: Service, status: int) -> float:
+    """Seconds until `readiness` has this status."""
+    began, stub = time.monotonic(), HealthStub(service.channel)
+    async with asyncio.timeout(30):
+        while (await stub.Check(HealthCheckRequest(service="readiness"))).status != status:  # noqa: ASYNC110 - as an orchestrator asks
+            await asyncio.sleep(0.02)
+    return time.monotonic() - began
+
+
+@asynccontextmanager
+async def callers(service: Service, count: int) -> AsyncIterator[Counter[str]]:
+    """As many callers, who read again and again; the codes of their calls."""
+    codes: Counter[str] = Counter()
+    made = await service.stub.CreateConversation(create())
+
+    async def call() -> None:
+        while True:
+            try:
+                await service.stub.GetConversation(get(made.id), timeout=8)
+                codes["OK"] += 1
+            except grpc.aio.AioRpcError as error:
+                codes[error.code().name] += 1
+            await asyncio.sleep(0.02)
+
+    tasks = [asyncio.create_task(call()) for _ in range(count)]
+    yield codes
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def go_through(
+    postgres: str, template: str, fault: Callable[[TcpProxy], Awaitable[None]], count: int
+) -> tuple[float, float, Counter[str]]:
+    """Seconds until not ready, and until ready again after the end of the fault; the codes of callers meanwhile."""
+    async with (
+        fresh_database(postgres, template) as url,
+        tcp_proxy(url) as proxy,
+        running_service(proxy.url(url)) as service,
+        callers(service, count) as codes,
+    ):
+        await asyncio.sleep(0.3)
+        await fault(proxy)
+        down = await wait_for(service, NOT_SERVING)
+        await asyncio.sleep(0.5)
+        await proxy.heal()
+        up = await wait_for(service, SERVING)
+        assert (await service.stub.CreateConversation(create(), timeout=2)).id
+        return down, up, codes
+
+
+async def test_health_follows_the_database(postgres: str, template: str) -> None:
+    """A database that is frozen, out of reach or gone is told within 5 s, with callers and without; its return in 2."""
+    rows = [(fault, count) for fault in (freeze, black_hole, refuse) for count in (0, 4)]
+    results = await asyncio.gather(*(go_through(postgres, template, *row) for row in rows))
+    for (fault, count), (down, up, codes) in zip(rows, results, strict=True):
+        assert down <= FALSE_SECONDS, (fault.__name__, count)
+        assert up <= TRUE_SECONDS, (fault.__name__, count)
+        assert codes.keys() <= {"OK", "UNAVAILABLE"}
+
+
+async def test_an_outage_is_one_line(postgres: str, template: str) -> None:
+    """However many calls fail, the log has one line for the begin of an outage, with the reason."""
+    async with (
+        fresh_database(postgres, template) as url,
+        tcp_proxy(url) as proxy,
+        running_service(proxy.url(url)) as service,
+        callers(service, 4) as codes,
+    ):
+        with capture_logs() as lines:
+            await proxy.refuse()
+            await wait_for(service, NOT_SERVING)
+            await asyncio.sleep(1)
+        assert codes["UNAVAILABLE"] > 20
+    told = [line for line in lines if line["log_level"] == "warning"]
+    assert ["not ready: the database cannot be used"] == [line["event"] for line in told]
+    assert told[0]["reason"] in ("connection_lost", "connection_refused")
+
+
+async def test_a_full_pool_is_ready(own_service: Service) -> None:
+    """A probe does not queue behind the calls: a service whose connections are all busy is ready."""
+    database = own_service.database
+    sleep = Statement("SELECT pg_sleep(0.5)", (), "read")
+    busy = asyncio.gather(*(database.fetch(sleep, {}) for _ in range(database.size + 1)))
+    await asyncio.sleep(0.2)
+    assert (database.size, 1) == (database.in_use, database.waiting)
+    assert "" == await asyncio.wait_for(database.probe(), 0.2)
+    await busy
+
+
+async def test_a_slow_database_is_ready_while_it_answers(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that is not answered in time says nothing while calls are answered."""
+
+    async def too_late(*_arguments: object, **_options: object) -> bool:
+        await own_service.stub.CreateConversation(create())
+        raise TimeoutError
+
+    monkeypatch.setattr(own_service.database._probe, "ask", too_late)
+    assert "" == await own_service.database.probe()
+
+
+async def test_a_standby_is_not_ready(own_service: Service) -> None:
+    """A database that takes no writes cannot be used, although it answers."""
+    name = "SELECT current_database()"
+    connection = await asyncpg.connect(own_service.url)
+    quoted = f'"{await connection.fetchval(name)}"'
+    await connection.execute(f"ALTER DATABASE {quoted} SET default_transaction_read_only = on")
+    own_service.database._probe.close()
+    assert "read_only" in await own_service.database.probe()
+    await connection.execute("SET default_transaction_read_only = off")
+    await connection.execute(f"ALTER DATABASE {quoted} RESET default_transaction_read_only")
+    await connection.close()
+    assert "" == await own_service.database.probe()
+
+
+async def test_an_unknown_error_is_not_ready(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a probe raises, the database has not answered."""
+    database = own_service.database
+
+    async def broken(**_options: object) -> bool:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database._probe, "ask", broken)
+        assert "unexpected (ZeroDivisionError)" in await database.probe()
+        assert not database.usable
+    with suppress(TimeoutError):
+        await wait_for(own_service, SERVING)
+    assert (await own_service.stub.CreateConversation(create())).id
