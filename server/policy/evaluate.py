@@ -1,17 +1,17 @@
-"""Decisions about one row, and the reasons for them."""
+"""Decides on one row, and explains decisions rule by rule."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from server.policy.plan import THE_POLICY, Always, Conditional, Never, Plan, matching, plan
+from server.policy.plan import POLICY_ROW, Always, Conditional, Never, Plan, match_rule, plan
 from server.policy.principal import Principal
 from server.policy.residual import Folded, Residual, Row, holds
 from server.policy.rules import Effect, Policy, Rule
 
 
-def evaluate(decided: Plan | Residual, row: Row) -> bool:
-    """Whether ``decided`` lets the principal it was made for have ``row``."""
-    match decided:
+def evaluate(plan_or_residual: Plan | Residual, row: Row) -> bool:
+    """Whether a plan, or its residual, permits the action on ``row``."""
+    match plan_or_residual:
         case Always():
             return True
         case Never():
@@ -23,7 +23,7 @@ def evaluate(decided: Plan | Residual, row: Row) -> bool:
 
 
 class Outcome(StrEnum):
-    """What became of a rule."""
+    """The result of trying a rule."""
 
     OUT_OF_SCOPE = "not in scope"
     NO_MATCH = "no match"
@@ -34,46 +34,46 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class RuleOutcome:
-    """A rule and what became of it."""
+    """A rule and the result of trying it."""
 
     number: int
     effect: Effect
     outcome: Outcome
-    condition: Residual | None  # what was, or is to be, asked of the row
+    condition: Residual | None  # on the row; None if the rule needs no row
     description: str
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a principal may, or may not, do something; no value of the row is in it."""
+    """Why a principal may, or may not, do something. It contains no value of the row."""
 
-    allowed: bool | None  # None: it depends on the row, and none was named
-    decided_by: int | None  # the number of the rule; None when no rule, or no single one, decides
+    allowed: bool | None  # None: it depends on the row, and none was given
+    decided_by: int | None  # number of the rule; None if no rule decides, or if it depends on the row
     rules: tuple[RuleOutcome, ...]
     plan: Plan
     digest: str
 
 
 def explain(policy: Policy, principal: Principal, resource: str, action: str, row: Row | None) -> Explanation:
-    """The decision on ``row``, or on all rows when it is None, rule by rule."""
+    """Returns the decision on ``row``, or on all rows if it is None, rule by rule."""
     if resource == "policy":
-        row = THE_POLICY
+        row = POLICY_ROW
     outcomes: list[RuleOutcome] = []
     over = False
     for rule in policy.rules:
-        outcomes.append(_outcome(rule, matching(rule, principal, resource, action), row, over=over))
+        outcomes.append(_rule_outcome(rule, match_rule(rule, principal, resource, action), row, over=over))
         over = over or outcomes[-1].outcome is Outcome.MATCHED
-    made = plan(policy, principal, resource, action)
-    return Explanation(_allowed(made, row), _decider(outcomes), tuple(outcomes), made, policy.digest)
+    planned = plan(policy, principal, resource, action)
+    return Explanation(_decision(planned, row), _deciding_rule(outcomes), tuple(outcomes), planned, policy.digest)
 
 
-def _outcome(rule: Rule, condition: Folded | None, row: Row | None, *, over: bool) -> RuleOutcome:
+def _rule_outcome(rule: Rule, condition: Folded | None, row: Row | None, *, over: bool) -> RuleOutcome:
     left = None if isinstance(condition, bool) else condition
-    outcome = Outcome.NOT_REACHED if over else _became(condition, row)
+    outcome = Outcome.NOT_REACHED if over else _try_condition(condition, row)
     return RuleOutcome(rule.number, rule.effect, outcome, left, rule.description)
 
 
-def _became(condition: Folded | None, row: Row | None) -> Outcome:
+def _try_condition(condition: Folded | None, row: Row | None) -> Outcome:
     match condition:
         case None:
             return Outcome.OUT_OF_SCOPE
@@ -85,14 +85,14 @@ def _became(condition: Folded | None, row: Row | None) -> Outcome:
             return Outcome.MATCHED if holds(residual, row) else Outcome.NO_MATCH
 
 
-def _decider(outcomes: list[RuleOutcome]) -> int | None:
+def _deciding_rule(outcomes: list[RuleOutcome]) -> int | None:
     for each in outcomes:
         if each.outcome in {Outcome.MATCHED, Outcome.DEPENDS}:
             return each.number if each.outcome is Outcome.MATCHED else None
     return None
 
 
-def _allowed(made: Plan, row: Row | None) -> bool | None:
+def _decision(planned: Plan, row: Row | None) -> bool | None:
     if row is None:
-        return None if isinstance(made, Conditional) else isinstance(made, Always)
-    return evaluate(made, row)
+        return None if isinstance(planned, Conditional) else isinstance(planned, Always)
+    return evaluate(planned, row)

@@ -1,11 +1,11 @@
-"""Policies from YAML: the rule language of OGX, refused whole when any of it is not understood.
+"""Loads policies: YAML in the rule language of OGX. A file with any mistake is refused as a whole.
 
     - permit: {principal: backup-job, actions: [read], resource: "conversation::*"}
       when: user in owners teams
       description: for people
 
-A file of OGX may be given as it is: rules about its other resources load and
-never match, and settings around `access_policy` are left alone.
+A settings file of OGX works unchanged: rules about resources that only OGX has load and never
+match, and the settings around `access_policy` are ignored.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,8 +16,8 @@ from hashlib import sha256
 import yaml
 
 from server.policy.attributes import ATTRIBUTE_NAME
-from server.policy.document import Notes, PolicyInvalid, Problem, is_word, members, rule_nodes, words
-from server.policy.resources import ResourceInvalid, resources
+from server.policy.document import PolicyInvalid, Problem, Reporter, is_word, members, rule_nodes, words
+from server.policy.resources import ResourceInvalid, parse_resource
 from server.policy.rules import (
     ACTIONS,
     ATTRIBUTES,
@@ -48,8 +48,13 @@ _SCOPE_KEYS = ("principal", "actions", "resource")
 
 
 @dataclass(frozen=True)
-class _AuthenticationGuard:
-    """What the operator adds to the language."""
+class _Vocabulary:
+    """The words that the operator configures.
+
+    Attributes:
+        attributes: All names of attributes.
+        foreign: Resource types, beside those of OGX, that rules may name without effect.
+    """
 
     attributes: tuple[str, ...]
     foreign: tuple[str, ...]
@@ -58,167 +63,170 @@ class _AuthenticationGuard:
 def load(
     text: str, file: str = "policy.yaml", *, attributes: Collection[str] = (), foreign: Collection[str] = ()
 ) -> Policy:
-    """The policy that ``text`` writes; an empty list is the default policy.
+    """Returns the policy in ``text``; an empty list is the default policy.
 
     Args:
         text: YAML, at most 256 KiB.
-        file: Where the text is from, for messages.
-        attributes: Names of attributes beside roles, teams, projects and namespaces.
-        foreign: Resource types beside those of OGX that rules may be about without effect here,
-            such as `sql_record::my_responses`.
+        file: Where the text comes from, for messages.
+        attributes: Names of attributes, beside roles, teams, projects and namespaces.
+        foreign: Resource types, beside those of OGX, that rules may name without effect, such as
+            `sql_record::my_responses`.
 
     Raises:
-        PolicyInvalid: Any of it is not understood; holds all problems.
-        ValueError: A name in ``attributes`` that no attribute can have.
+        PolicyInvalid: The text has mistakes; lists all of them.
+        ValueError: A name in ``attributes`` is not a valid attribute name.
     """
-    known = _AuthenticationGuard(tuple(dict.fromkeys((*ATTRIBUTES, *attributes))), tuple(foreign))
+    known = _Vocabulary(tuple(dict.fromkeys((*ATTRIBUTES, *attributes))), tuple(foreign))
     for name in known.attributes:
         if not ATTRIBUTE_NAME.fullmatch(name):
             raise ValueError(f"not a name for an attribute: {name!r}")
     problems: dict[Problem, None] = {}
-    rules = _rules(rule_nodes(text, Notes(file, problems)), file, problems, known)
+    rules = _read_rules(rule_nodes(text, Reporter(file, problems)), file, problems, known)
     if problems:
         raise PolicyInvalid(tuple(problems))
     return Policy(rules or DEFAULT.rules, sha256(text.encode()).hexdigest(), file)
 
 
-def _rules(
-    nodes: list[yaml.Node], file: str, problems: dict[Problem, None], known: _AuthenticationGuard
+def _read_rules(
+    nodes: list[yaml.Node], file: str, problems: dict[Problem, None], known: _Vocabulary
 ) -> tuple[Rule, ...]:
     for surplus in nodes[MAX_RULES : MAX_RULES + 1]:
-        Notes(file, problems, MAX_RULES + 1).note(surplus, f"more than {MAX_RULES} rules")
+        Reporter(file, problems, MAX_RULES + 1).report(surplus, f"more than {MAX_RULES} rules")
     return tuple(
-        _rule(number, node, Notes(file, problems, number), known) for number, node in enumerate(nodes[:MAX_RULES], 1)
+        _read_rule(number, node, Reporter(file, problems, number), known)
+        for number, node in enumerate(nodes[:MAX_RULES], 1)
     )
 
 
-# What follows gives something harmless where it notes a problem: the policy is then refused.
+# Where the functions below report a problem, they return a placeholder: the policy is refused anyway.
 
 
-def _rule(number: int, node: yaml.Node, notes: Notes, known: _AuthenticationGuard) -> Rule:
-    parts = _parts(node, _RULE_KEYS, notes)
-    effect, scope = _effect(node, parts, notes, known)
-    conditions, unless = _guard(parts, notes, known)
-    return Rule(number, effect, scope, conditions, unless, _description(parts, notes))
+def _read_rule(number: int, node: yaml.Node, reporter: Reporter, known: _Vocabulary) -> Rule:
+    parts = _read_mapping(node, _RULE_KEYS, reporter)
+    effect, scope = _read_effect(node, parts, reporter, known)
+    conditions, unless = _read_conditions(parts, reporter, known)
+    return Rule(number, effect, scope, conditions, unless, _read_description(parts, reporter))
 
 
-def _parts(node: yaml.Node, keys: tuple[str, ...], notes: Notes) -> dict[str, yaml.Node]:
-    """The members of a mapping that has some of ``keys`` only."""
+def _read_mapping(node: yaml.Node, keys: tuple[str, ...], reporter: Reporter) -> dict[str, yaml.Node]:
+    """Returns the members of a mapping; reports keys that are not among ``keys``."""
     if not isinstance(node, yaml.MappingNode):
-        notes.note(node, f"must be a mapping with some of {', '.join(keys)}")
+        reporter.report(node, f"must be a mapping with some of {', '.join(keys)}")
         return {}
-    parts = members(node, notes)
+    parts = members(node, reporter)
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.value not in keys:
-            notes.note(key, f"unknown key{_meant(key.value, keys)}", key.value)
+            reporter.report(key, f"unknown key{_suggestion(key.value, keys)}", key.value)
     return parts
 
 
-def _meant(word: str, among: Collection[str]) -> str:
+def _suggestion(word: str, among: Collection[str]) -> str:
     close = get_close_matches(word, among, 1)
     return f", did you mean {close[0]}?" if close else f"; there are {', '.join(among)}"
 
 
-def _effect(
-    node: yaml.Node, parts: dict[str, yaml.Node], notes: Notes, known: _AuthenticationGuard
+def _read_effect(
+    node: yaml.Node, parts: dict[str, yaml.Node], reporter: Reporter, known: _Vocabulary
 ) -> tuple[Effect, Scope]:
     match [effect for effect in Effect if effect in parts]:
         case [effect]:
-            return effect, _scope(parts[effect], notes, known)
+            return effect, _read_scope(parts[effect], reporter, known)
         case [] if isinstance(node, yaml.MappingNode):
-            notes.note(node, "a rule has a permit or a forbid")
+            reporter.report(node, "a rule has a permit or a forbid")
         case [_, _]:
-            notes.note(parts["forbid"], "a rule has one of permit and forbid, not both", "forbid")
+            reporter.report(parts["forbid"], "a rule has one of permit and forbid, not both", "forbid")
     return Effect.FORBID, Scope(frozenset())
 
 
-def _scope(node: yaml.Node, notes: Notes, known: _AuthenticationGuard) -> Scope:
-    parts = _parts(node, _SCOPE_KEYS, notes)
-    return Scope(_actions(node, parts, notes), _principal(parts, notes), _resources(parts, notes, known))
+def _read_scope(node: yaml.Node, reporter: Reporter, known: _Vocabulary) -> Scope:
+    parts = _read_mapping(node, _SCOPE_KEYS, reporter)
+    return Scope(
+        _read_actions(node, parts, reporter), _read_principal(parts, reporter), _read_resources(parts, reporter, known)
+    )
 
 
-def _actions(node: yaml.Node, parts: dict[str, yaml.Node], notes: Notes) -> frozenset[str]:
+def _read_actions(node: yaml.Node, parts: dict[str, yaml.Node], reporter: Reporter) -> frozenset[str]:
     if "actions" not in parts:
         if isinstance(node, yaml.MappingNode):
-            notes.note(node, "actions are missing")
+            reporter.report(node, "actions are missing")
         return frozenset()
-    found = words(parts["actions"], notes)
+    found = words(parts["actions"], reporter)
     for word in found:
         if word.value not in ACTIONS:
-            notes.note(word, f"unknown action{_meant(word.value, ACTIONS)}", word.value)
+            reporter.report(word, f"unknown action{_suggestion(word.value, ACTIONS)}", word.value)
     return frozenset(word.value for word in found)
 
 
-def _principal(parts: dict[str, yaml.Node], notes: Notes) -> str | None:
+def _read_principal(parts: dict[str, yaml.Node], reporter: Reporter) -> str | None:
     node = parts.get("principal")
-    if node is None or not is_word(node, notes):
+    if node is None or not is_word(node, reporter):
         return None
-    _short(node, str(node.value), "a principal", notes)
+    _check_length(node, str(node.value), "a principal", reporter)
     return str(node.value)
 
 
-def _short(node: yaml.Node, value: str, name: str, notes: Notes) -> None:
+def _check_length(node: yaml.Node, value: str, name: str, reporter: Reporter) -> None:
     if len(value.encode()) > MAX_VALUE_BYTES:
-        notes.note(node, f"{name} has at most {MAX_VALUE_BYTES} bytes", value)
+        reporter.report(node, f"{name} has at most {MAX_VALUE_BYTES} bytes", value)
 
 
-def _resources(parts: dict[str, yaml.Node], notes: Notes, known: _AuthenticationGuard) -> Mapping[str, Ids]:
+def _read_resources(parts: dict[str, yaml.Node], reporter: Reporter, known: _Vocabulary) -> Mapping[str, Ids]:
     node = parts.get("resource")
-    if node is None or not is_word(node, notes):
+    if node is None or not is_word(node, reporter):
         return EVERYTHING
     try:
-        return resources(node.value, known.foreign)
+        return parse_resource(node.value, known.foreign)
     except ResourceInvalid as invalid:
-        notes.note(node, str(invalid), invalid.word)
+        reporter.report(node, str(invalid), invalid.word)
         return {}
 
 
-def _guard(
-    parts: dict[str, yaml.Node], notes: Notes, known: _AuthenticationGuard
+def _read_conditions(
+    parts: dict[str, yaml.Node], reporter: Reporter, known: _Vocabulary
 ) -> tuple[tuple[Condition, ...], bool]:
     unless = "unless" in parts
     if unless and "when" in parts:
-        notes.note(parts["unless"], "a rule has one of when and unless, not both", "unless")
+        reporter.report(parts["unless"], "a rule has one of when and unless, not both", "unless")
     node = parts.get("unless") or parts.get("when")
     if node is None:
         return (), False
-    found = words(node, notes)
+    found = words(node, reporter)
     if len(found) > MAX_CONDITIONS:
-        notes.note(found[MAX_CONDITIONS], f"more than {MAX_CONDITIONS} conditions")
-    return tuple(_condition(word, notes, known) for word in found), unless
+        reporter.report(found[MAX_CONDITIONS], f"more than {MAX_CONDITIONS} conditions")
+    return tuple(_read_condition(word, reporter, known) for word in found), unless
 
 
-def _condition(node: yaml.ScalarNode, notes: Notes, known: _AuthenticationGuard) -> Condition:
+def _read_condition(node: yaml.ScalarNode, reporter: Reporter, known: _Vocabulary) -> Condition:
     match node.value.split():
         case ["user", "is", "owner"]:
             return UserIsOwner()
         case ["user", "is", "not", "owner"]:
             return UserIsNotOwner()
         case ["user", "in", "owners", name]:
-            return UserInOwners(_attribute(node, name, notes, known))
+            return UserInOwners(_read_attribute(node, name, reporter, known))
         case ["user", "not", "in", "owners", name]:
-            return UserNotInOwners(_attribute(node, name, notes, known))
+            return UserNotInOwners(_read_attribute(node, name, reporter, known))
         case ["user", "with", value, "in", name]:
-            _short(node, value, "a value", notes)
-            return UserWith(value, _attribute(node, name, notes, known))
+            _check_length(node, value, "a value", reporter)
+            return UserWith(value, _read_attribute(node, name, reporter, known))
         case ["user", "with", value, "not", "in", name]:
-            _short(node, value, "a value", notes)
-            return UserWithout(value, _attribute(node, name, notes, known))
+            _check_length(node, value, "a value", reporter)
+            return UserWithout(value, _read_attribute(node, name, reporter, known))
         case ["resource", "is", "unowned"]:
             return ResourceIsUnowned()
         case ["user", *_, "in", "owner", _]:  # as an example in the documentation of OGX has it
-            notes.note(node, "unknown condition: it is `in owners`", "owner")
+            reporter.report(node, "unknown condition: it is `in owners`", "owner")
         case _:
-            notes.note(node, "unknown condition", node.value)
+            reporter.report(node, "unknown condition", node.value)
     return UserIsOwner()
 
 
-def _attribute(node: yaml.Node, name: str, notes: Notes, known: _AuthenticationGuard) -> str:
+def _read_attribute(node: yaml.Node, name: str, reporter: Reporter, known: _Vocabulary) -> str:
     if name not in known.attributes:
-        notes.note(node, f"unknown attribute{_meant(name, known.attributes)}", name)
+        reporter.report(node, f"unknown attribute{_suggestion(name, known.attributes)}", name)
     return name
 
 
-def _description(parts: dict[str, yaml.Node], notes: Notes) -> str:
+def _read_description(parts: dict[str, yaml.Node], reporter: Reporter) -> str:
     node = parts.get("description")
-    return str(node.value) if node is not None and is_word(node, notes) else ""
+    return str(node.value) if node is not None and is_word(node, reporter) else ""

@@ -1,4 +1,4 @@
-"""Planning: what a policy says once principal, resource type and action are known."""
+"""Plans a policy for a principal, a resource type and an action: always, never, or a residual."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,33 +42,33 @@ from server.policy.rules import (
     UserWithout,
 )
 
-# The policy is nobody's and has no attributes: decisions about it never depend on a row.
-THE_POLICY = Row("", frozenset(), "")
+# The policy as a row: it has no owner and no attributes, so a decision about it never depends on a row.
+POLICY_ROW = Row("", frozenset(), "")
 
-# Above so many turns between permit and forbid, the tree grows in breadth, not in
-# depth: SQL is written, and parsed by PostgreSQL, by recursion.
-_DEEP = 8
+# More steps than this are halved, again and again, instead of nested one in the other: residuals become SQL by
+# recursion, and PostgreSQL parses SQL by recursion.
+_MAX_NESTED = 8
 
 
 @dataclass(frozen=True)
 class Always:
-    """Every row of the tenant."""
+    """Permitted on every row of the tenant."""
 
 
 @dataclass(frozen=True)
 class Never:
-    """No row."""
+    """Permitted on no row."""
 
 
 @dataclass(frozen=True)
 class Conditional:
-    """The rows that meet a residual."""
+    """Permitted on the rows that meet a residual."""
 
     residual: Residual
 
     @cached_property
     def shape(self) -> str:
-        """The residual without its values: equal shapes are one statement."""
+        """The residual without its values; conditionals of equal shape share a compiled statement."""
         return shape(self.residual)
 
     @cached_property
@@ -78,7 +78,7 @@ class Conditional:
 
     @cached_property
     def values(self) -> tuple[Value, ...]:
-        """The parameters of that statement, in the order of the shape."""
+        """The parameters of the statement, in the order of the shape."""
         return tuple(values(self.residual))
 
 
@@ -87,38 +87,38 @@ Step = tuple[Effect, Folded]
 
 
 def plan(policy: Policy, principal: Principal, resource: str, action: str) -> Plan:
-    """What ``policy`` lets ``principal`` do; Never for a resource type or an action that no rule can name."""
+    """Returns the plan; Never for a resource type or an action that does not exist."""
     steps: list[Step] = []
     for rule in policy.rules:
-        match matching(rule, principal, resource, action):
+        match match_rule(rule, principal, resource, action):
             case None | False:
                 continue
             case condition:
                 steps.append((rule.effect, condition))
-    return _planned(_first_match(_runs(steps)), resource)
+    return _to_plan(_first_match(_merge_runs(steps)), resource)
 
 
-def _planned(residual: Folded, resource: str) -> Plan:
+def _to_plan(residual: Folded, resource: str) -> Plan:
     match residual:
         case bool():
             return Always() if residual else Never()
         case _ if resource == "policy":
-            return Always() if holds(residual, THE_POLICY) else Never()
+            return Always() if holds(residual, POLICY_ROW) else Never()
         case _:
             return Conditional(residual)
 
 
-def matching(rule: Rule, principal: Principal, resource: str, action: str) -> Folded | None:
-    """The rows that ``rule`` matches; None where the call is not in its scope."""
+def match_rule(rule: Rule, principal: Principal, resource: str, action: str) -> Folded | None:
+    """Returns the condition under which ``rule`` matches a row; None if the rule is about other calls."""
     scope = rule.scope
     ids = scope.resources.get(resource)
     if ids is None or action not in scope.actions or scope.principal not in (None, principal.id):
         return None
-    conditions = all_of(_folded(condition, principal) for condition in rule.conditions)
-    return all_of((_named(ids), negation(conditions) if rule.unless else conditions))
+    conditions = all_of(_fold(condition, principal) for condition in rule.conditions)
+    return all_of((_id_condition(ids), negation(conditions) if rule.unless else conditions))
 
 
-def _named(ids: Ids) -> Folded:
+def _id_condition(ids: Ids) -> Folded:
     match ids:
         case AnyId():
             return True
@@ -128,17 +128,17 @@ def _named(ids: Ids) -> Folded:
             return IdMatches(pattern)
 
 
-def _folded(condition: Condition, principal: Principal) -> Folded:
-    """What is left of ``condition`` once ``principal`` has answered its part."""
+def _fold(condition: Condition, principal: Principal) -> Folded:
+    """Returns what is left of ``condition`` when the principal is known."""
     match condition:
         case UserIsOwner():
-            return _owned(principal)
+            return _owned_by(principal)
         case UserIsNotOwner():
-            return negation(_owned(principal))
+            return negation(_owned_by(principal))
         case UserInOwners(attribute):
-            return _shares(principal, attribute)
+            return _shares_with(principal, attribute)
         case UserNotInOwners(attribute):
-            return negation(_shares(principal, attribute))
+            return negation(_shares_with(principal, attribute))
         case UserWith(value, attribute):
             return value in principal.attributes.get(attribute, ())
         case UserWithout(value, attribute):
@@ -147,33 +147,33 @@ def _folded(condition: Condition, principal: Principal) -> Folded:
             return Unowned()
 
 
-def _owned(principal: Principal) -> Folded:
-    # An unowned row has the owner ''; a principal without an id must not own them all.
+def _owned_by(principal: Principal) -> Folded:
+    # A row without an owner has the owner ''. A principal without an id must not own all of those.
     return Owned(principal.id) if principal.id else False
 
 
-def _shares(principal: Principal, attribute: str) -> Folded:
+def _shares_with(principal: Principal, attribute: str) -> Folded:
     own = principal.attributes.get(attribute)
     return Shares(tuple(sorted(f"{attribute}={value}" for value in own))) if own else False
 
 
-def _runs(steps: Iterable[Step]) -> list[Step]:
-    """``steps`` with neighbours of the same effect made one: which of them matches first is all the same."""
+def _merge_runs(steps: Iterable[Step]) -> list[Step]:
+    """Merges consecutive steps of the same effect, because it does not matter which of them matches first."""
     grouped = groupby(steps, key=lambda step: step[0])
     return [(effect, any_of(condition for _, condition in run)) for effect, run in grouped]
 
 
 def _first_match(steps: Sequence[Step]) -> Folded:
-    """What the first of ``steps`` that matches permits; nothing where none does.
+    """Returns the rows that are permitted if the first step that matches decides; none if no step matches.
 
-    A row is permitted by a front part of the steps, or by the rest when nothing in front forbids it.
+    The steps are cut in two. A row is permitted by the front, or by the rest unless the front forbids it.
     """
     match steps:
         case ():
             return False
         case [(effect, condition)]:
             return condition if effect is Effect.PERMIT else False
-    cut = 1 if len(steps) <= _DEEP else len(steps) // 2
+    cut = 1 if len(steps) <= _MAX_NESTED else len(steps) // 2
     front, rest = steps[:cut], steps[cut:]
     forbidden = any_of(condition for effect, condition in front if effect is Effect.FORBID)
     return any_of((_first_match(front), all_of((negation(forbidden), _first_match(rest)))))

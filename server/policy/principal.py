@@ -1,4 +1,4 @@
-"""Who asks."""
+"""Principals: the callers, as policies know them."""
 
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
@@ -9,19 +9,19 @@ from server.policy.attributes import attribute_pairs
 
 
 def pairs(attributes: Mapping[str, Iterable[str]]) -> frozenset[str]:
-    """``name=value`` for each value, as rows hold attributes; names have no ``=``, so no two pairs look alike."""
+    """Returns attributes as rows hold them, a ``name=value`` text for each value."""
     return frozenset(attribute_pairs(attributes))
 
 
 @dataclass(frozen=True, eq=False)
 class Principal:
-    """One caller: a tenant (a wall between principals), an id in it, and attributes.
+    """A caller: a tenant, which no rule can cross, an id in it, and attributes.
 
-    Attributes are copied; a name without values is the same as no such name.
-    The hash is made once, for caches that have a principal in their key.
+    Attributes are copied, and names without values left out. The hash is computed once, because
+    caches have principals in their keys.
     """
 
-    tenant: str  # '' when one tenant is enough
+    tenant: str  # '' where one tenant is enough
     id: str
     attributes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     _key: tuple[str, str, frozenset[tuple[str, frozenset[str]]]] = field(init=False, repr=False)
@@ -40,5 +40,5 @@ class Principal:
         return self is other or (isinstance(other, Principal) and self._key == other._key)
 
 
-# Set once per call by the Identify interceptor.
+# Set once per call, by the interceptor Authentication.
 current_principal: ContextVar[Principal] = ContextVar("current_principal")

@@ -1,7 +1,7 @@
-"""What is left of a policy once the principal is known: a condition on a row's owner, attributes and id.
+"""Residuals: what is left of a policy once the principal is known, a condition on a row's owner, attributes and id.
 
-Every column a residual reads is NOT NULL and a missing attribute is an empty
-set, so there are two truth values, in Python and in SQL, under `Not` as well.
+Every column that a residual reads is NOT NULL, and a missing attribute is an empty set. Therefore
+Python and SQL agree on two truth values, under `Not` as well.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,74 +12,74 @@ from server.policy.patterns import matches
 
 @dataclass(frozen=True)
 class Row:
-    """What a policy may know of a conversation, or of an item: owner and attributes are its conversation's."""
+    """What a policy reads of a conversation or an item. An item has the owner and attributes of its conversation."""
 
-    owner: str  # '' for nobody
-    attributes: frozenset[str]  # as `pairs` writes them
+    owner: str  # '' for no owner
+    attributes: frozenset[str]  # `name=value` texts, as `pairs` returns them
     id: str
 
 
 @dataclass(frozen=True)
 class Owned:
-    """The owner is this principal id, which is never empty."""
+    """The owner is the principal with the id ``by``, which is not empty."""
 
     by: str
 
 
 @dataclass(frozen=True)
 class Unowned:
-    """The owner is empty."""
+    """There is no owner."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The row has one of these `name=value` pairs; never none, sorted."""
+    """The row has at least one of these `name=value` pairs, which are sorted and not empty."""
 
     pairs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class HasId:
-    """The id is one of these; never none, sorted."""
+    """The id is one of these, which are sorted and not empty."""
 
     ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class IdMatches:
-    """The id matches a pattern in the normal form of `patterns.written`, anchors included."""
+    """The id matches a pattern in the normal form of `patterns.to_regex`, anchors included."""
 
     pattern: str
 
 
 @dataclass(frozen=True)
 class Not:
-    """The part does not hold; never a Not."""
+    """The part does not hold. The part is no Not."""
 
     part: "Residual"
 
 
 @dataclass(frozen=True)
 class And:
-    """All parts hold; two or more, none of them an And."""
+    """All parts hold. There are two or more, and none is an And."""
 
     parts: "tuple[Residual, ...]"
 
 
 @dataclass(frozen=True)
 class Or:
-    """A part holds; two or more, none of them an Or, at most one Shares and one HasId."""
+    """A part holds. There are two or more, none is an Or, and at most one is a Shares and one a HasId."""
 
     parts: "tuple[Residual, ...]"
 
 
 Residual = Owned | Unowned | Shares | HasId | IdMatches | Not | And | Or
-Folded = Residual | bool  # while folding: True and False are all rows and none
+Folded = Residual | bool  # True is every row, False is none
 Value = str | tuple[str, ...]
 
 
 def holds(residual: Residual, row: Row) -> bool:
-    """Whether ``row`` meets ``residual``: what the same residual as SQL says of the stored row."""
+    """Whether ``row`` meets ``residual``, as the SQL of the residual decides for the stored row."""
     match residual:
         case Owned(by):
             return row.owner == by
@@ -100,7 +100,7 @@ def holds(residual: Residual, row: Row) -> bool:
 
 
 def shape(residual: Residual) -> str:
-    """``residual`` without its values, to key a compiled statement and to be read in a log."""
+    """Returns ``residual`` as text without its values: a key for compiled statements, and readable in a log."""
     match residual:
         case Owned():
             return "owned"
@@ -134,7 +134,7 @@ def reads_row_id(residual: Residual) -> bool:
 
 
 def values(residual: Residual) -> Iterator[Value]:
-    """The values of ``residual``, one for each leaf of its shape that takes one, from left to right."""
+    """Yields the values of ``residual``, one for each leaf of its shape that has one, from left to right."""
     match residual:
         case Unowned():
             return
@@ -148,7 +148,7 @@ def values(residual: Residual) -> Iterator[Value]:
 
 
 def negation(part: Folded) -> Folded:
-    """The opposite of ``part``."""
+    """Returns the residual that holds where ``part`` does not."""
     match part:
         case bool():
             return not part
@@ -159,7 +159,7 @@ def negation(part: Folded) -> Folded:
 
 
 def any_of(parts: Iterable[Folded]) -> Folded:
-    """What holds where one of ``parts`` does."""
+    """Returns the residual that holds where at least one of ``parts`` does, simplified."""
     found: dict[Residual, None] = {}
     for part in parts:
         match part:
@@ -171,14 +171,14 @@ def any_of(parts: Iterable[Folded]) -> Folded:
                 found.update(dict.fromkeys(inner))
             case _:
                 found[part] = None
-    merged = _merged(found)
+    merged = _merge(found)
     if any(isinstance(part, Not) and part.part in merged for part in merged):
         return True
-    return _joined(tuple(merged), Or)
+    return _join(tuple(merged), Or)
 
 
-def _merged(parts: Iterable[Residual]) -> dict[Residual, None]:
-    """``parts`` with one Shares and one HasId at most: one overlap and one lookup ask for all their values."""
+def _merge(parts: Iterable[Residual]) -> dict[Residual, None]:
+    """Merges all Shares to one and all HasIds to one, so that SQL needs one array overlap and one lookup."""
     pooled: dict[type[Shares | HasId], set[str]] = {}
     rest: dict[Residual, None] = {}
     for part in parts:
@@ -191,9 +191,9 @@ def _merged(parts: Iterable[Residual]) -> dict[Residual, None]:
 
 
 def all_of(parts: Iterable[Folded]) -> Folded:
-    """What holds where all of ``parts`` do; what must not hold is gathered in one Not."""
+    """Returns the residual that holds where all of ``parts`` do, simplified, with everything negated in one Not."""
     found: dict[Residual, None] = {}
-    barred: list[Residual] = []
+    excluded: list[Residual] = []
     for part in parts:
         match part:
             case False:
@@ -201,27 +201,27 @@ def all_of(parts: Iterable[Folded]) -> Folded:
             case True:
                 continue
             case And(inner):
-                barred += [each.part for each in inner if isinstance(each, Not)]
+                excluded += [each.part for each in inner if isinstance(each, Not)]
                 found.update(dict.fromkeys(each for each in inner if not isinstance(each, Not)))
             case Not(inner):
-                barred.append(inner)
+                excluded.append(inner)
             case _:
                 found[part] = None
-    return _except(found, any_of(barred))
+    return _exclude(found, any_of(excluded))
 
 
-def _except(found: dict[Residual, None], barred: Folded) -> Folded:
-    """What holds where all of ``found`` do and ``barred`` does not."""
-    match barred:
+def _exclude(found: dict[Residual, None], excluded: Folded) -> Folded:
+    """Returns the residual that holds where all of ``found`` do and ``excluded`` does not."""
+    match excluded:
         case True:
             return False
         case False:
-            return _joined(tuple(found), And)
-    excluded = barred.parts if isinstance(barred, Or) else (barred,)
-    return False if any(part in found for part in excluded) else _joined((*found, Not(barred)), And)
+            return _join(tuple(found), And)
+    parts = excluded.parts if isinstance(excluded, Or) else (excluded,)
+    return False if any(part in found for part in parts) else _join((*found, Not(excluded)), And)
 
 
-def _joined(parts: tuple[Residual, ...], kind: type[And] | type[Or]) -> Folded:
+def _join(parts: tuple[Residual, ...], kind: type[And] | type[Or]) -> Folded:
     match parts:
         case ():
             return kind is And

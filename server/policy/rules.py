@@ -1,4 +1,4 @@
-"""What a policy is: rules in order, each of them data."""
+"""Policies as data: rules in order, with their scopes and conditions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ MAX_VALUE_BYTES = 256  # of a principal id, and of an attribute value in a condi
 
 
 class Effect(StrEnum):
-    """What a rule does to a call that matches it."""
+    """What a rule does if it is the first that matches."""
 
     PERMIT = "permit"
     FORBID = "forbid"
@@ -23,24 +23,24 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True)
 class UserIsOwner:
-    """The principal owns the row; never true of an unowned row."""
+    """The principal owns the row. False for a row without an owner."""
 
 
 @dataclass(frozen=True)
 class UserIsNotOwner:
-    """The row is another's, or nobody's."""
+    """Another principal owns the row, or none."""
 
 
 @dataclass(frozen=True)
 class UserInOwners:
-    """The principal and the row have a value of the attribute in common."""
+    """The principal and the row share a value of the attribute."""
 
     attribute: str
 
 
 @dataclass(frozen=True)
 class UserNotInOwners:
-    """The principal and the row have no value of the attribute in common."""
+    """The principal and the row share no value of the attribute."""
 
     attribute: str
 
@@ -83,7 +83,7 @@ class ExactId:
 
 @dataclass(frozen=True)
 class IdsLike:
-    """The rows whose whole id matches: a pattern in the normal form that `patterns.written` gives."""
+    """The rows whose id matches a pattern as a whole. The pattern is in the normal form of `patterns.to_regex`."""
 
     pattern: str
 
@@ -95,23 +95,23 @@ EVERYTHING: Mapping[str, Ids] = MappingProxyType({resource: AnyId() for resource
 
 @dataclass(frozen=True)
 class Scope:
-    """Which calls a rule is about, before its conditions are asked."""
+    """Which calls a rule is about, before its conditions are evaluated."""
 
     actions: frozenset[str]
     principal: str | None = None  # None: everyone
     resources: Mapping[str, Ids] = field(
         default_factory=lambda: EVERYTHING
-    )  # empty: a rule about resources of other services
+    )  # empty: the rule is about resources of other services only
 
 
 @dataclass(frozen=True)
 class Rule:
     """One permit or forbid.
 
-    It matches a call in its scope when all its conditions hold; with ``unless``, when they do not all hold.
+    It matches a call in its scope if all its conditions hold; with ``unless``, if at least one does not hold.
     """
 
-    number: int  # its place in the policy, from 1
+    number: int  # position in the policy, from 1
     effect: Effect
     scope: Scope
     conditions: tuple[Condition, ...] = ()
@@ -121,16 +121,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules: the first that matches decides; where none does, the call is denied."""
+    """A list of rules. The first that matches decides; if none matches, the call is denied."""
 
     rules: tuple[Rule, ...]
     digest: str  # SHA-256 of the text, in hex, as sha256sum prints it
-    source: str  # where the text came from, for people
+    source: str  # the file, or the name of a built-in policy
 
 
 _DEFAULT: tuple[Condition, ...] = (*map(UserInOwners, ATTRIBUTES), UserIsOwner(), ResourceIsUnowned())
 
-# What an empty list of rules means.
+# An empty list of rules means this policy.
 DEFAULT = Policy(
     tuple(
         Rule(number, Effect.PERMIT, Scope(frozenset(ACTIONS)), (condition,))

@@ -80,7 +80,7 @@ def explained(*arguments: str) -> str:
             "- permit: {actions: read, resource: ¦conversations::*}",
             "rule 1: unknown resource type; there are conversation, item, policy, and those of OGX ('conversations')",
         ),
-        ("- permit: {actions: read, resource: 'conversation::a', ¦actions: read}", "rule 1: the key is there twice"),
+        ("- permit: {actions: read, resource: 'conversation::a', ¦actions: read}", "rule 1: the key occurs twice"),
         ("- permit: {actions: read, principal: ¦7}", "rule 1: must be text: put it in quotes ('7')"),
         ("- permit: {actions: ¦*all}", "no aliases ('*all')"),
         ("¦permit: {actions: read}", "a policy is a list of rules, alone or under access_policy"),
