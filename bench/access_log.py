@@ -21,6 +21,7 @@ import structlog
 
 from server.observability import logs
 from server.observability.access_log import AccessLog
+from server.observability.call_context import begin_call, current_call
 from server.observability.trace_context import trace_fields
 from server.policy.principal import Principal, current_principal
 
@@ -48,19 +49,21 @@ def serializers() -> dict[str, Serializer]:
 def hand_made() -> Writer:
     """The writer of the service: lines put together by hand, and written in groups."""
     log = AccessLog(always=True)
-    return lambda: log.write("info", METHOD, "OK", 0.001204, PEER)
+    return lambda: log.write("info", "OK", 0.001204)
 
 
 def fields() -> dict[str, Any]:
     """The fields of a line that structlog does not add."""
-    who = current_principal.get()
+    call, who = current_call.get(), current_principal.get()
+    assert call
     return {
-        "method": METHOD,
+        "call": call.id,
+        "method": call.method,
         "code": "OK",
         "ms": round(0.001204 * 1e3, 3),
         "principal": logs.escaped(who.id),
         "tenant": logs.escaped(who.tenant),
-        "peer": PEER.partition(":")[0],
+        "peer": logs.escaped(call.peer),
         **trace_fields(),
     }
 
@@ -140,6 +143,7 @@ async def microseconds(write: Writer, *, cold: bool) -> float:
 async def measure() -> dict[str, tuple[float, float]]:
     """The least CPU time of each variant above that of doing nothing, warm and cold."""
     current_principal.set(Principal("acme", "alice"))
+    begin_call(METHOD, PEER)
     writers = variants()
     least = {(name, cold): float("inf") for name in writers for cold in (False, True)}
     for _ in range(ROUNDS):

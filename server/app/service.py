@@ -32,6 +32,7 @@ from server.services.conversations import ConversationsServicer
 from server.services.new_items import BatchBuilder
 from server.settings.addresses import Address
 from server.settings.service import Settings
+from server.store.auditing import mark_interrupted_write
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
 from server.store.items import ItemStore
@@ -99,7 +100,8 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         certificate = tls.load_credentials(settings)
         parts = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
         source = await stack.enter_async_context(source_of(settings, parts.tracer))
-        store = await stack.enter_async_context(open_store(settings, parts.statement_interceptors))
+        auditing = (mark_interrupted_write,) if settings.audit_permits else ()
+        store = await stack.enter_async_context(open_store(settings, (*parts.statement_interceptors, *auditing)))
         drain_gate, health, tokens = DrainGate(), await Health.create(SERVICES), PageTokens()
         chain = build_chain(settings, needs(*CONTRACT), drain_gate, source, policy.accesses, parts.interceptors)
         server = build_server(settings, chain)

@@ -9,6 +9,8 @@ import structlog
 
 from server.errors import Unauthenticated
 from server.identity.source import Call, Source
+from server.observability.call_context import current_call
+from server.observability.escaping import escape_unprintable
 from server.observability.trace_context import current_trace
 from server.policy.principal import Principal
 
@@ -25,8 +27,9 @@ async def authenticate(source: Source, method: str, call: Call) -> Principal:
     try:
         return await source.principal(call)
     except Unauthenticated as refusal:
-        trace = current_trace.get()
-        log.info("credentials refused", source=source.name, method=method, why=refusal.why, trace=trace)
+        call_context, trace = current_call.get(), current_trace.get()
+        peer = escape_unprintable(call_context.peer) if call_context else ""
+        log.info("credentials refused", source=source.name, method=method, peer=peer, why=refusal.why, trace=trace)
         raise
 
 

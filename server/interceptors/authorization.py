@@ -6,17 +6,18 @@ the row is checked inside the SQL statement; no row is read here. Runs inside
 request of a caller who is refused is never parsed.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any
 
 import grpc
 
-from server.authorization import audit_log
 from server.authorization.access import Access, AccessCache, current_access
+from server.authorization.audit_log import CallAudit, current_audit
 from server.authorization.requirements import Need
-from server.errors import ActionDenied, ServiceError
-from server.interceptors.chain import Context, Guard, Handler, Interceptor, is_public_method, wrap_handler
+from server.errors import ActionDenied, OutcomeUnknown, ServiceError
+from server.interceptors.chain import Context, Guard, Handler, Interceptor, is_public_method, is_streaming, wrap_handler
 from server.policy.plan import Never
 from server.policy.principal import current_principal
 
@@ -42,29 +43,31 @@ class Authorization(Interceptor):
         need = self._needs.get(method)
         if need is None:
             return refuse_all(ActionDenied("method", "call"))
-        return wrap_handler(handler, self._guard(need))
+        return wrap_handler(handler, self._guard(need, is_streaming(handler)))
 
-    def _guard(self, need: Need) -> Guard:
+    def _guard(self, need: Need, streaming: bool) -> Guard:  # noqa: FBT001
         return lambda _context: _AuthorizationGuard(
-            self._accesses.of(current_principal.get()), need, self._audit_permits
+            self._accesses.of(current_principal.get()), need, CallAudit(permits=self._audit_permits), streaming
         )
 
 
 class _AuthorizationGuard:
-    __slots__ = ("_access", "_audit_permits", "_need")
+    __slots__ = ("_access", "_audit", "_need", "_streaming")
 
-    def __init__(self, access: Access, need: Need, audit_permits: bool) -> None:  # noqa: FBT001
+    def __init__(self, access: Access, need: Need, audit: CallAudit, streaming: bool) -> None:  # noqa: FBT001
         self._access = access
         self._need = need
-        self._audit_permits = audit_permits
+        self._audit = audit
+        self._streaming = streaming
 
     async def __aenter__(self) -> None:
         current_access.set(self._access)
+        current_audit.set(self._audit)
         if self._need.actions:
             try:
                 self._check(self._need)
             except ActionDenied as denied:
-                self._audit(denied)
+                self._record(denied)
                 raise
 
     def _check(self, need: Need) -> None:
@@ -82,12 +85,15 @@ class _AuthorizationGuard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._need.actions and (error is None or isinstance(error, ServiceError)):
-            self._audit(error)
+        if self._streaming or not self._need.actions:
+            return  # a stream audits each of its messages, which other policies may decide
+        if isinstance(error, ServiceError) or (error is None and not self._audit.has_permit):
+            self._record(error)
+        elif isinstance(error, asyncio.CancelledError) and self._audit.interrupted:
+            self._record(OutcomeUnknown())
 
-    def _audit(self, error: ServiceError | None) -> None:
-        resource, action = self._need.resource, self._need.actions[0]
-        audit_log.decided(self._access, resource, action, error, permits=self._audit_permits)
+    def _record(self, error: ServiceError | None) -> None:
+        self._audit.record(self._access, self._need.resource, self._need.actions[0], error)
 
 
 def refuse_all(error: ServiceError) -> Handler:

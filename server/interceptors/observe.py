@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pool
 
 from server.interceptors.chain import Context, Handler, Interceptor, is_public_method, wrap_handler
 from server.observability.access_log import AccessLog
+from server.observability.call_context import begin_call
 from server.observability.stats import MethodStats
 
 # `context.code()` is what was set: a StatusCode or its number.
@@ -95,7 +96,7 @@ class _CountedMessages:
 
 
 class _ObserveGuard:
-    __slots__ = ("_began", "_calls", "_context", "_log", "_method", "_peer")
+    __slots__ = ("_began", "_calls", "_context", "_log", "_method")
 
     def __init__(self, method: str, calls: MethodStats, log: AccessLog | None, context: Context) -> None:
         self._method = method
@@ -103,14 +104,12 @@ class _ObserveGuard:
         self._log = log
         self._context = context
         self._began = 0.0
-        self._peer = ""
 
     async def __aenter__(self) -> None:
         self._calls.started += 1
-        if self._log and self._log.is_on():
-            # Not at the end: a cancelled stream ends after gRPC has freed the call, and
-            # reading its peer then crashes the process.
-            self._peer = self._context.peer()
+        # Not at the end: a cancelled stream ends after gRPC has freed the call, and
+        # reading its peer then crashes the process.
+        begin_call(self._method, self._context.peer())
         self._began = time.perf_counter()
 
     async def __aexit__(
@@ -121,7 +120,7 @@ class _ObserveGuard:
         self._calls.codes[code] += 1
         self._calls.seconds.add(seconds)
         if self._log and (severity := self._log.severity(code)):
-            self._log.write(severity, self._method, code, seconds, self._peer)
+            self._log.write(severity, code, seconds)
 
 
 def code_of(context: Context, error: BaseException | None) -> str:

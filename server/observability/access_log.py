@@ -16,6 +16,7 @@ from typing import TypeAlias
 import structlog
 
 from server.observability import logs
+from server.observability.call_context import CallContext, current_call
 from server.observability.trace_context import trace_fields
 from server.policy.principal import Principal, current_principal
 
@@ -24,8 +25,8 @@ log = structlog.get_logger(__name__, log="access")
 _FAULTS = frozenset(("INTERNAL", "UNKNOWN", "DATA_LOSS"))  # codes that no mistake of a caller can cause
 _UNAUTHENTICATED = Principal("", "")  # of a call that was refused before it was authenticated
 _FLUSH_SECONDS = 0.05  # the longest time between the end of a call and its line
-# Time, severity, method, code, milliseconds, principal, kind of peer, trace.
-_Call: TypeAlias = tuple[float, str, str, str, float, Principal, str, dict[str, str]]
+# Time, severity, call, code, milliseconds, principal, trace.
+_Call: TypeAlias = tuple[float, str, CallContext, str, float, Principal, dict[str, str]]
 _encode = json.JSONEncoder().encode  # json.dumps compares its arguments with their defaults first
 
 
@@ -43,10 +44,6 @@ class AccessLog:
         self._pending: list[_Call] = []
         self._flushing: asyncio.Task[None] | None = None
 
-    def is_on(self) -> bool:
-        """Whether at least some calls get a line at the present log level."""
-        return logs.is_logged("warning" if self._always else "debug")
-
     def severity(self, code: str) -> str | None:
         """The level of the line of a call that ends with ``code``; None if it gets no line."""
         severity = "debug"
@@ -54,25 +51,25 @@ class AccessLog:
             severity = "warning" if code in _FAULTS else "info"
         return severity if logs.is_logged(severity) else None
 
-    def write(self, severity: str, method: str, code: str, seconds: float, peer: str) -> None:
-        """Writes the line of a call that has ended: now on a console, within `_FLUSH_SECONDS` as JSON.
+    def write(self, severity: str, code: str, seconds: float) -> None:
+        """Writes the line of the current call, which has ended: now on a console, within `_FLUSH_SECONDS` as JSON.
 
         Args:
             severity: What `severity` returned.
-            method: Full name of the method.
             code: Name of the status code.
             seconds: Duration of the call.
-            peer: Address of the caller as gRPC gives it; only its kind is logged.
         """
-        who = current_principal.get(_UNAUTHENTICATED)
+        call, who = current_call.get(), current_principal.get(_UNAUTHENTICATED)
+        assert call is not None
         milliseconds = round(seconds * 1e3, 3)
-        kind = peer.partition(":")[0]  # ipv4, ipv6 or unix
         if not logs.is_json():
-            words = {"principal": logs.escaped(who.id), "tenant": logs.escaped(who.tenant), "peer": kind}
+            fields: dict[str, object] = {"call": call.id, "method": call.method, "code": code, "ms": milliseconds}
+            sent = {"principal": who.id, "tenant": who.tenant, "peer": call.peer}
+            fields |= {name: logs.escaped(text) for name, text in sent.items()}
             with suppress(OSError):  # a log that cannot be written fails no call
-                getattr(log, severity)("call", method=method, code=code, ms=milliseconds, **words)
+                getattr(log, severity)("call", **fields)
             return
-        self._pending.append((time.time(), severity, method, code, milliseconds, who, kind, trace_fields()))
+        self._pending.append((time.time(), severity, call, code, milliseconds, who, trace_fields()))
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().create_task(self._flush())
 
@@ -88,12 +85,12 @@ class AccessLog:
 
     def _format(self, call: _Call) -> str:
         """Returns the line, with the fields that structlog gives all other lines."""
-        now, severity, method, code, milliseconds, who, kind, trace = call
+        now, severity, context, code, milliseconds, who, trace = call
         return (
             f'{{"log": "access", "event": "call", "level": "{severity}", "timestamp": "{self._timestamp(now)}", '
-            f'"method": "{method}", "code": "{code}", "ms": {milliseconds}, '
+            f'"call": "{context.id}", "method": "{context.method}", "code": "{code}", "ms": {milliseconds}, '
             f'"principal": {_encode(logs.escaped(who.id))}, "tenant": {_encode(logs.escaped(who.tenant))}, '
-            f'"peer": "{kind}"{_members(trace)}{self._process}}}\n'
+            f'"peer": {_encode(logs.escaped(context.peer))}{_members(trace)}{self._process}}}\n'
         )
 
     def _timestamp(self, now: float) -> str:

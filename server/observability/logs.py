@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from server.observability.call_context import current_call
 from server.observability.escaping import escape_unprintable
 from server.observability.trace_context import trace_fields
 
@@ -35,7 +36,7 @@ def configure(level: str, form: str) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
-        _traced,
+        _add_call,
         _cut,
     ]
     last = _renderer(form)
@@ -107,9 +108,10 @@ def _hidden(_logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     return event
 
 
-def _traced(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """The call's trace, where the line does not say it itself."""
-    return {**trace_fields(), **event}
+def _add_call(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Adds the trace and the id of the current call, where the line does not have them itself."""
+    call = current_call.get()
+    return {**trace_fields(), **({"call": call.id} if call else {}), **event}
 
 
 def _foreign(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:

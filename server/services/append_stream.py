@@ -12,12 +12,13 @@ from typing import TypeAlias
 from conversations.v1 import conversations_service_pb2 as pb
 
 from server.authorization.access import Access
-from server.authorization.audit_log import current_request, decided
+from server.authorization.audit_log import CallAudit
 from server.errors import (
     ActionDenied,
     ConversationNotFound,
     FieldInvalid,
     IdentityUnavailable,
+    OutcomeUnknown,
     ServiceError,
     ShuttingDown,
     Unauthenticated,
@@ -46,21 +47,28 @@ class AppendStream:
     Args:
         access: What the caller may do; planned again for each request, so that a new policy applies.
         caller: Who that is; authenticated again for each request, so that the stream ends with its credentials.
+        audit: Of this call; has a line for each request.
         items: The store.
         batches: Makes the batch of each request.
         draining: Set when the drain begins; requests read before are still answered.
     """
 
     def __init__(
-        self, access: Access, caller: Caller, items: ItemStore, batches: BatchBuilder, draining: asyncio.Event
+        self,
+        access: Access,
+        caller: Caller,
+        audit: CallAudit,
+        items: ItemStore,
+        batches: BatchBuilder,
+        draining: asyncio.Event,
     ) -> None:
         self._access = access
         self._caller = caller
+        self._audit = audit
         self._items = items
         self._batches = batches
         self._draining = draining
         self._conversation_id = ""
-        self._first: pb.AppendItemsRequest | None = None
         self._queue: asyncio.Queue[Pending] = asyncio.Queue()
         self._slots = asyncio.Semaphore(MAX_PENDING)  # not maxsize: a request that has begun is always queued
         self._latest: Append | None = None  # the last one given to a batch; when it is placed, all are
@@ -82,7 +90,6 @@ class AppendStream:
                 self._slots.release()
                 yield await self._response(pending)
         finally:
-            current_request.set(self._first)  # the audit line names its conversation
             stopper.cancel()
             reader.cancel()
             self._cancel(pending)
@@ -111,7 +118,6 @@ class AppendStream:
         end: Exception | None = None
         try:
             async for request in requests:
-                self._first = self._first or request
                 await self._slots.acquire()
                 await self._begin(request)
         except asyncio.CancelledError:
@@ -125,12 +131,12 @@ class AppendStream:
     async def _begin(self, request: pb.AppendItemsRequest) -> None:
         """Begins the append of a request, in its turn, and queues its response."""
         self._identify(request)
+        access = self._access.renewed(await self._caller.principal())
         try:
-            append = self._append(request, self._access.renewed(await self._caller.principal()))
-        except _FATAL:
-            raise
+            append = self._append(request, access)
         except ServiceError as error:
-            if _is_about_conversation(error):
+            self._record(access, error)
+            if isinstance(error, _FATAL) or _is_about_conversation(error):
                 raise
             self._queue.put_nowait(pb.AppendItemsResponse(error=error.status()))
             return
@@ -142,7 +148,7 @@ class AppendStream:
         # By itself: after all appends before it, and before all that follow.
         if self._latest:
             await asyncio.wait((self._latest.base,))
-        task = asyncio.create_task(self._await_response(self._items.append(append)))
+        task = asyncio.create_task(self._await_response(append, self._items.append(append)))
         self._queue.put_nowait(task)
         await asyncio.wait((task,))
         task.result()
@@ -154,7 +160,7 @@ class AppendStream:
             case Exception():
                 raise pending
             case Append():
-                return await self._await_response(self._items.result(pending))
+                return await self._await_response(pending, self._items.result(pending))
             case asyncio.Task():
                 return await pending
         return pending
@@ -181,21 +187,31 @@ class AppendStream:
         reserved = reservation_for(Method.APPEND_ITEMS, request)
         batch = self._batches.build(request.items, self._conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
-        return Append(access, self._conversation_id, batch, expected, reserved, now)
+        on_stored = self._audit.record_stored
+        return Append(access, self._conversation_id, batch, expected, reserved, now, on_stored=on_stored)
 
-    async def _await_response(self, append: Awaitable[list[StoredItem]]) -> pb.AppendItemsResponse:
+    async def _await_response(self, append: Append, result: Awaitable[list[StoredItem]]) -> pb.AppendItemsResponse:
         """Waits for an append and returns its response; errors that end the stream are raised."""
         try:
-            stored = await append
-        except _FATAL:
+            stored = await result
+        except asyncio.CancelledError:
+            if self._audit.interrupted:
+                self._record(append.access, OutcomeUnknown())
             raise
         except ServiceError as error:
-            decided(self._access, "item", "create", error, permits=False)
+            self._record(append.access, error)
+            if isinstance(error, _FATAL):
+                raise
             return pb.AppendItemsResponse(error=error.status())
+        if not append.stored:  # but by an earlier call with its request id
+            self._record(append.access, None)
         ids = [item_of(each).id for each in stored]
         return pb.AppendItemsResponse(
             appended=pb.AppendItemsResponse.Appended(item_ids=ids, first_sequence=stored[0].sequence)
         )
+
+    def _record(self, access: Access, error: ServiceError | None) -> None:
+        self._audit.record(access, "item", "create", error, self._conversation_id)
 
 
 def _is_about_conversation(error: ServiceError) -> bool:

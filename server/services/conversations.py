@@ -10,6 +10,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from google.protobuf.empty_pb2 import Empty
 
 from server.authorization.access import current_access
+from server.authorization.audit_log import current_audit
 from server.identity.caller import current_caller
 from server.interceptors.chain import Context
 from server.policy.attributes import attribute_pairs
@@ -76,6 +77,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         batch = None
         if request.items:
             batch = self._batches.build(request.items, conversation_id, access.principal.id, now)
+        current_audit.get().created = conversation_id
         metadata, attributes = dict(request.conversation.metadata), _attributes(request.conversation, access.principal)
         row = await self._conversations.create(access, metadata, attributes, batch, reserved, conversation_id, now)
         return conversation_of(row)
@@ -169,14 +171,17 @@ class ConversationsServicer(ConversationsServiceServicer):
         reserved = reservation_for(Method.CREATE_ITEMS, request)
         batch = self._batches.build(request.items, request.conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
-        append = Append(access, request.conversation_id, batch, expected, reserved, now)
+        on_stored = current_audit.get().record_stored
+        append = Append(access, request.conversation_id, batch, expected, reserved, now, on_stored=on_stored)
         return add_items(pb.CreateItemsResponse(), await self._items.append(append))
 
     def AppendItems(
         self, requests: AsyncIterator[pb.AppendItemsRequest], context: Context
     ) -> AsyncIterator[pb.AppendItemsResponse]:
         """Appends the items of each request, and responds in the same order; see `AppendStream.respond`."""
-        stream = AppendStream(current_access.get(), current_caller.get(), self._items, self._batches, self._draining)
+        stream = AppendStream(
+            current_access.get(), current_caller.get(), current_audit.get(), self._items, self._batches, self._draining
+        )
         return stream.respond(requests)
 
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> item_pb2.Item:

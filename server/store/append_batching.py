@@ -44,6 +44,9 @@ class Append:
         base: Set once the append is queued. Its result is the last sequence before the items, or
             None when they were not stored; cancelled before its statement runs, it is not stored.
         callers: The context of its call, once it is queued.
+        on_stored: Called with access, conversation and item ids once the items are committed, even if
+            nobody waits for them any more.
+        stored: Whether they are.
 
     Raises:
         ActionDenied: The policy lets the caller append to no conversation at all.
@@ -59,12 +62,20 @@ class Append:
     size: int = field(init=False)
     base: "asyncio.Future[int | None]" = field(init=False)
     callers: Sequence[Context] = ()
+    on_stored: Callable[[Access, str, Sequence[str]], None] | None = None
+    stored: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.permissions = self.access.demand("conversation", "read"), self.access.demand("item", "create")
         if self.batch.has_references:
             self.access.demand("item", "read")
         self.size = sum(map(len, self.batch.bodies))
+
+    def mark_stored(self) -> None:
+        """Notes that the items are committed."""
+        self.stored = True
+        if self.on_stored:
+            self.on_stored(self.access, self.conversation_id, self.batch.all_ids)
 
     @property
     def can_batch(self) -> bool:
@@ -270,6 +281,7 @@ def _set_base(append: Append, base: int | None) -> None:
 
 def _set_bases(group: Group, base: int) -> None:
     for append in group.appends:
+        append.mark_stored()
         _set_base(append, base)
         base += len(append.batch)
 

@@ -109,7 +109,10 @@ class ItemStore:
             row = await self._database.fetchrow(statement, values, repeatable=reserves, callers=append.callers)
         except asyncpg.UniqueViolationError:
             return None
-        return row["base"] if row else None
+        if row is None:
+            return None
+        append.mark_stored()
+        return int(row["base"])
 
     async def _result(self, append: Append, base: int | None) -> list[StoredItem]:
         """The items that were stored after ``base``; raises why they were not, when ``base`` is None."""

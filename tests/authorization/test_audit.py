@@ -137,7 +137,9 @@ async def test_permits(loud: grpc.aio.Channel, conversation: str) -> None:
     assert ("OK", [line]) == await audit_lines(loud, "ListConversations", ListConversationsRequest(), ALICE)
     sent = create(user_message("secret-content"), metadata={"key": "secret-value"})
     line |= {"principal": "root", "action": "create", "plan": "always", "rule": 1}
-    assert ("OK", [line]) == await audit_lines(loud, "CreateConversation", sent, ROOT_USER)
+    code, (told,) = await audit_lines(loud, "CreateConversation", sent, ROOT_USER)
+    assert re.fullmatch(r"conv_[0-9a-f]+", told.pop("conversation_id"))
+    assert ("OK", line) == (code, told)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ async def test_strangers(quiet: grpc.aio.Channel, who: Metadata, why: str) -> No
 FORGED = "eve\n2026-01-01T00:00:00Z [info     ] permitted\r\x1b[2K\u2028\u0085\x0b\"principal=root'"
 _SCRIPT = """
 import sys
-from server.authorization import audit_log
+from server.authorization.audit_log import CallAudit
 from server.observability import logs
 from server.errors import ActionDenied, ConversationNotFound
 from server.policy.principal import Principal
@@ -194,9 +196,10 @@ from server.authorization.access import Access
 
 logs.configure("info", sys.argv[1])
 access = Access(Principal(sys.argv[2], sys.argv[2]), DEFAULT)
-audit_log.decided(access, "item", "read", ActionDenied("item", "read"), permits=True)
-audit_log.decided(access, "item", "read", ConversationNotFound(sys.argv[2]), permits=True)
-audit_log.decided(access, "item", "read", None, permits=True)
+audit = CallAudit(permits=True)
+audit.record(access, "item", "read", ActionDenied("item", "read"))
+audit.record(access, "item", "read", ConversationNotFound(sys.argv[2]))
+audit.record(access, "item", "read", None)
 """
 
 

@@ -20,7 +20,7 @@ from server.identity.caller import RecordedCall
 from server.identity.jwt import SKEW_SECONDS
 from server.identity.peer_certificate import PeerCertificates
 from server.settings.service import load
-from tests.support.build import append, create, user_message
+from tests.support.build import ahead, create, user_message
 from tests.support.certificates import CA, TlsFiles
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, claims, jwk_set, token
 from tests.support.postgres import fresh_database
@@ -89,7 +89,7 @@ class Stream:
     async def append(self) -> str:
         """Appends an item; the kind of answer, or how the stream ended instead."""
         try:
-            await self._call.write(append(self._conversation_id, user_message("hello")))
+            await self._call.write(ahead(self._conversation_id, user_message("hello")))
             answer = await self._call.read()
         except grpc.aio.AioRpcError as error:
             told = problem_of(error)

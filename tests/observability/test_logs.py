@@ -78,14 +78,21 @@ async def calls(folder: Path) -> str:
 
 
 async def test_a_line_for_each_call(service: Service, tmp_path: Path) -> None:
-    """Method, code, time, who and which trace; none for health, and no content."""
+    """Method, code, time, caller, address, trace and an id of its own; none for health, and no content."""
     async with started(service.url, tmp_path, access_log="true") as errors:
         await calls(tmp_path)
     text = errors.read_text()
     assert "secret" not in text
     lines = [json.loads(line) for line in text.splitlines()]
     own = [line for line in lines if line.get("log") == "access"]
-    common = {"log": "access", "event": "call", "level": "info", "peer": "unix", "tenant": "acme", "principal": "alice"}
+    common = {
+        "log": "access",
+        "event": "call",
+        "level": "info",
+        "peer": "unix:",
+        "tenant": "acme",
+        "principal": "alice",
+    }
     expected = [
         {**common, "method": GET.replace("Get", "Create"), "code": "OK"},
         {**common, "method": GET, "code": "OK", "trace": TRACE},
@@ -93,8 +100,9 @@ async def test_a_line_for_each_call(service: Service, tmp_path: Path) -> None:
         {**common, "method": GET, "code": "UNAUTHENTICATED", "tenant": "", "principal": ""},
     ]
     assert expected == [
-        {name: value for name, value in line.items() if name not in ("timestamp", "ms")} for line in own
+        {name: value for name, value in line.items() if name not in ("timestamp", "ms", "call")} for line in own
     ]
+    assert 4 == len({line["call"] for line in own})
     assert all(0 < line["ms"] < 30_000 for line in own)
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["timestamp"]) for line in lines)
 
@@ -123,6 +131,7 @@ import asyncio
 import sys
 from server.observability import logs
 from server.observability.access_log import AccessLog
+from server.observability.call_context import begin_call
 from server.policy.principal import Principal, current_principal
 
 logs.configure("info", sys.argv[1])
@@ -132,7 +141,8 @@ current_principal.set(Principal(sys.argv[2], sys.argv[2]))
 async def calls():  # ends before the lines are written: they come all the same
     log = AccessLog(always=True)
     for code in ("OK", "NOT_FOUND", "INTERNAL", "UNKNOWN", "DATA_LOSS"):
-        log.write(log.severity(code), "/p.S/M", code, 0.0123456, "ipv4:192.0.2.1:5")
+        begin_call("/p.S/M", "unix:" + sys.argv[2])
+        log.write(log.severity(code), code, 0.0123456)
     await asyncio.sleep(0)
 
 
@@ -144,6 +154,7 @@ import sys
 import structlog
 from server.observability import logs
 from server.observability.access_log import AccessLog
+from server.observability.call_context import begin_call
 from server.observability.trace_context import current_span, current_trace
 from server.policy.principal import Principal, current_principal
 
@@ -155,8 +166,9 @@ structlog.contextvars.bind_contextvars(worker=3)
 
 
 async def calls():
-    AccessLog(always=True).write("info", "/p.S/M", "OK", 0.0123456, "ipv4:192.0.2.1:5")
-    words = {"method": "/p.S/M", "code": "OK", "ms": 12.346, "peer": "ipv4"}
+    call = begin_call("/p.S/M", "ipv6:%5B2001:db8::1%5D:5")
+    AccessLog(always=True).write("info", "OK", 0.0123456)
+    words = {"call": call.id, "method": "/p.S/M", "code": "OK", "ms": 12.346, "peer": "ipv6:[2001:db8::1]:5"}
     structlog.get_logger(log="access").info("call", **words, principal="al\\"ice", tenant="acm\u00e9")
     await asyncio.sleep(0)
 
@@ -185,7 +197,10 @@ def test_faults_are_warnings_and_no_line_can_be_forged(form: str) -> None:
     assert [] == [line for line in lines if not line.isprintable()]
     if form == "json":
         made = [json.loads(line) for line in lines]
-        assert {("12.346", "ipv4", "eve\\n")} == {(str(it["ms"]), it["peer"], it["principal"][:5]) for it in made}
+        assert {("12.346", "unix:eve\\n", "eve\\n")} == {
+            (str(it["ms"]), it["peer"][:10], it["principal"][:5]) for it in made
+        }
+        assert 5 == len({it["call"] for it in made})
         levels = [it["level"] for it in made]
     else:
         levels = [re.findall(r"\[(\w+) *\] call", line)[0] for line in lines]
@@ -195,7 +210,7 @@ def test_faults_are_warnings_and_no_line_can_be_forged(form: str) -> None:
 _LEVELS = """
 import logging
 import structlog
-from server.authorization import audit_log
+from server.authorization.audit_log import CallAudit
 from server.observability import logs
 from server.errors import ActionDenied
 from server.policy.principal import Principal
@@ -205,6 +220,7 @@ from server.authorization.access import Access
 log = structlog.get_logger("ours")  # as every module has it, before `configure`
 other = logging.getLogger("theirs")
 access = Access(Principal("", "alice"), DEFAULT)
+audit = CallAudit(permits=True)
 logs.configure("info", "json")
 for level in (None, "error", "debug", "warning", "info"):
     if level:
@@ -214,8 +230,8 @@ for level in (None, "error", "debug", "warning", "info"):
     for name in ("debug", "info", "warning", "error"):
         getattr(log, name)("ours", at=logs.level())
         getattr(other, name)("theirs")
-    audit_log.decided(access, "item", "read", ActionDenied("item", "read"), permits=True)
-    audit_log.decided(access, "item", "read", None, permits=True)
+    audit.record(access, "item", "read", ActionDenied("item", "read"))
+    audit.record(access, "item", "read", None)
 """
 
 

@@ -64,4 +64,9 @@ async def audit_lines(
         except grpc.aio.AioRpcError as error:
             code = error.code().name
     assert [] == [secret for secret in SECRETS if secret in repr(logs)]
-    return code, [dict(line) for line in logs if line.get("log") == "audit"]
+    lines = [dict(line) for line in logs if line.get("log") == "audit"]
+    (access_line,) = [line for line in logs if line.get("log") == "access"]
+    for line in lines:  # of the same call, which both describe alike
+        for name in ("call", "method", "peer"):
+            assert access_line[name] == line.pop(name)
+    return code, lines
