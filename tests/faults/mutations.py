@@ -1,0 +1,232 @@
+"""Defects put into a copy of the service, each of which a row has to see: a row that sees none shows nothing."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.server import ROOT
+
+
+@dataclass(frozen=True)
+class Change:
+    """Text of a file below `server/`, which is there exactly once, and what stands there instead."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A defect, and the row that has to see it.
+
+    Attributes:
+        sees: Words of the violation.
+    """
+
+    name: str
+    row: str
+    sees: str
+    changes: tuple[Change, ...]
+
+
+class MutationStale(Exception):
+    """The code has changed, so that a mutation cannot be put into it."""
+
+
+def mutate(mutation: Mutation, folder: Path) -> Path:
+    """Puts a defect into a copy of the package `server` in ``folder``; the folder.
+
+    Raises:
+        MutationStale: Its text is not there, or more than once.
+    """
+    texts = changed_files(mutation)
+    shutil.copytree(ROOT / "server", folder / "server", ignore=shutil.ignore_patterns("__pycache__"))
+    for file, text in texts.items():
+        (folder / "server" / file).write_text(text, encoding="utf-8")
+    return folder
+
+
+def changed_files(mutation: Mutation) -> dict[str, str]:
+    """The files below `server/` that a mutation changes, as they are then.
+
+    Raises:
+        MutationStale: Its text is not there, or more than once.
+    """
+    texts: dict[str, str] = {}
+    for change in mutation.changes:
+        text = texts.get(change.file) or (ROOT / "server" / change.file).read_text(encoding="utf-8")
+        if (count := text.count(change.old)) != 1:
+            raise MutationStale(f"{mutation.name}: server/{change.file} has {change.old!r} {count} times, not once")
+        texts[change.file] = text.replace(change.old, change.new)
+    return texts
+
+
+_RESERVE, _APPENDS = "store/sql/idempotency.py", "store/sql/appends.py"
+_ITEMS, _CONVERSATIONS = "store/sql/items.py", "store/sql/conversations.py"
+_DATABASE, _FAILURES = "store/connection/database.py", "store/connection/failures.py"
+_SERVICER = "services/conversations.py"
+
+# Request ids are checked and not kept: what is repeated is done again.
+_FORGETFUL = (
+    Change(_RESERVE, ").select_from(written),", ').select_from(written).where(literal_column("false")),'),
+    Change(
+        _APPENDS,
+        "statement: Insert = insert(requests).from_select(list(columns), query)",
+        "statement: Insert = insert(requests).from_select(list(columns), query.where(cast(0, Integer) == 1))",
+    ),
+)
+
+MUTATIONS = (
+    # What is written.
+    Mutation("request ids are not kept", "callers' answers lost", "times, under a request_id", _FORGETFUL),
+    Mutation("request ids are not kept", "one request_id on two servers at once", "under a request_id", _FORGETFUL),
+    Mutation(
+        "a write without request_id is repeated",
+        "answers of commits lost",
+        "times, without request_id",
+        (Change(_DATABASE, "if not (repeatable or failure.undone):", "if failure is None:"),),
+    ),
+    Mutation(
+        "an unknown outcome is told as if nothing was written",
+        "answers of commits lost",
+        "was refused (UNAVAILABLE STORE_UNAVAILABLE) and is there",
+        (Change(_DATABASE, "raise OutcomeUnknown from failure.cause", "raise StoreUnavailable from failure.cause"),),
+    ),
+    Mutation(
+        "commits do not wait for the disk",
+        "postmaster killed",
+        "was acknowledged and is lost",
+        (
+            Change("store/connection/bounds.py", '"jit": "off",', '"jit": "off", "synchronous_commit": "off",'),
+            Change(
+                "store/connection/opening.py", "if lax and not unsafe_durability:", "if not lax and unsafe_durability:"
+            ),
+        ),
+    ),
+    Mutation(
+        "a place is left out",
+        "server killed",
+        "sequences are not 1 to",
+        (Change(_ITEMS, "(_c.last_sequence - size).label", "(_c.last_sequence - size + _one).label"),),
+    ),
+    Mutation(
+        "expected_last_sequence is not checked",
+        "backends terminated",
+        "was won",
+        (
+            Change(_ITEMS, '_c.last_sequence == bindparam("expected"', '_c.last_sequence >= bindparam("expected"'),
+            Change(_APPENDS, "_c.last_sequence == groups.c.expected", "_c.last_sequence >= groups.c.expected"),
+        ),
+    ),
+    Mutation(
+        "etags are not checked",
+        "backends terminated",
+        "two updates under one etag",
+        (Change(_CONVERSATIONS, "_c.revision == expected", "_c.revision >= expected"),),
+    ),
+    # What is read.
+    Mutation(
+        "a page begins where the last one ended",
+        "server killed",
+        "are not what is stored",
+        (Change(_ITEMS, "else _i.sequence > position", "else _i.sequence >= position"),),
+    ),
+    Mutation(
+        "tenants are not told apart",
+        "two tenants",
+        "was done to a conversation of",
+        (
+            Change(
+                "store/sql/visibility.py",
+                'own = table.c.tenant == parameter("tenant", Text)',
+                'own = parameter("tenant", Text) != parameter("conversation_id", Text)',
+            ),
+        ),
+    ),
+    Mutation(
+        "page tokens are everybody's",
+        "two tenants",
+        "used a page token of",
+        (
+            Change(
+                _SERVICER,
+                "            _ITEMS,\n            access.principal.tenant,\n            access.principal.id,\n"
+                "            request.conversation_id,\n",
+                "            _ITEMS,\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "content is logged",
+        "server killed",
+        "holds content",
+        (
+            Change(
+                _SERVICER,
+                "reserved = reservation_for(Method.CREATE_ITEMS, request)",
+                "reserved = reservation_for(Method.CREATE_ITEMS, request)\n"
+                "        __import__('logging').warning(str(request.items[0].item))",
+            ),
+        ),
+    ),
+    # How a sick database is told of.
+    Mutation(
+        "readiness is never false",
+        "postmaster killed",
+        "readiness was true",
+        (Change("transport/readiness.py", "await self._set_ready(ready=False)", "await asyncio.sleep(0)"),),
+    ),
+    Mutation(
+        "readiness is looked at each ten seconds",
+        "store's network frozen",
+        "readiness was",
+        (Change("transport/readiness.py", "_PROBE_SECONDS = ", "_PROBE_SECONDS = 10.0 + "),),
+    ),
+    Mutation(
+        "a refused login is unexpected",
+        "login refused",
+        "INTERNAL must never be told",
+        (Change(_FAILURES, '    "28": _refused("login_refused"),\n', ""),),
+    ),
+    Mutation(
+        "a read-only database is unexpected",
+        "default_transaction_read_only",
+        "INTERNAL must never be told",
+        (Change(_FAILURES, '    "25006": _READ_ONLY,', '    "25099": _READ_ONLY,'),),
+    ),
+    Mutation(
+        "a full disk is unexpected",
+        "disk full",
+        "INTERNAL must never be told",
+        (Change(_FAILURES, '    "53100": DISK_FULL,\n', '    "53100": _DEFECT,\n'),),
+    ),
+    Mutation(
+        "the pool is not renewed",
+        "failover, old primary read-only",
+        "",
+        (Change(_DATABASE, "if rule.renew:", "if rule is None:"),),
+    ),
+    Mutation(
+        "statements wait for a connection without end",
+        "pool exhausted",
+        "for want of a connection came after",
+        (Change("store/connection/bounds.py", "acquire: float = 1.0", "acquire: float = 30.0"),),
+    ),
+    # How the process behaves.
+    Mutation(
+        "a drain aborts calls at once",
+        "rolling restart",
+        "CANCELLED",
+        (
+            Change("transport/shutdown.py", "    await asyncio.sleep(HOLD_SECONDS)\n", ""),
+            Change("transport/shutdown.py", "server.stop(max(grace, 2 * _GOAWAY_SECONDS))", "server.stop(None)"),
+        ),
+    ),
+    Mutation(
+        "a request that cannot be parsed is unexpected",
+        "fuzzed",
+        "INTERNAL",
+        (Change("interceptors/decode.py", "except DecodeError:", "except ZeroDivisionError:"),),
+    ),
+)
