@@ -16,7 +16,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
 export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
 
-.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants bench bench-peers bench-check licences sbom audit clean
+.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants bench bench-peers bench-check faults faults-short licences sbom audit clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,7 +27,7 @@ run: $(READY) ## Serve on 127.0.0.1:50051, with a private PostgreSQL
 test: $(READY) ## Run the tests that need Python and PostgreSQL only: at most 3 minutes on two cores
 	$(PYTEST) --dist worksteal -m "not tool and not slow and not fault" $(ARGS)
 
-check: generated lint breaking types test check-slow check-tools ## Everything CI runs: at most 20 minutes
+check: generated lint breaking types test check-slow check-tools faults-short ## Everything CI runs: at most 20 minutes
 
 check-slow: $(READY)
 	$(PYTEST) --dist worksteal -m "(slow or fault) and not tool"
@@ -59,6 +59,12 @@ breaking: $(READY) ## Fail if the contract breaks clients of the last release
 	@python proto/generate.py --image build/image.binpb
 	@python proto/generate.py --image-at $(AGAINST) build/against.binpb
 	buf breaking build/image.binpb --against build/against.binpb --config buf.yaml
+
+faults: $(READY) ## Break processes, networks and PostgreSQL under load, and check what is there: at most 30 minutes
+	python -m tests.faults $(ARGS)
+
+faults-short: $(READY)
+	python -m tests.faults --short
 
 proof: $(READY) ## Compare 100,000 random policy decisions in SQL with a reference implementation
 	python -m tests.support.proof $(ARGS)

@@ -17,7 +17,7 @@ Rule = Callable[[History, Found], Iterator[str]]
 def check(history: History, found: Found, codes: frozenset[str] = USUAL) -> list[str]:
     """Every broken promise; ``codes``: those that calls may end with."""
     broken = [sentence for rule in RULES for sentence in rule(history, found)]
-    return [*broken, *_unexpected_codes(history.attempts, codes), *_late(history.attempts)]
+    return [*broken, *_unexpected_codes(history.attempts, codes), *_late(history)]
 
 
 def _dense_order(_history: History, found: Found) -> Iterator[str]:
@@ -225,7 +225,7 @@ def _unexpected_codes(attempts: Iterable[Attempt], codes: frozenset[str]) -> Ite
         yield from [f"{method}: {code} {reason} {word}"] * count
 
 
-def _late(attempts: Iterable[Attempt]) -> Iterator[str]:
-    for each in attempts:
-        if (over := each.ended - each.began - each.deadline) > LATE:
+def _late(history: History) -> Iterator[str]:
+    for each in history.attempts:
+        if (over := each.ended - each.began - each.deadline) > LATE + history.own_lag:
             yield f"{each.method} ended {over:.2f} s after its deadline"

@@ -141,6 +141,7 @@ class History:
     deletions: list[Deletion] = field(default_factory=list)
     increments: list[Increment] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
+    own_lag: float = 0.0  # seconds by which this process was late itself, at most
     leaks: list[str] = field(default_factory=list)  # answers that held a marker of another tenant
 
     async def call(

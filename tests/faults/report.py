@@ -40,6 +40,7 @@ def summary(result: Result) -> str:
         f"ready {_seconds(result.ready)}",
         f"{result.peak // _MIB} MiB",
         f"{result.seconds:.0f} s",
+        f"own lag {_seconds(result.own_lag)}",
         str(result.codes),
         *(f"{name}: {value}" for name, value in result.facts.items()),
     ]
@@ -50,9 +51,11 @@ def table_of_results(results: Sequence[Result], command: str) -> str:
     """A line for each row."""
     operations = sum(each.operations for each in results)
     violations = sum(len(each.violations) for each in results)
+    lag = max((each.own_lag for each in results), default=0.0)
     seed = next((each.seed for each in results), 0)
+    told = f"{operations:,} operations, {violations} violations. The suite itself was late by {_seconds(lag)} at most."
     lines = [
-        f"`{command}`, seed {seed}: {operations:,} operations, {violations} violations.",
+        f"`{command}`, seed {seed}: {told}",
         "",
         "| fault | operations | violations | worst recovery | not ready after | ready after | memory | measured |",
         "|---|--:|--:|--:|--:|--:|--:|---|",

@@ -17,6 +17,7 @@ from tests.faults.checker import LATE, NEVER, check
 from tests.faults.found import find
 from tests.faults.history import MARKER, History, Outcome
 from tests.faults.postgres import Programs
+from tests.faults.repeat import beside
 from tests.faults.rows import Row
 from tests.faults.scene import PRINCIPALS, Scene, Watch, scene
 from tests.faults.server import ROOT
@@ -50,6 +51,7 @@ class Result:
     ready: float | None = None  # until it was true again
     peak: int = 0  # bytes of all processes of a server
     seconds: float = 0.0
+    own_lag: float = 0.0  # seconds by which the suite itself was late, at most
     facts: dict[str, str] = field(default_factory=dict)
 
 
@@ -83,7 +85,7 @@ class Run:
 
     async def _in(self, built: Scene, row: Row, result: Result) -> None:
         history, periods = built.workload.history, []
-        async with built.workload.running():
+        async with beside(_measure_own_lag(history)), built.workload.running():
             await asyncio.sleep(HEALTHY)
             for _ in range(1 if self.short else row.times):
                 periods.append(await _break(built, row))
@@ -97,7 +99,15 @@ class Run:
         result.violations += [*built.violations, *_unfinished(built), *await _verdict(built, row)]
         result.violations += list(_readiness(built.watches, periods, row, result))
         result.peak = max((size for watch in built.watches for _, size in watch.memory), default=0)
-        result.facts = built.facts
+        result.facts, result.own_lag = built.facts, history.own_lag
+
+
+async def _measure_own_lag(history: History) -> None:
+    """Notes by how much this process is late: by that much a call may seem to be."""
+    while True:
+        due = time.monotonic() + 0.01
+        await asyncio.sleep(0.01)
+        history.own_lag = max(history.own_lag, time.monotonic() - due)
 
 
 async def _break(built: Scene, row: Row) -> Period:
