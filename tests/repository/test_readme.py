@@ -281,3 +281,15 @@ def test_every_decision_has_a_number_of_its_own() -> None:
     assert [f"# {number}." for number in range(1, len(files) + 1)] == [
         " ".join(title.split(" ")[:2]) for title in titles
     ]
+
+
+def test_every_file_that_is_named_exists() -> None:
+    """A path to a source file that a page gives leads to one, from the root or from server/."""
+    path = re.compile(r"`((?!/|google/)[\w./-]+/[\w-]+\.(?:py|proto|go|ts|rs|java|binpb))`")
+    missing = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        for name in path.findall(page.read_text(encoding="utf-8"))
+        if not ((ROOT / name).exists() or (ROOT / "server" / name).exists())
+    ]
+    assert [] == missing
