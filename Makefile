@@ -60,7 +60,7 @@ breaking: $(READY) ## Fail if the contract breaks clients of the last release
 	@python proto/generate.py --image-at $(AGAINST) build/against.binpb
 	buf breaking build/image.binpb --against build/against.binpb --config buf.yaml
 
-faults: $(READY) ## Break processes, networks and PostgreSQL under load, and check what is there: at most 30 minutes
+faults: $(READY) ## Inject faults under load and check what is stored afterwards: at most 30 minutes
 	python -m tests.faults $(ARGS)
 
 faults-short: $(READY)
