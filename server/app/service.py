@@ -20,6 +20,7 @@ from server.app.database import Store, open_store, prepare_schema
 from server.authorization.policy_file import PolicyFile
 from server.authorization.requirements import needs
 from server.identity import source_of
+from server.identity.tenants import TenantRequirement
 from server.interceptors import build_chain
 from server.interceptors.drain_gate import DrainGate
 from server.observability import metrics
@@ -36,6 +37,7 @@ from server.store.auditing import mark_interrupted_write
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
 from server.store.items import ItemStore
+from server.store.tenants import has_tenants
 from server.transport import tls
 from server.transport.health import Health
 from server.transport.readiness import Readiness
@@ -99,7 +101,8 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         policy = PolicyFile(settings.policy_file, settings.attribute_names, anonymous=settings.identity == "none")
         certificate = tls.load_credentials(settings)
         parts = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
-        source = await stack.enter_async_context(source_of(settings, parts.tracer))
+        tenants = TenantRequirement(settings.proxy_require_tenant)
+        source = await stack.enter_async_context(source_of(settings, parts.tracer, tenants))
         auditing = (mark_interrupted_write,) if settings.audit_permits else ()
         store = await stack.enter_async_context(open_store(settings, (*parts.statement_interceptors, *auditing)))
         drain_gate, health, tokens = DrainGate(), await Health.create(SERVICES), PageTokens()
@@ -113,6 +116,8 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
 
         async def prepare() -> None:
             tokens.set_keys(await prepare_schema(settings, store))
+            if settings.identity == "proxy" and not tenants.is_fixed and await has_tenants(store.database):
+                tenants.note_tenant()
             drain_gate.open()
 
         readiness = Readiness(store.database, prepare, health)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from server.identity.anonymous import Anonymous
 from server.identity.source import IdentityConfigError, Source
+from server.identity.tenants import TenantRequirement
 from server.settings.identity import IdentitySettings
 
 if TYPE_CHECKING:
@@ -15,10 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["IdentityConfigError", "Source", "source_of"]
 
 
-def source_of(settings: IdentitySettings, tracer: "Tracer | None" = None) -> Source:
-    """The configured source, not yet open; what the others need is not even imported.
+def source_of(
+    settings: IdentitySettings, tracer: "Tracer | None" = None, tenants: TenantRequirement | None = None
+) -> Source:
+    """Returns the configured source, not yet open; modules of other sources are not imported.
 
-    ``tracer``: of what it asks of others; None: they are not traced.
+    Args:
+        settings: Of identity.
+        tracer: Traces the requests of the source; None for no traces.
+        tenants: Whether a proxy must name a tenant; by default what the settings say.
 
     Raises:
         IdentityConfigError: A file that it needs cannot be used.
@@ -33,7 +39,7 @@ def source_of(settings: IdentitySettings, tracer: "Tracer | None" = None) -> Sou
         case "proxy":
             from server.identity.proxy import Proxy
 
-            return Proxy(settings)
+            return Proxy(settings, tenants or TenantRequirement(settings.proxy_require_tenant))
         case "none":
             return Anonymous()
 

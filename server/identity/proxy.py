@@ -1,11 +1,11 @@
 """Metadata of a proxy beside us, which has checked who the caller is.
 
     x-principal:  alice
-    x-tenant:     acme                       (optional)
-    x-attributes: roles=writer,teams=a%2Cb   (optional; name=value, values percent-encoded UTF-8)
+    x-tenant:     acme                       (optional, unless it is required)
+    x-attributes: roles=writer;teams=a%2Cb   (optional; name=value, values percent-encoded UTF-8)
 
-The proxy must replace what a client sent under these names, not add to it. An
-id or tenant with a comma is refused: that is what two values joined look like.
+The proxy must replace what a client sent under these names, not add to it. A value with a comma
+is refused: that is what HTTP makes of two headers of a name (RFC 9110 §5.2).
 """
 
 import re
@@ -18,27 +18,29 @@ from server.identity.peer_certificate import PeerCertificates
 from server.identity.principals import Principals
 from server.identity.source import Call, Idle, identity_metadata
 from server.identity.spiffe import peer_spiffe_id
+from server.identity.tenants import TenantRequirement
 from server.policy.attributes import ATTRIBUTE_NAME
 from server.policy.principal import Principal
 from server.settings.identity import IdentitySettings
 
 _OWN = ("x-principal", "x-tenant", "x-attributes")
 _PLAIN = re.compile(r"[!-+\--~](?:[ -+\--~]*[!-+\--~])?")  # printable ASCII, no comma, no space around it
-_PAIR = re.compile(rf"({ATTRIBUTE_NAME.pattern})=((?:[!-$&-+\--~]|%[0-9A-Fa-f]{{2}})+)")
+_PAIR = re.compile(rf"({ATTRIBUTE_NAME.pattern})=((?:[!-$&-+\--:<-~]|%[0-9A-Fa-f]{{2}})+)")  # no comma, no semicolon
 _REMEMBERED = 10_000
 _Sent: TypeAlias = tuple[str | None, str | None, str | None]  # in the order of _OWN
 
 
 class Proxy(Idle):
-    """Takes the principal from metadata, of a peer that is trusted to send it.
+    """Takes the principal from metadata, if the peer is trusted to send it.
 
-    Trusted is who comes through the Unix socket, whose mode says who may, and
-    who has a certificate with a listed SPIFFE id.
+    Trusted are peers on the Unix socket, whose mode says who may connect, and peers whose certificate
+    has one of the configured SPIFFE ids.
     """
 
     name = "proxy"
 
-    def __init__(self, settings: IdentitySettings) -> None:
+    def __init__(self, settings: IdentitySettings, tenants: TenantRequirement) -> None:
+        self._tenants = tenants
         self._trusted = frozenset(settings.proxy_spiffe_ids)
         self._principals = Principals(settings.attribute_names)
         self._known: LruCache[_Sent, Principal] = LruCache(_REMEMBERED)
@@ -52,10 +54,14 @@ class Proxy(Idle):
         if not self._trusts(call):
             raise CredentialsInvalid("peer is not a trusted proxy")
         key = (metadata.get("x-principal"), metadata.get("x-tenant"), metadata.get("x-attributes"))
+        if key[1] is None and self._tenants.required:
+            raise CredentialsInvalid("no tenant")
         known = self._known.get(key)
         if known is None:
             known = self._principal(*key)
             self._known.put(key, known)
+        if known.tenant:
+            self._tenants.note_tenant()
         return known
 
     def _trusts(self, call: Call) -> bool:
@@ -68,7 +74,7 @@ class Proxy(Idle):
         return True
 
     def _principal(self, identifier: str | None, tenant: str | None, attributes: str | None) -> Principal:
-        # No tenant is the tenant '', but an empty one is a proxy that knows none.
+        # Without the header the tenant is ''; an empty header is the mistake of a proxy.
         if identifier is None or not all(_PLAIN.fullmatch(text) for text in (identifier, tenant) if text is not None):
             raise CredentialsInvalid("id or tenant")
         return self._principals.of(tenant or "", identifier, parsed(attributes or ""))
@@ -81,8 +87,8 @@ def parsed(attributes: str) -> dict[str, set[str]]:
         CredentialsInvalid: It is not written as above.
     """
     found: dict[str, set[str]] = {}
-    for pair in attributes.split(",") if attributes else ():
-        match = _PAIR.fullmatch(pair.strip(" "))
+    for pair in attributes.split(";") if attributes else ():
+        match = _PAIR.fullmatch(pair)
         if not match:
             raise CredentialsInvalid("x-attributes")
         try:

@@ -21,7 +21,7 @@ JWT_ALGORITHMS = frozenset(
 _SETTINGS_OF = {  # by source of identity
     "jwt": ("jwt_issuer", "jwt_audience", "jwt_jwks", "jwt_algorithms", "jwt_tenant_claim", "jwt_attribute_claims"),
     "mtls": ("mtls_trust_domains", "mtls_subjects", "principals_file"),
-    "proxy": ("proxy_spiffe_ids",),
+    "proxy": ("proxy_spiffe_ids", "proxy_require_tenant"),
 }
 
 
@@ -47,6 +47,9 @@ class IdentitySettings(BaseSettings):
         None, description="YAML with tenant and attributes of each id of `mtls`; other ids are refused."
     )
     proxy_spiffe_ids: Names = Field((), description="SPIFFE ids of trusted proxies; a Unix socket is trusted without.")
+    proxy_require_tenant: bool | None = Field(
+        None, description="Refuse calls without `x-tenant`; unset: once there are tenants."
+    )
     tls_certificate: Path | None = Field(None, description="The server's certificate chain, PEM; unset: no TLS.")
     tls_key: Path | None = Field(None, description="Its private key, PEM.")
     tls_client_ca: Path | None = Field(None, description="CAs of client certificates, PEM; set: each client needs one.")

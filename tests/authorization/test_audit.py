@@ -26,7 +26,7 @@ DIGEST = loaded(AUDITED_POLICY).digest
 
 
 ALICE = proxy_metadata("alice", "teams=secret-team")
-CAROL = proxy_metadata("carol", "teams=secret-team,teams=other")
+CAROL = proxy_metadata("carol", "teams=secret-team;teams=other")
 ROOT_USER = proxy_metadata("root")
 
 
@@ -169,7 +169,7 @@ async def test_a_wrong_request_is_no_decision(loud: grpc.aio.Channel) -> None:
     [
         ((), "none came"),
         ((("authorization", "Bearer secret-token"),), "metadata repeated or of another source"),
-        ((("x-principal", "secret-token, two"),), "id or tenant"),
+        ((("x-principal", "secret-token, two"), ("x-tenant", "acme")), "id or tenant"),
     ],
 )
 async def test_strangers(quiet: grpc.aio.Channel, who: Metadata, why: str) -> None:

@@ -26,7 +26,7 @@ from tests.support.service import Service, list_all_items
 
 ALL = "- permit: {actions: [create, read, update, delete, share]}\n"
 READ = "- permit: {actions: read}\n"
-ALICE = (("x-principal", "alice"),)
+ALICE = (("x-principal", "alice"), ("x-tenant", "acme"))
 
 
 @dataclass(frozen=True)

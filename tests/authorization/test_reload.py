@@ -25,7 +25,7 @@ from tests.support.build import create
 from tests.support.commands import finish, run_command, server_process
 from tests.support.service import Service
 
-ALICE = (("x-principal", "alice"),)
+ALICE = (("x-principal", "alice"), ("x-tenant", "acme"))
 OPEN = "- permit: {actions: [create, read, explain]}\n"
 SHUT = "- permit: {actions: [update, read, explain]}\n"  # of the same length
 BROKEN = "- permit: {actions: [creat]}\n- permti: {actions: read}\n"

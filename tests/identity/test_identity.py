@@ -649,7 +649,7 @@ PROXIED: list[tuple[Metadata, Any]] = [
     ([("x-principal", "alice")], ["", "alice", {}]),
     ([("x-principal", "alice"), ("x-tenant", "acme")], ["acme", "alice", {}]),
     (
-        [("x-principal", "a b@c%41"), ("x-attributes", "roles=a, roles=b%2C%C3%BC,teams=x=y,color=red")],
+        [("x-principal", "a b@c%41"), ("x-attributes", "roles=a;roles=b%2C%C3%BC;teams=x=y;color=red")],
         ["", "a b@c%41", {"roles": ["a", "b,ü"], "teams": ["x=y"]}],
     ),
     ([("x-principal", "x" * 256), ("x-attributes", "")], ["", "x" * 256, {}]),
@@ -666,12 +666,16 @@ PROXIED: list[tuple[Metadata, Any]] = [
     ([("x-principal", "alice"), ("x-tenant", "a"), ("x-tenant", "a")], INVALID),
     ([("x-principal", "alice"), ("x-attributes", "roles")], INVALID),
     ([("x-principal", "alice"), ("x-attributes", "roles=")], INVALID),
-    ([("x-principal", "alice"), ("x-attributes", "roles=a,")], INVALID),
+    ([("x-principal", "alice"), ("x-attributes", "roles=a;")], INVALID),
+    ([("x-principal", "alice"), ("x-attributes", "roles=a,roles=b")], INVALID),
+    ([("x-principal", "alice"), ("x-attributes", "roles=a, roles=b")], INVALID),
+    ([("x-principal", "alice"), ("x-attributes", "roles=a; roles=b")], INVALID),
+    ([("x-principal", "alice"), ("x-attributes", "roles=a;roles=b,teams=c")], INVALID),
     ([("x-principal", "alice"), ("x-attributes", "Roles=a")], INVALID),
     ([("x-principal", "alice"), ("x-attributes", "roles=%zz")], INVALID),
     ([("x-principal", "alice"), ("x-attributes", "roles=%ff")], INVALID),
     ([("x-principal", "alice"), ("x-attributes", "roles=%00")], INVALID),
-    ([("x-principal", "alice"), ("x-attributes", ",".join(f"roles={n}" for n in range(257)))], INVALID),
+    ([("x-principal", "alice"), ("x-attributes", ";".join(f"roles={n}" for n in range(257)))], INVALID),
     ([("x-principal", "alice"), ("x-attributes", "roles=a"), ("x-attributes", "roles=b")], INVALID),
     ([("x-principal", "alice"), ("authorization", "Bearer x")], INVALID),
     ([("x-principal", "alice"), ("x-forwarded-client-cert", "x")], INVALID),
@@ -679,13 +683,56 @@ PROXIED: list[tuple[Metadata, Any]] = [
 
 
 async def test_proxy_on_a_unix_socket(socket_path: str) -> None:
-    """Who comes through the socket says who asks; over and over the same, and once only."""
-    async with asked(source_of(load(listen=socket_path, identity="proxy")), socket_path) as channel:
+    """A peer on the socket names the caller: each time the same, and each header once."""
+    settings = load(listen=socket_path, identity="proxy", proxy_require_tenant=False)
+    async with asked(source_of(settings), socket_path) as channel:
         for metadata, expected in PROXIED * 2:
             if isinstance(expected, list):
                 assert expected == await who(channel, metadata)
             else:
                 assert expected == await refusal(channel, metadata), metadata
+
+
+@pytest.mark.parametrize(
+    "required, before, after", [(None, True, False), (False, True, True), (True, False, False)], ids=str
+)
+async def test_a_tenant_can_be_required(socket_path: str, required: Any, *, before: bool, after: bool) -> None:
+    """A caller without a tenant is refused if the setting says so; unset, once another caller had one."""
+    source = source_of(load(listen=socket_path, identity="proxy", proxy_require_tenant=required))
+    alone, tenanted, wrong = (
+        Seen([("x-principal", "alice"), *(("x-tenant", tenant) for tenant in tenants)], end="unix:")
+        for tenants in ([], ["acme"], ["a,b"])
+    )
+
+    async def accepts(call: Seen) -> bool:
+        try:
+            return bool(await source.principal(call))
+        except errors.CredentialsInvalid:
+            return False
+
+    assert [before, False, before] == [await accepts(call) for call in (alone, wrong, alone)]
+    assert [True, after] == [await accepts(call) for call in (tenanted, alone)]
+
+
+async def test_tenants_are_remembered(postgres: str, template: str, socket_path: str) -> None:
+    """A service that starts on a database with conversations of tenants requires a tenant of its first call."""
+    async with fresh_database(postgres, template) as url:
+        for metadata, reason in (
+            ([("x-principal", "alice")], ""),
+            ([("x-principal", "alice"), ("x-tenant", "acme")], ""),
+            ([("x-principal", "alice")], "CREDENTIALS_INVALID"),
+        ):
+            settings = {"identity": "proxy", "database_url": url, "purge_every_minutes": 0, "grace_seconds": 1}
+            async with run_service(load(listen=socket_path, **settings)) as served:
+                options = [("grpc.default_authority", "localhost")]
+                async with grpc.aio.insecure_channel(served.address, options=options) as channel:
+                    call = ConversationsServiceStub(channel).CreateConversation(
+                        pb.CreateConversationRequest(), metadata=metadata
+                    )
+                    if reason:
+                        assert reason == (await problem(call)).reason
+                    else:
+                        assert (await call).id
 
 
 async def test_proxy_over_tcp_is_refused(socket_path: str) -> None:

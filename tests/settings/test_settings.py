@@ -33,6 +33,7 @@ WRONG = {
     "mtls_trust_domains": f"NOT {SECRET}",
     "mtls_subjects": f"maybe-{SECRET}",
     "proxy_spiffe_ids": f"NOT {SECRET}",
+    "proxy_require_tenant": f"maybe-{SECRET}",
     "max_message_bytes": "-77123",
     "max_item_bytes": f"much-{SECRET}",
     "max_metadata_bytes": "-77123",

@@ -57,7 +57,7 @@ class Caller:
     def metadata(self) -> list[tuple[str, str]]:
         """The metadata that the proxy sends."""
         pairs = [f"{name}={quote(value, safe='')}" for name, values in self.attributes.items() for value in values]
-        sent = [("x-principal", self.id), ("x-tenant", self.tenant), ("x-attributes", ",".join(pairs))]
+        sent = [("x-principal", self.id), ("x-tenant", self.tenant), ("x-attributes", ";".join(pairs))]
         return [(name, value) for name, value in sent if value]
 
     @property
