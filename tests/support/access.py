@@ -136,6 +136,7 @@ async def guarded_service(postgres: str, template: str) -> AsyncIterator[Guarded
         settings = load(
             listen=f"unix:{folder}/s",
             identity="proxy",
+            proxy_require_tenant=False,
             policy_file=policy,
             database_url=url,
             purge_every_minutes=0,
