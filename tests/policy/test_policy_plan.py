@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from server.policy.attributes import attribute_pairs, group_pairs
 from server.policy.evaluate import Outcome, evaluate, explain
 from server.policy.load import load
 from server.policy.plan import Always, Conditional, Never, Plan, plan
@@ -24,6 +25,7 @@ from server.policy.residual import (
     all_of,
     any_of,
     negation,
+    reads_row_id,
 )
 from server.policy.rules import DEFAULT
 from tests.support import reference
@@ -241,6 +243,27 @@ def _rebuilt(node: Residual, values: list[str | tuple[str, ...]]) -> Residual:
             return type(leaf)(values.pop(0))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("residual", "reads"),
+    [
+        (OWNED, False),
+        (Unowned(), False),
+        (TEAMS, False),
+        (ONE, True),
+        (LIKE, True),
+        (Not(OWNED), False),
+        (Not(ONE), True),
+        (And((OWNED, TEAMS)), False),
+        (And((OWNED, Not(LIKE))), True),
+        (Or((OWNED, TEAMS)), False),
+        (Or((OWNED, And((TEAMS, ONE)))), True),
+    ],
+)
+def test_whether_the_id_matters(residual: Residual, *, reads: bool) -> None:
+    """A plan reads the id of a row if any of its leaves does."""
+    assert (reads, reads) == (reads_row_id(residual), Conditional(residual).reads_row_id)
+
+
 def test_values_belong_to_the_shape() -> None:
     """A tree of one caller with the values of another, of the same shape, is the other's tree."""
     trees: dict[str, Conditional] = {}
@@ -399,6 +422,13 @@ def test_principals_are_values() -> None:
 def test_pairs() -> None:
     """A name and a value make one text; a name that begins another is not taken for it."""
     assert {"team=s=a", "teams=a"} == pairs({"team": ["s=a"], "teams": ["a", "a"], "roles": []})
+
+
+def test_pairs_are_grouped() -> None:
+    """Pairs give back the values of each name in their order; a value may contain `=`."""
+    attributes = {"teams": ["b", "a"], "roles": ["x=y", ""]}
+    assert attributes == group_pairs(attribute_pairs(attributes))
+    assert {"teams": ["1", "2"], "roles": ["a"]} == group_pairs(["teams=1", "roles=a", "teams=2"])
 
 
 def test_principals_are_told_apart() -> None:
