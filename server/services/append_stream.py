@@ -28,7 +28,7 @@ from server.identity.caller import Caller
 from server.requests.validation import validate
 from server.services.messages import item_of
 from server.services.new_items import BatchBuilder
-from server.store.append_batching import Append
+from server.store.appends import Append
 from server.store.idempotency import Method, reservation_for
 from server.store.items import ItemStore, StoredItem
 
@@ -101,9 +101,7 @@ class AppendStream:
         conversation would get items out of order.
         """
         while True:
-            if isinstance(pending, Append):
-                pending.base.cancel()
-            elif isinstance(pending, asyncio.Task):
+            if isinstance(pending, Append | asyncio.Task):
                 pending.cancel()
             if self._queue.empty():
                 return

@@ -21,7 +21,7 @@ from server.requests.page_tokens import PageTokens
 from server.services.append_stream import AppendStream
 from server.services.messages import add_items, conversation_of, item_of
 from server.services.new_items import BatchBuilder
-from server.store.append_batching import Append
+from server.store.appends import Append
 from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.idempotency import Method, reservation_for
 from server.store.items import ItemStore

@@ -61,3 +61,6 @@ class Batch:
             values["reference_conversations"] = [ref.conversation_id if ref else "" for ref in self.references]
             values["reference_items"] = [ref.item_id if ref else "" for ref in self.references]
         return values
+
+
+EMPTY_BATCH = Batch((), (), (), (), (), ())

@@ -25,6 +25,7 @@ from server.store.batch import Batch
 from server.store.comparison import Comparison
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
+from server.store.conversation_locks import ConversationLocks
 from server.store.idempotency import PriorResult, Reservation, execute_write, find_prior_result, reservation_values
 from server.store.ids import conversation_id_for, new_conversation_id
 from server.store.sql import conversations as sql
@@ -62,9 +63,13 @@ class ConversationStore:
     Each method runs one statement, which carries every permission and precondition. Only when a
     write changed nothing does a second one find out why. Every method raises StoreUnavailable,
     DeadlineExceeded and Conflict as `Database.fetch` does.
+
+    Attributes:
+        locks: Held by every write to one conversation that may wait for a lock in the database.
     """
 
     def __init__(self, database: Database) -> None:
+        self.locks = ConversationLocks(database.bounds.lock)
         self._database = database
 
     async def create(
@@ -112,7 +117,8 @@ class ConversationStore:
             **reservation_values(access.principal, reservation),
         }
         try:
-            row = await self._database.fetchrow(statement, values, repeatable=reservation is not None)
+            async with self.locks.hold(conversation_id):
+                row = await self._database.fetchrow(statement, values, repeatable=reservation is not None)
         except asyncpg.UniqueViolationError as error:
             if reservation and error.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
                 if (existing := await self._find_created(access, conversation_id, reservation)) is not None:
@@ -194,7 +200,8 @@ class ConversationStore:
             "drop_attributes": change.drop_attributes,
             "replace_attributes": change.replace_attributes,
         }
-        row = await execute_write(self._database, statement, values, reservation)
+        async with self.locks.hold(conversation_id):
+            row = await execute_write(self._database, statement, values, reservation)
         if row is not None:
             return row
         if await self.prior_result(access, conversation_id, reservation):
@@ -228,7 +235,8 @@ class ConversationStore:
             "revision": revision,
             "now": datetime.now(UTC),
         }
-        row = await execute_write(self._database, statement, values, reservation)
+        async with self.locks.hold(conversation_id):
+            row = await execute_write(self._database, statement, values, reservation)
         if row is not None:
             return
         prior = await find_prior_result(self._database, conversation_id, access.principal, reservation)

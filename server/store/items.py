@@ -19,7 +19,8 @@ from server.errors import (
     SequenceMismatch,
     Violation,
 )
-from server.store.append_batching import Append, AppendBatcher
+from server.store.append_batching import AppendBatcher
+from server.store.appends import Append
 from server.store.batch import Batch
 from server.store.comparison import Comparison
 from server.store.conflicts import explain_batch
@@ -59,7 +60,7 @@ class ItemStore:
         self._database = database
         self._conversations = conversations
         self._page_bytes = page_bytes
-        self._batcher = AppendBatcher(database, self._run_append)
+        self._batcher = AppendBatcher(database, conversations.locks, self._run_append)
 
     async def append(self, append: Append) -> list[StoredItem]:
         """Stores items after the newest one of a conversation, all or none; returns them.
@@ -242,7 +243,8 @@ class ItemStore:
             "now": datetime.now(UTC),
             **reservation_values(access.principal, reservation),
         }
-        row = await execute_write(self._database, statement, values, reservation)
+        async with self._conversations.locks.hold(conversation_id):
+            row = await execute_write(self._database, statement, values, reservation)
         if row is not None:
             return row
         if await self._conversations.prior_result(access, conversation_id, reservation):

@@ -28,7 +28,6 @@ ORDER = [
     "CallLimit",
     "Deadline",
     "Authentication",
-    "FairShare",
     "StreamLimit",
     "Authorization",
     "Decode",

@@ -22,7 +22,7 @@ from server.store.connection.execution import Execute, Execution, Rows
 from tests.support.access import Caller, GuardedService, caller, guarded_service
 from tests.support.batching import Call, outcome, outcomes_behind, queued_behind
 from tests.support.build import append, copy_of, create, get, text_of, user_message
-from tests.support.postgres import fresh_database, row_locked
+from tests.support.postgres import fresh_database, inserts_blocked, row_locked
 from tests.support.problems import Problem
 from tests.support.service import Service, intercepted, list_all_items, running_service
 from tests.support.worlds import random_world
@@ -474,7 +474,7 @@ async def test_a_connection_lost_under_a_statement(own_service: Service, ids: bo
             await stack.enter_async_context(lost_once(service.database))
         line, tasks = await stack.enter_async_context(queued_behind(service.database, first, *appends(stub, *requests)))
         if not committed:
-            async with row_locked(service.url, targets[2]):
+            async with blocked_once(service):
                 line.release.set()
                 for process in await waiting(service):
                     await service.database.pool.fetchval("SELECT pg_terminate_backend($1)", process)
@@ -487,6 +487,23 @@ async def test_a_connection_lost_under_a_statement(own_service: Service, ids: bo
     if ids:
         again = [await stub.CreateItems(request) for request in requests]
         assert again == [task.result() for task in tasks[1:]]
+
+
+@asynccontextmanager
+async def blocked_once(service: Service) -> AsyncIterator[None]:
+    """From the first statement of many on, nothing is inserted meanwhile."""
+    async with AsyncExitStack() as stack:
+        blocked = False
+
+        async def block(execute: Execute, execution: Execution) -> Rows:
+            nonlocal blocked
+            if MANY in execution.statement.text and not blocked:
+                blocked = True
+                await stack.enter_async_context(inserts_blocked(service.url, "items"))
+            return await execute(execution)
+
+        with intercepted(service.database, block):
+            yield
 
 
 @asynccontextmanager

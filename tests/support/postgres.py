@@ -65,6 +65,18 @@ def memory_folder() -> Path | None:
     return shared if shutil.disk_usage(shared).free > 2 * 2**30 else None
 
 
+@asynccontextmanager
+async def inserts_blocked(url: str, table: str) -> AsyncIterator[None]:
+    """Keeps every INSERT into ``table`` waiting meanwhile."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE {table} IN SHARE MODE")
+            yield
+    finally:
+        await connection.close()
+
+
 def data_folder() -> Path:
     """A folder for a private PostgreSQL. `tmp_path` has mode 0700, which root's server, another user, cannot enter."""
     folder = Path(tempfile.mkdtemp(prefix="embedded-", dir=memory_folder()))

@@ -227,13 +227,14 @@ class Database:
         return execute
 
     async def _run_once(self, execution: Execution) -> Rows:
-        await self._slots.acquire()
+        waits = execution.statement.waits
+        await self._slots.acquire(waits=waits)
         began = time.perf_counter()
         try:
             self._refuse_to_connect()
             return await self._connections.run(partial(_send, execution=execution))
         finally:
-            self._slots.release()
+            self._slots.release(waits=waits)
             self.stats.seconds[execution.statement.kind].add(time.perf_counter() - began)
 
     def _refuse_to_connect(self) -> None:

@@ -1,4 +1,8 @@
-"""Bounds how many statements hold a connection at once, and how long the others wait."""
+"""Bounds how many statements hold a connection at once, and how long the others wait.
+
+Statements that may wait for the lock of a row get three quarters of the connections at most:
+however many rows are locked, the others go on.
+"""
 
 import asyncio
 import time
@@ -22,30 +26,46 @@ class ConnectionSlots:
     def __init__(self, size: int, wait: float, stats: StoreStats) -> None:
         self.waiting = 0
         self._free = asyncio.Semaphore(size)
+        self._for_locks = asyncio.Semaphore(max(1, size - max(1, size // 4)))
         self._wait = wait
         self._stats = stats
 
-    async def acquire(self) -> None:
+    async def acquire(self, *, waits: bool) -> None:
         """Takes a slot, which has to be released.
+
+        Args:
+            waits: Whether it is for a statement that may wait for the lock of a row.
 
         Raises:
             StoreUnavailable: None was free in time.
         """
-        if self._free.locked():
-            await self._wait_for_one()
+        if self._free.locked() or (waits and self._for_locks.locked()):
+            await self._wait_for_one(waits=waits)
         else:
-            await self._free.acquire()
+            await self._take(waits=waits)
 
-    def release(self) -> None:
-        """Gives a slot back."""
+    def release(self, *, waits: bool) -> None:
+        """Gives a slot back that was acquired with the same ``waits``."""
         self._free.release()
+        if waits:
+            self._for_locks.release()
 
-    async def _wait_for_one(self) -> None:
+    async def _take(self, *, waits: bool) -> None:
+        if waits:
+            await self._for_locks.acquire()
+        try:
+            await self._free.acquire()
+        except BaseException:
+            if waits:
+                self._for_locks.release()
+            raise
+
+    async def _wait_for_one(self, *, waits: bool) -> None:
         began = time.perf_counter()
         self.waiting += 1
         try:
             async with asyncio.timeout(self._wait):
-                await self._free.acquire()
+                await self._take(waits=waits)
         except TimeoutError:
             self._stats.failures["pool"] += 1
             raise StoreUnavailable from None

@@ -65,21 +65,24 @@ REQUESTS = {
 
 
 @lru_cache(maxsize=512)
-def append_many(read: Permission, create: Permission, *, reserves: bool) -> Statement:
+def append_many(read: Permission, create: Permission, *, reserves: bool, skip_locked: bool) -> Statement:
     """The appends of several groups; returns the number of each stored group and the last sequence before it.
 
     Args:
         read: To read a conversation; each group has its own values.
         create: To create items, likewise; must not depend on item ids.
         reserves: Whether the appends have request ids: all, or none.
+        skip_locked: Whether it never waits for a lock: a conversation whose row is locked stores nothing.
 
     A taken item id or request id fails the whole statement (SQLSTATE 23505).
     """
     values = sorted({**read.values, **create.values})
     groups = _rows("groups", {**GROUPS, **dict.fromkeys(values, Text)})
-    bumped = _bumped(read, create, groups).cte("bumped")
+    bumped = (_bump_unlocked if skip_locked else _bump)(read, create, groups).cte("bumped")
     statement: Select[Any] = select(bumped.c.number, bumped.c.base).add_cte(_insert_items(bumped))
-    return compile_statement(statement.add_cte(_insert_request_ids(bumped)) if reserves else statement, "append")
+    if reserves:
+        statement = statement.add_cte(_insert_request_ids(bumped))
+    return compile_statement(statement, "append", waits=not skip_locked)
 
 
 def _rows(name: str, columns: dict[str, Any]) -> Any:
@@ -89,26 +92,41 @@ def _rows(name: str, columns: dict[str, Any]) -> Any:
     return rows.render_derived()
 
 
-def _bumped(read: Permission, create: Permission, groups: Any) -> Update:
+def _bump(read: Permission, create: Permission, groups: Any) -> Update:
     """Advances the counters of the conversations; the row locks make the order of items that of commits."""
+    return _advance(groups).where(*_conditions(read, create, groups))
+
+
+def _bump_unlocked(read: Permission, create: Permission, groups: Any) -> Update:
+    """As `_bump`, of the conversations that no other transaction has locked.
+
+    A conversation that changed since the snapshot of the statement is looked at again when its row is
+    locked, and again when it is updated.
+    """
+    query = select(groups.c.number, _c.id, groups.c.size, groups.c.changes).where(*_conditions(read, create, groups))
+    locked = query.with_for_update(of=conversations, key_share=True, skip_locked=True).cte("locked")
+    return _advance(locked).where(_c.id == locked.c.id)
+
+
+def _conditions(read: Permission, create: Permission, groups: Any) -> tuple[ColumnElement[bool], ...]:
+    """Whether a conversation is that of a group, and the group may be appended to it."""
 
     def group_value(name: str, type_: Any) -> ColumnElement[Any]:
         value: ColumnElement[Any] = groups.c[name]
         return cast(value, type_) if isinstance(type_, ARRAY) else value
 
-    permitted = (
+    return (
         visible_one(read, groups.c.conversation_id, parameter=group_value),
         allowed(create, parameter=group_value),
+        or_(groups.c.expected.is_(None), _c.last_sequence == groups.c.expected),
     )
-    as_expected = or_(groups.c.expected.is_(None), _c.last_sequence == groups.c.expected)
+
+
+def _advance(groups: Any) -> Update:
+    """The UPDATE of the counters, still without a condition that joins ``groups``."""
     counters = {"last_sequence": _c.last_sequence + groups.c.size, "version": _c.version + groups.c.changes}
     base = (_c.last_sequence - groups.c.size).label("base")
-    return (
-        update(conversations)
-        .where(*permitted, as_expected)
-        .values(counters)
-        .returning(groups.c.number, _c.id, base, _c.version)
-    )
+    return update(conversations).values(counters).returning(groups.c.number, _c.id, base, _c.version)
 
 
 def _insert_items(bumped: CTE) -> CTE:

@@ -111,7 +111,8 @@ def create(
         statement = statement.add_cte(insert_items(rows, created))
     if reserves:
         statement = statement.add_cte(reserve(created).cte("reserved"))
-    return compile_statement(statement, "write" if rows is None else "append")
+    # Only the id of a repeated create can be that of another session's row.
+    return compile_statement(statement, "write" if rows is None else "append", waits=reserves)
 
 
 def _unnest(array: ColumnElement[Any]) -> Any:

@@ -26,11 +26,13 @@ class Statement:
         text: With the parameters ``$1``, ``$2`` and so on.
         names: Of their values, in the order of the numbers.
         kind: What the statement does, for metrics.
+        waits: Whether it may wait for a lock that another session holds on a row.
     """
 
     text: str
     names: tuple[str, ...]
     kind: StatementKind
+    waits: bool = False
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values in the order of `names`; ``values`` may have more.
@@ -41,12 +43,13 @@ class Statement:
         return tuple([values[name] for name in self.names])
 
 
-def compile_statement(executable: Executable, kind: StatementKind) -> Statement:
+def compile_statement(executable: Executable, kind: StatementKind, *, waits: bool | None = None) -> Statement:
     """``executable`` ready to run; every value in it must be a named bind parameter.
 
     Args:
         executable: A SQLAlchemy statement.
         kind: What it does; SQLAlchemy knows only the outermost part of a statement with CTEs.
+        waits: Whether it may wait for the lock of a row; by default, whether it writes.
 
     Raises:
         AssertionError: A value is part of the statement, so its text would be another for each value.
@@ -55,4 +58,5 @@ def compile_statement(executable: Executable, kind: StatementKind) -> Statement:
     assert isinstance(result, SQLCompiler)
     unnamed = {name for name in result.positiontup or () if result.binds[name].value is not None}
     assert not unnamed, f"values inside the statement: {unnamed}"
-    return Statement(result.string, tuple(result.positiontup or ()), kind)
+    names = tuple(result.positiontup or ())
+    return Statement(result.string, names, kind, waits=kind != "read" if waits is None else waits)

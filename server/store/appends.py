@@ -1,0 +1,187 @@
+"""Appends, and groups of them as rows of a shared statement."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import accumulate
+from typing import Any
+
+from server.authorization.access import Access
+from server.authorization.permission import Permission
+from server.store.batch import EMPTY_BATCH, Batch
+from server.store.idempotency import Reservation
+from server.store.sql.appends import GROUPS, ITEMS, REQUESTS
+
+MAX_ITEMS = 1_000  # of a shared statement
+MAX_BYTES = 1024 * 1024  # of a shared statement; an append of more than a quarter does not share one
+
+
+@dataclass(slots=True, eq=False)
+class Append:
+    """The items that one call appends to one conversation.
+
+    Attributes:
+        expected: The last_sequence the conversation must have; None for any.
+        permissions: To read the conversation, and to create items in it.
+        item_count: The number of items.
+        size: Bytes of all items.
+        can_batch: Whether it may share a statement with other appends.
+        base: Set by `begin`. Its result is the last sequence before the items, or None when they
+            were not stored.
+        callers: The context of its call, set by `begin`.
+        on_stored: Called with access, conversation and item ids once the items are committed, even if
+            nobody waits for them any more.
+        sent: Whether its items were given to a statement.
+        stored: Whether its items are committed.
+
+    Raises:
+        ActionDenied: The policy lets the caller append to no conversation at all.
+    """
+
+    access: Access
+    conversation_id: str
+    batch: Batch
+    expected: int | None
+    reservation: Reservation | None
+    now: datetime
+    permissions: tuple[Permission, Permission] = field(init=False)
+    item_count: int = field(init=False)
+    size: int = field(init=False)
+    can_batch: bool = field(init=False)
+    base: "asyncio.Future[int | None]" = field(init=False)
+    callers: Sequence[Context] = ()
+    on_stored: Callable[[Access, str, Sequence[str]], None] | None = None
+    sent: bool = field(default=False, init=False)
+    stored: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.permissions = self.access.demand("conversation", "read"), self.access.demand("item", "create")
+        if self.batch.has_references:
+            self.access.demand("item", "read")
+        self.item_count = len(self.batch)
+        self.size = sum(map(len, self.batch.bodies))
+        depends_on_id = self.permissions[1].reads_row_id
+        self.can_batch = not (self.batch.has_references or depends_on_id) and self.size <= MAX_BYTES // 4
+
+    def begin(self) -> None:
+        """Notes the call that is the current one, before the append is queued."""
+        self.base = asyncio.get_running_loop().create_future()
+        self.callers = (copy_context(),)
+
+    def cancel(self) -> None:
+        """Leaves it out, unless its statement runs; if it still waits, its items take no more memory."""
+        self.base.cancel()
+        if not self.sent:
+            self.batch = EMPTY_BATCH
+
+    def mark_stored(self) -> None:
+        """Notes that the items are committed."""
+        self.stored = True
+        if self.on_stored:
+            self.on_stored(self.access, self.conversation_id, self.batch.all_ids)
+
+    def succeed(self, base: int | None) -> None:
+        """Gives its caller the result, if it still waits."""
+        if not self.base.done():
+            self.base.set_result(base)
+
+    def fail(self, error: Exception) -> None:
+        """Gives its caller the error, if it still waits."""
+        if not self.base.done():
+            self.base.set_exception(error)
+
+    def can_join(self, other: "Append") -> bool:
+        """Whether one statement can run both; it is repeated for all or for none when its connection is lost."""
+        return self.permissions == other.permissions and (self.reservation is None) == (other.reservation is None)
+
+
+class Group:
+    """Appends of one caller to one conversation, in order; one row of a shared statement."""
+
+    def __init__(self, first: Append) -> None:
+        self.first = first
+        self.appends = [first]
+        self.item_count = first.item_count
+        self.size = first.size
+
+    @property
+    def conversation_id(self) -> str:
+        """The conversation of all its appends."""
+        return self.first.conversation_id
+
+    def add(self, append: Append) -> bool:
+        """Adds an append if its precondition holds whenever that of the first one does; whether it did."""
+        if append.access is not self.first.access or append.expected != self._next_expected():
+            return False
+        self.appends.append(append)
+        self.item_count += append.item_count
+        self.size += append.size
+        return True
+
+    def succeed(self, base: int) -> None:
+        """Gives each caller its result; ``base`` is the last sequence before the whole group."""
+        for append in self.appends:
+            append.mark_stored()
+            append.succeed(base)
+            base += append.item_count
+
+    def fail(self, error: Exception) -> None:
+        """Gives each caller the error."""
+        for append in self.appends:
+            append.fail(error)
+
+    def _next_expected(self) -> int | None:
+        return None if self.first.expected is None else self.first.expected + self.item_count
+
+
+def statement_parameters(groups: Sequence[Group]) -> dict[str, Any]:
+    """The parameters of `append_many`."""
+    read, create = groups[0].first.permissions
+    values = sorted({**read.values, **create.values})
+    numbered = list(enumerate(groups, 1))
+    return {
+        **_columns("groups", (*GROUPS, *values), [_group_row(group, values) for group in groups]),
+        **_columns("items", ITEMS, [row for each in numbered for row in _item_rows(*each)]),
+        **_columns("requests", REQUESTS, [row for each in numbered for row in _request_rows(*each)]),
+    }
+
+
+def _columns(table: str, names: Iterable[str], rows: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """``rows`` as an array for each column; nothing for a table without rows, which the statement does not have."""
+    return {f"{table}_{name}": array for name, array in zip(names, zip(*rows, strict=True), strict=bool(rows))}
+
+
+def _group_row(group: Group, names: Iterable[str]) -> tuple[Any, ...]:
+    first = group.first
+    values = [_as_text(first.access.values[name]) for name in names]
+    tenant = first.access.principal.tenant
+    return (tenant, first.conversation_id, group.item_count, len(group.appends), first.expected, *values)
+
+
+def _item_rows(number: int, group: Group) -> Iterator[tuple[Any, ...]]:
+    place = 0
+    for append in group.appends:
+        batch, now = append.batch, append.now
+        for row in zip(batch.item_ids, batch.types, batch.roles, batch.statuses, batch.bodies, strict=True):
+            place += 1
+            *words, body = row
+            yield (number, place, *words, now, body)
+
+
+def _request_rows(number: int, group: Group) -> Iterator[tuple[Any, ...]]:
+    first_places = accumulate((append.item_count for append in group.appends), initial=1)
+    for append, first_place in zip(group.appends, first_places, strict=False):
+        if reservation := append.reservation:
+            principal = append.access.principal.id
+            key = (reservation.method, reservation.request_id, reservation.fingerprint)
+            yield (number, principal, *key, first_place, append.item_count)
+
+
+def _as_text(value: str | list[str]) -> str:
+    """A value of a permission as an element of a text array; an array of arrays would have to be rectangular."""
+    if isinstance(value, str):
+        return value
+    quoted = (each.replace("\\", "\\\\").replace('"', '\\"') for each in value)
+    return "{" + ",".join(f'"{each}"' for each in quoted) + "}"
