@@ -122,7 +122,8 @@ async def test_an_unreachable_database_is_waited_for() -> None:
 async def test_a_missing_database_is_told(postgres: str) -> None:
     """A database that is not there ends each command with one line."""
     nowhere = postgres.replace("/postgres?", "/nowhere?") if "?" in postgres else f"{postgres}_nowhere"
-    commands = [error_line_of(command, "--database-url", nowhere) for command in ("serve", "migrate", "purge")]
+    names = ("serve", "migrate", "purge")
+    commands = [error_line_of(name, "--database-url", nowhere, listen="127.0.0.1:0") for name in names]
     for told in await asyncio.gather(*commands):
         assert "3D000" in told
 
