@@ -25,12 +25,12 @@ run: $(READY) ## Serve on 127.0.0.1:50051, with a private PostgreSQL
 	@exec python -m server $(ARGS)
 
 test: $(READY) ## Run the tests that need Python and PostgreSQL only: at most 3 minutes on two cores
-	$(PYTEST) --dist worksteal -m "not tool and not slow and not fault" $(ARGS)
+	$(PYTEST) --dist worksteal -m "not tool and not slow" $(ARGS)
 
 check: generated lint breaking types test check-slow check-tools faults-short ## Everything CI runs: at most 20 minutes
 
 check-slow: $(READY)
-	$(PYTEST) --dist worksteal -m "(slow or fault) and not tool"
+	$(PYTEST) --dist worksteal -m "slow and not tool"
 
 check-tools: $(READY)
 	$(PYTEST) --dist loadfile -m tool
