@@ -1,8 +1,6 @@
 """What the process does beside serving calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 import structlog
@@ -13,18 +11,6 @@ from server.settings.service import Settings
 from server.store.purge import purge
 
 log = structlog.get_logger(__name__)
-
-
-@asynccontextmanager
-async def run_beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Runs ``work`` in a task for as long as this is open."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def purge_periodically(settings: Settings, url: str, purges: PurgeStats) -> None:

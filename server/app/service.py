@@ -1,9 +1,10 @@
 """The one place where things are built, started and drained."""
 
 import gc
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import grpc.aio
@@ -15,7 +16,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from server.app import instrumentation, version_check
 from server.app.admin_listener import admin
-from server.app.background import purge_periodically, run_beside
+from server.app.background import purge_periodically
 from server.app.database import Store, open_store, prepare_schema
 from server.authorization.policy_file import PolicyFile
 from server.authorization.requirements import needs
@@ -26,6 +27,7 @@ from server.interceptors.drain_gate import DrainGate
 from server.observability import metrics
 from server.observability.metrics.sources import Sources
 from server.observability.stats import PurgeStats
+from server.observability.task_supervisor import TaskSupervisor, Work
 from server.requests.page_tokens import PageTokens
 from server.services.access import AccessServicer
 from server.services.admin import Process
@@ -101,8 +103,9 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         policy = PolicyFile(settings.policy_file, settings.attribute_names, anonymous=settings.identity == "none")
         certificate = tls.load_credentials(settings)
         parts = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
+        tasks = TaskSupervisor()
         tenants = TenantRequirement(settings.proxy_require_tenant)
-        source = await stack.enter_async_context(source_of(settings, parts.tracer, tenants))
+        source = await stack.enter_async_context(source_of(settings, parts.tracer, tenants, tasks))
         auditing = (mark_interrupted_write,) if settings.audit_permits else ()
         store = await stack.enter_async_context(open_store(settings, (*parts.statement_interceptors, *auditing)))
         drain_gate, health, tokens = DrainGate(), await Health.create(SERVICES), PageTokens()
@@ -134,8 +137,9 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
             purges=purges,
             jwks=source.jwks,
             certificate=certificate,
+            tasks=tasks,
         )
-        exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0))
+        exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0, tasks))
         served = RunningService(addresses, store, policy, readiness, exposed, certificate)
         # Before the first call, and after the last: operators can look while it waits and while it drains.
         process = Process(worker or 0, addresses, drain_gate, readiness, store.database, policy, served.reload)
@@ -143,22 +147,23 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         await server.start()
         stack.push_async_callback(drain, server, health, drain_gate, settings.grace_seconds)
         await readiness.start()
-        for work in _beside_calls(settings, served, purges, worker):
-            await stack.enter_async_context(run_beside(work))
+        for name, work in _background_work(settings, served, purges, worker):
+            await stack.enter_async_context(tasks.running(name, work))
         _keep_collector_off()
         yield served
 
 
-def _beside_calls(
+def _background_work(
     settings: Settings, served: RunningService, purges: PurgeStats, worker: int | None
-) -> Iterator[Coroutine[None, None, None]]:
-    """What goes on while calls are served."""
-    yield served.readiness.run()
-    yield served.policy.watch()
+) -> Iterator[tuple[str, Work]]:
+    """Yields what runs beside the calls: a name, and what starts it."""
+    yield "readiness", served.readiness.run
+    yield "release of connections", served.store.database.release_unused
+    yield "policy", served.policy.watch
     if served.certificate:
-        yield served.certificate.watch()
+        yield "certificate", served.certificate.watch
     if settings.purge_every_minutes and not worker:
-        yield purge_periodically(settings, served.store.url, purges)
+        yield "purge", partial(purge_periodically, settings, served.store.url, purges)
 
 
 def _add_services(

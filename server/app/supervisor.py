@@ -151,7 +151,11 @@ class Workers:
         except OSError as error:  # no memory for one more process: later there may be
             return End(problem=str(error))
         log.info("worker started", worker=number, pid=worker.process.pid)
-        problem = await self._listen_to(worker)
+        try:
+            problem = await self._listen_to(worker)
+        except ValueError:  # half a line, or what is no status at all: an end like any other
+            problem = "It broke off in the middle of what it had to say."
+            worker.send(signal.SIGKILL)
         code = await worker.process.wait()
         del self._running[number]
         return End(worker.process.pid, code, _now() - (worker.serves_since or _now()), problem)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from server.identity.anonymous import Anonymous
 from server.identity.source import IdentityConfigError, Source
 from server.identity.tenants import TenantRequirement
+from server.observability.task_supervisor import TaskSupervisor
 from server.settings.identity import IdentitySettings
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ __all__ = ["IdentityConfigError", "Source", "source_of"]
 
 
 def source_of(
-    settings: IdentitySettings, tracer: "Tracer | None" = None, tenants: TenantRequirement | None = None
+    settings: IdentitySettings,
+    tracer: "Tracer | None" = None,
+    tenants: TenantRequirement | None = None,
+    tasks: TaskSupervisor | None = None,
 ) -> Source:
     """Returns the configured source, not yet open; modules of other sources are not imported.
 
@@ -25,13 +29,14 @@ def source_of(
         settings: Of identity.
         tracer: Traces the requests of the source; None for no traces.
         tenants: Whether a proxy must name a tenant; by default what the settings say.
+        tasks: Runs what the source does beside the calls; by default one of its own.
 
     Raises:
         IdentityConfigError: A file that it needs cannot be used.
     """
     match settings.identity:
         case "jwt":
-            return _jwt(settings, tracer)
+            return _jwt(settings, tracer, tasks or TaskSupervisor())
         case "mtls":
             from server.identity.mtls import Mtls
 
@@ -44,22 +49,22 @@ def source_of(
             return Anonymous()
 
 
-def _jwt(settings: IdentitySettings, tracer: "Tracer | None") -> Source:
+def _jwt(settings: IdentitySettings, tracer: "Tracer | None", tasks: TaskSupervisor) -> Source:
     from server.identity.jwt import Jwt
 
-    return Jwt(settings, _keys(settings.jwt_jwks, tracer))
+    return Jwt(settings, _keys(settings.jwt_jwks, tracer, tasks))
 
 
-def _keys(place: str, tracer: "Tracer | None") -> "Keys":
+def _keys(place: str, tracer: "Tracer | None", tasks: TaskSupervisor) -> "Keys":
     """The issuer's keys; an HTTP client is loaded for a URL only."""
     if "://" in place:
         from server.identity.jwks_url import UrlKeys
 
         if tracer is None:
-            return UrlKeys(place)
+            return UrlKeys(place, tasks=tasks)
         from server.identity.jwks_tracing import fetch_trace
 
-        return UrlKeys(place, traces=(fetch_trace(tracer),))
+        return UrlKeys(place, tasks=tasks, traces=(fetch_trace(tracer),))
     from server.identity.jwks import FileKeys
 
     return FileKeys(Path(place))

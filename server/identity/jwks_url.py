@@ -12,6 +12,7 @@ import structlog
 
 from server.identity.jwks import JwksInvalid, KeySet, PublicKey
 from server.observability.stats import JwksStats
+from server.observability.task_supervisor import TaskSupervisor
 from server.settings.watched_file import MAX_BYTES
 
 FETCH_SECONDS = 5.0  # limit on one fetch
@@ -27,9 +28,14 @@ class UrlKeys:
     """Keys at a URL, fetched every ten minutes and, rarely, when a call names an unknown one."""
 
     def __init__(
-        self, url: str, clock: Callable[[], float] = monotonic, traces: Sequence[aiohttp.TraceConfig] = ()
+        self,
+        url: str,
+        clock: Callable[[], float] = monotonic,
+        traces: Sequence[aiohttp.TraceConfig] = (),
+        tasks: TaskSupervisor | None = None,
     ) -> None:
         self._url = url
+        self._tasks = tasks or TaskSupervisor()
         self._traces = traces
         self._clock = clock
         self._held = KeySet()
@@ -52,7 +58,7 @@ class UrlKeys:
             self._session = await stack.enter_async_context(session)
             stack.push_async_callback(self._end_fetch)
             await self.refresh()
-            stack.push_async_callback(_ended, asyncio.create_task(self._refresh_for_ever(), name="identity keys"))
+            await stack.enter_async_context(self._tasks.running("identity keys", self._refresh_for_ever))
             self._open = stack.pop_all()
         return self
 
@@ -99,7 +105,7 @@ class UrlKeys:
             self._held.take(await self._body())
             self._good = True
             self.jwks.succeeded()
-        except (aiohttp.ClientError, OSError, ValueError, JwksInvalid) as error:
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the keys of before stay in force
             self._failed(str(error) if isinstance(error, JwksInvalid) else type(error).__name__)
 
     def _failed(self, why: str) -> None:

@@ -79,9 +79,16 @@ class AccessLog:
         finally:  # also when the task is cancelled, at the end of the loop
             self._flushing = None
             pending, self._pending = self._pending, []
-            with suppress(OSError):
-                for chunk in _chunks(self._format(call) for call in pending):
-                    sys.stderr.write(chunk)
+            self._write(pending)
+
+    def _write(self, calls: Iterable[_Call]) -> None:
+        try:
+            for chunk in _chunks(self._format(call) for call in calls):
+                sys.stderr.write(chunk)
+        except OSError:
+            pass  # a log that cannot be written cannot say so either
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task
+            log.warning("access log failed", **logs.origin_of(error))
 
     def _format(self, call: _Call) -> str:
         """Returns the line, with the fields that structlog gives all other lines."""

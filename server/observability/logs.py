@@ -114,14 +114,21 @@ def _add_call(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict
     return {**trace_fields(), **({"call": call.id} if call else {}), **event}
 
 
+def origin_of(error: BaseException) -> dict[str, object]:
+    """Returns what an exception is and where it came from, without its text, which may hold content."""
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    return {
+        "error": type(error).__name__,
+        "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+    }
+
+
 def _foreign(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    """Of an exception what it is and where it came from; its text may hold content, so it stays unsaid."""
+    """Replaces an exception by what it is and where it came from."""
     found: Any = event.pop("exc_info", None)
     error = found[1] if isinstance(found, tuple) else found
     if isinstance(error, BaseException):
-        frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
-        event["error"] = type(error).__name__
-        event["frames"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        event.update(origin_of(error))
     return event
 
 

@@ -4,21 +4,21 @@ The parts of the service count for themselves, in plain numbers; they are read w
 asks. A server has a registry of its own, so several of them fit in a process.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import structlog
 
 from server.observability.metrics.event_loop_lag import EventLoopLag
 from server.observability.metrics.sources import Sources
+from server.observability.task_supervisor import TaskSupervisor
 from server.settings.addresses import Address
 
 log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def expose_metrics(sources: Sources, worker: int) -> AsyncIterator[Address | None]:
+async def expose_metrics(sources: Sources, worker: int, tasks: TaskSupervisor) -> AsyncIterator[Address | None]:
     """Serves metrics as long as this is open, if `metrics_listen` is an address; the one in use, or None.
 
     Raises:
@@ -34,10 +34,5 @@ async def expose_metrics(sources: Sources, worker: int) -> AsyncIterator[Address
     lag = EventLoopLag()
     async with serve_metrics(listen.for_worker(worker), registry_of(sources, lag)) as address:
         log.info("metrics", listen=str(address))
-        measuring = asyncio.create_task(lag.measure(), name="lag of the event loop")
-        try:
+        async with tasks.running("event loop lag", lag.measure):
             yield address
-        finally:
-            measuring.cancel()
-            with suppress(asyncio.CancelledError):
-                await measuring

@@ -21,6 +21,7 @@ from server.observability.metrics.sources import (
     PoolState,
     ReadyState,
     Sources,
+    TaskState,
 )
 from server.observability.stats import JwksStats, PurgeStats
 from server.settings.service import Settings
@@ -58,6 +59,7 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
                 partial(of_jwks, sources.jwks),
                 partial(of_certificate, sources.certificate),
                 partial(of_process, sources.readiness, sources.drain, lag),
+                partial(of_tasks, sources.tasks),
             )
         )
     )
@@ -152,6 +154,12 @@ def of_process(readiness: ReadyState, drain: DrainState, lag: EventLoopLag) -> I
     yield gauge("ready", "1 while the server takes calls, as its health says.", ready)
     yield histogram("event_loop_lag_seconds", "How late the event loop is, looked at four times a second.", lag.seconds)
     yield info("build_info", "What runs.", _build())
+
+
+def of_tasks(tasks: TaskState) -> Iterator[Metric]:
+    """The background tasks."""
+    says = "Ends of background tasks, which are started again."
+    yield counts("background_task_failures", says, "task", tasks.failures)
 
 
 def _build() -> Mapping[str, str]:

@@ -93,6 +93,13 @@ class CertificateState(Protocol):
     def reloads(self) -> Mapping[str, int]: ...
 
 
+class TaskState(Protocol):
+    """The background tasks, and how often each has ended although it should not."""
+
+    @property
+    def failures(self) -> Mapping[str, int]: ...
+
+
 @dataclass(frozen=True)
 class Sources:
     """Everything that metrics are read from; None for a part that this service does not have."""
@@ -108,3 +115,4 @@ class Sources:
     purges: PurgeStats
     jwks: JwksStats | None
     certificate: CertificateState | None
+    tasks: TaskState

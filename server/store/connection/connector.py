@@ -46,12 +46,17 @@ class Connector:
             asyncpg.PostgresError, asyncpg.InterfaceError, OSError: As `asyncpg.connect`; of the first host.
         """
         options |= {"timeout": timeout, "target_session_attrs": self._target()}
-        async with asyncio.timeout(timeout) as limit:
-            self._limits.add(limit)
-            try:
+        connection = None
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                self._limits.add(limit)
                 connection = await self._connect(options)
-            finally:
-                self._limits.discard(limit)
+        except BaseException:
+            if connection is not None:  # the time was up in the moment in which it was made
+                connection.terminate()
+            raise
+        finally:
+            self._limits.discard(limit)
         self._made.add(connection)
         return connection
 

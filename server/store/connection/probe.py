@@ -33,6 +33,7 @@ class Probe:
         self._connect = connect
         self._seconds = seconds
         self._connection: asyncpg.Connection | None = None
+        self._lock = asyncio.Lock()  # one question at a time
 
     async def ask(self, *, disk: bool) -> bool:
         """Asks once, over the connection of the last time if it still works, else over a new one.
@@ -47,7 +48,7 @@ class Probe:
             asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError: Why it cannot be used;
                 TimeoutError when it did not answer in time.
         """
-        async with asyncio.timeout(self._seconds):
+        async with asyncio.timeout(self._seconds), self._lock:
             if self._connection is not None and await self._still_works(disk=disk):
                 return False
             replaced = self._connection is not None
