@@ -43,7 +43,7 @@ from server.store.tenants import has_tenants
 from server.transport import tls
 from server.transport.health import Health
 from server.transport.readiness import Readiness
-from server.transport.server import bind, build_server, reflect
+from server.transport.server import add_unregistered, bind, build_server, reflect
 from server.transport.shutdown import drain
 
 log = structlog.get_logger(__name__)
@@ -128,7 +128,7 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         sources = Sources(
             settings=settings,
             calls=chain.observe,
-            unary=chain.call_limit,
+            unary=chain.fair_share,
             streams=chain.stream_limit,
             drain=drain_gate,
             readiness=readiness,
@@ -178,8 +178,8 @@ def _add_services(
     items = ItemStore(database, conversations, settings.max_items_bytes)
     batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
     methods = ConversationsServicer(conversations, items, tokens, batches, drain_gate.draining)
-    add_ConversationsServiceServicer_to_server(methods, server)
-    add_AccessServiceServicer_to_server(AccessServicer(conversations), server)
+    add_unregistered(add_ConversationsServiceServicer_to_server, methods, server)
+    add_unregistered(add_AccessServiceServicer_to_server, AccessServicer(conversations), server)
     if settings.reflection:
         reflect(server, SERVICES)
 

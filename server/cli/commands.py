@@ -1,17 +1,17 @@
-"""The command line: serve, migrate, purge, items as OpenAI JSON, healthcheck."""
+"""The commands of `python -m server`."""
 
 import asyncio
 import json
 import signal
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import grpc
 import typer
 
 from server.cli.client import Target, connection, own_connection, targeted
+from server.cli.database import DatabaseUrl, DataDir, register, run
 from server.cli.policy import policy_app
 from server.errors import OperatorError, ServiceError
 from server.items import ItemJsonError
@@ -33,8 +33,6 @@ Listen = Annotated[
     list[str] | None,
     typer.Option(help="Address to serve, host:port or unix:/path; may be repeated. [127.0.0.1:50051]"),
 ]
-DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://… of PostgreSQL 15 or newer.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the private PostgreSQL.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that serve the address. [1]")]
 
 
@@ -52,14 +50,6 @@ def main() -> None:
         sys.exit(f"Error: {error.code().name}: {error.details()}")
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Runs ``work`` on uvloop."""
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
-
-
 @app.callback(invoke_without_command=True)
 def _default(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -75,7 +65,7 @@ def serve(
 
     settings = load(listen=listen or None, database_url=database_url, data_dir=data_dir, workers=workers)
     logs.configure(settings.log_level, settings.log_format)
-    _run(_serve(settings))
+    run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
@@ -96,57 +86,7 @@ async def _serve(settings: Settings) -> None:
         print("Stopping …", flush=True)
 
 
-def _stored(**flags: Any) -> Settings:
-    """The settings of a command that serves nobody: whom strangers may reach is not its matter."""
-    return load(allow_anonymous=True, **flags)
-
-
-@app.command()
-def migrate(
-    database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if there is something to do.")] = False,
-) -> None:
-    """Bring the database schema up to date."""
-    _run(_migrate(_stored(database_url=database_url, data_dir=data_dir), check=check))
-
-
-async def _migrate(settings: Settings, *, check: bool) -> None:
-    from server.app.database import provision_database
-    from server.store.migrate import HEAD, current_revision
-    from server.store.migrate import migrate as bring_up_to_date
-
-    async with provision_database(settings) as (url, name):
-        if check:
-            found = await current_revision(url)
-            print(f"{name}: schema at {found or 'nothing'}, newest {HEAD}")
-            if found != HEAD:
-                raise typer.Exit(1)
-        else:
-            done = await bring_up_to_date(url)
-            print(f"{name}: schema {'brought to' if done else 'was at'} {HEAD}")
-
-
-@app.command()
-def purge(
-    database_url: DatabaseUrl = None,
-    data_dir: DataDir = None,
-    after_hours: Annotated[float | None, typer.Option(help="Remove what was deleted longer ago. [720]")] = None,
-) -> None:
-    """Remove deleted conversations and items, and old request ids."""
-    _run(_purge(_stored(database_url=database_url, data_dir=data_dir, purge_after_hours=after_hours)))
-
-
-async def _purge(settings: Settings) -> None:
-    from server.app.database import provision_database
-    from server.store.purge import purge as remove
-
-    async with provision_database(settings) as (url, name):
-        purged = await remove(url, settings.purge_after, settings.keep_requests)
-        if purged is None:
-            print(f"{name}: another process is purging")
-        else:
-            print(f"{name}: {purged.conversations} conversations, {purged.items} items, {purged.requests} request ids")
+register(app)
 
 
 @item_app.command("show")

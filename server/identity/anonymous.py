@@ -1,13 +1,17 @@
 """The source `none`: whoever can connect is one and the same principal."""
 
+from server.identity.principals import LOCAL_ID
 from server.identity.source import Call, Idle, identity_metadata
 from server.policy.principal import Principal
 
-LOCAL = Principal(tenant="", id="local")
+LOCAL = Principal(tenant="", id=LOCAL_ID)
 
 
 class Anonymous(Idle):
-    """Asks nobody who they are, and refuses those who say it: they take this for a server that checks."""
+    """No authentication: every caller is `local`.
+
+    A call that carries credentials is refused, because its sender expects them to be checked.
+    """
 
     name = "none"
 

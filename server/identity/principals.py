@@ -6,6 +6,7 @@ from server.errors import CredentialsInvalid
 from server.identity.lru import LruCache
 from server.policy.principal import Principal
 
+LOCAL_ID = "local"  # of whoever calls a service without identity; nobody else has it
 MAX_BYTES = 256  # of an id, a tenant, an attribute's value
 MAX_VALUES = 256  # of all attributes together
 _REMEMBERED = 10_000
@@ -26,14 +27,17 @@ class Principals:
         """The principal.
 
         Raises:
-            CredentialsInvalid: An empty id or value, U+0000, or more than the limits.
+            CredentialsInvalid: An empty id or value, U+0000, more than the limits, or a reserved id.
         """
         own = {name: values for name, values in attributes.items() if name in self.names}
         if sum(map(len, own.values())) > MAX_VALUES:
             raise CredentialsInvalid("too many attribute values")
         texts = [identifier, *(value for values in own.values() for value in values)]
-        if not (all(map(_fits, texts)) and (not tenant or _fits(tenant))):
+        if not (all(map(is_valid_name, texts)) and (not tenant or is_valid_name(tenant))):
             raise CredentialsInvalid("id, tenant or attribute value")
+        if identifier == LOCAL_ID:
+            # Without identity this principal owns everything: with it, nobody may become that by a name.
+            raise CredentialsInvalid(f"the id {LOCAL_ID} is reserved")
         made = Principal(tenant, identifier, {name: frozenset(values) for name, values in own.items()})
         known = self._known.get(made)
         if known is None:
@@ -61,8 +65,11 @@ def _texts(value: object) -> list[str]:
     return texts
 
 
-def _fits(text: str) -> bool:
-    """Whether PostgreSQL can hold it and the limits allow it; JSON may hold lone surrogates, which are no text."""
+def is_valid_name(text: str) -> bool:
+    """Returns whether an id, a tenant or a value has a length that is allowed, and PostgreSQL can store it.
+
+    JSON may hold lone surrogates, which are no text.
+    """
     try:
         return 0 < len(text.encode()) <= MAX_BYTES and "\0" not in text
     except UnicodeEncodeError:

@@ -91,8 +91,8 @@ def _principal(name: Any, entry: Any, principals: Principals) -> Principal:
         raise IdentityConfigError(f"principals_file: {name!r} has {sorted(map(str, unknown))}, not in attribute_names.")
     try:
         return principals.of(tenant, name, attributes)
-    except CredentialsInvalid:
-        raise IdentityConfigError(f"principals_file: {name!r} is beyond a limit.") from None
+    except CredentialsInvalid as error:
+        raise IdentityConfigError(f"principals_file: {name!r} cannot be used ({error.why}).") from None
 
 
 def _is_texts(value: Any) -> bool:

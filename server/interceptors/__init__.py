@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
+import grpc
+
 from server.authorization.access import AccessCache
 from server.authorization.requirements import Need
 from server.identity.source import Source
 from server.interceptors.authentication import Authentication
 from server.interceptors.authorization import Authorization
-from server.interceptors.chain import Interceptor, InterceptorChain
-from server.interceptors.concurrency import CallLimit, StreamLimit
+from server.interceptors.chain import Continuation, Handler, Interceptor, InterceptorChain, read_later
+from server.interceptors.concurrency import CallLimit, FairShare, StreamLimit, is_limited
 from server.interceptors.deadline import Deadline
 from server.interceptors.decode import Decode
 from server.interceptors.drain_gate import DrainGate
-from server.interceptors.error_status import ErrorStatus
+from server.interceptors.error_status import ErrorStatus, abort_with
 from server.interceptors.observe import Observe
 from server.settings.service import Settings
 
@@ -21,12 +23,37 @@ class CallerChain(InterceptorChain):
     """The chain of the callers' server, with the interceptors whose counts are metrics."""
 
     def __init__(
-        self, interceptors: Sequence[Interceptor], observe: Observe, call_limit: CallLimit, stream_limit: StreamLimit
+        self,
+        interceptors: Sequence[Interceptor],
+        observe: Observe,
+        fair_share: FairShare,
+        stream_limit: StreamLimit,
     ) -> None:
         super().__init__(interceptors)
         self.observe = observe
-        self.call_limit = call_limit
+        self.fair_share = fair_share
         self.stream_limit = stream_limit
+        self._refusals: dict[str, Handler] = {}
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Returns ``handler`` inside all interceptors."""
+        if is_limited(method, handler):
+            self._refusals[method] = self._wrap_refusal(method)
+        return super().wrap(method, handler)
+
+    def _wrap_refusal(self, method: str) -> Handler:
+        handler = abort_with(self.fair_share.error)
+        for interceptor in reversed(self.interceptors):
+            if interceptor.sees_refusals:
+                handler = interceptor.wrap(method, handler)
+        return read_later(handler)
+
+    async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> "Handler | None":
+        """Returns the method's handler, or under overload one that refuses the call before any other work."""
+        if self.fair_share.refuses(details.invocation_metadata) and details.method in self._refusals:
+            self.fair_share.refused += 1
+            return self._refusals[details.method]
+        return await super().intercept_service(continuation, details)
 
 
 def build_chain(
@@ -48,18 +75,19 @@ def build_chain(
         tracing: `Tracing`, or nothing while tracing is off.
     """
     observe = Observe(needs, access_log=settings.access_log)
-    call_limit = CallLimit(settings.calls_limit)
+    fair_share = FairShare(settings.calls_limit, known_by_metadata=settings.identity != "mtls")
     stream_limit = StreamLimit(settings.max_streams, settings.max_streams_per_principal)
     interceptors = (
         *tracing,  # the log lines of all others carry its trace id
         observe,  # counts refusals too, with the code the caller receives
         ErrorStatus(),  # whatever is raised below leaves as a google.rpc.Status
         drain_gate,  # before the store is ready and in a drain, calls are refused before any work
-        call_limit,  # so are calls beyond the limit
+        CallLimit(2 * settings.calls_limit),  # so are calls beyond any limit
         Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds everything that waits
         Authentication(source),
+        fair_share,  # needs the principal
         stream_limit,  # needs the principal
         Authorization(needs, accesses, audit_permits=settings.audit_permits),  # needs the principal
         Decode(settings.max_message_bytes),  # innermost: a request that is refused is never parsed
     )
-    return CallerChain(interceptors, observe, call_limit, stream_limit)
+    return CallerChain(interceptors, observe, fair_share, stream_limit)

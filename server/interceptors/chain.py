@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import grpc
 import grpc.aio
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 Guard: TypeAlias = Callable[[Context], AbstractAsyncContextManager[None]]
 
 # Services of gRPC itself. They give access to no data, so nobody is authenticated for them.
@@ -42,7 +43,13 @@ def is_streaming(handler: Handler) -> bool:
 
 
 class Interceptor:
-    """Does something before, after or instead of a call."""
+    """Does something before, after or instead of a call.
+
+    Attributes:
+        sees_refusals: Whether it also wraps calls that are refused before any other work.
+    """
+
+    sees_refusals: ClassVar[bool] = False
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Returns ``handler`` inside the guard of ``method``; ``handler`` itself when there is no guard."""
@@ -65,11 +72,13 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
         self.interceptors = tuple(interceptors)
         self._handlers: dict[str, Handler] = {}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Returns ``handler`` inside all interceptors."""
+        for interceptor in reversed(self.interceptors):
+            handler = interceptor.wrap(method, handler)
+        return read_later(handler)
+
+    async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> Handler | None:
         """Returns the method's handler inside all interceptors; None, which is UNIMPLEMENTED, if it is not served."""
         known = self._handlers.get(details.method)
         if known is not None:
@@ -79,10 +88,21 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
             for interceptor in self.interceptors:
                 interceptor.on_unknown_method()
             return None
-        for interceptor in reversed(self.interceptors):
-            handler = interceptor.wrap(details.method, handler)
-        self._handlers[details.method] = handler
+        wrapped = self._handlers[details.method] = self.wrap(details.method, handler)
+        return wrapped
+
+
+def read_later(handler: Handler) -> Handler:
+    """Returns ``handler``, which reads its request from the context, as one that grpc.aio reads no request for.
+
+    grpc.aio reads the request of a unary call before it calls the handler, and so before anybody has been
+    authenticated. Of a client's stream it reads nothing by itself; on the wire the two look the same.
+    """
+    if handler.request_streaming:
         return handler
+    method: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
+    make = grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+    return make(method, None, handler.response_serializer)
 
 
 def wrap_handler(handler: Handler, guard: Guard) -> Handler:

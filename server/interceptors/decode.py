@@ -1,15 +1,15 @@
 """Decode: bytes become a request that keeps every rule of the contract.
 
-Innermost, inside `Authorization`: the server does not parse the request of a caller
-who may not send it. Left to itself, grpc.aio would parse first, and answer a
+Innermost, inside `Authorization`: the server neither reads nor parses the request of a
+caller who may not send it. Left to itself, grpc.aio would do both first, and answer a
 malformed request with UNKNOWN and the text of the exception.
 """
 
-import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+import grpc.aio
 from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
@@ -23,7 +23,7 @@ Parse = Callable[[bytes], Any]
 
 
 class Decode(Interceptor):
-    """Parses and validates requests in place of grpc.aio.
+    """Reads, parses and validates requests in place of grpc.aio.
 
     Requests of other services than the contract's, such as health, are parsed here too:
     a malformed one is INVALID_ARGUMENT, whichever service it was sent to.
@@ -65,8 +65,8 @@ class Decode(Interceptor):
 def _decode_request(handler: Handler, parse: Parse, *, validated: bool) -> Handler:
     method: Any = handler.unary_unary
 
-    async def call(body: bytes, context: Context) -> Any:
-        request = parse(body)
+    async def call(_requests: Any, context: Context) -> Any:
+        request = parse(await _read(context))
         if validated:
             validate(request)
             current_request.set(request)
@@ -78,15 +78,23 @@ def _decode_request(handler: Handler, parse: Parse, *, validated: bool) -> Handl
 def _decode_request_of_stream(handler: Handler, parse: Parse) -> Handler:
     method: Any = handler.unary_stream
 
-    async def write(body: bytes, context: Context) -> None:
-        await method(parse(body), context)
+    # A coroutine function that writes its responses itself, as the health service's Watch does.
+    async def write(_requests: Any, context: Context) -> None:
+        await method(parse(await _read(context)), context)
 
-    def stream(body: bytes, context: Context) -> AsyncIterator[Any]:
-        return method(parse(body), context)  # type: ignore[no-any-return]
+    return grpc.unary_stream_rpc_method_handler(write, None, handler.response_serializer)
 
-    # A method may also write its responses itself, as the health service's Watch does.
-    call: Any = write if inspect.iscoroutinefunction(method) else stream
-    return grpc.unary_stream_rpc_method_handler(call, None, handler.response_serializer)
+
+async def _read(context: Context) -> bytes:
+    """Reads the request of a call that has one.
+
+    Raises:
+        FieldInvalid: The caller sent none.
+    """
+    body: Any = await context.read()
+    if body is grpc.aio.EOF:
+        raise FieldInvalid(Violation("", "the call has no request", "decode"))
+    return body  # type: ignore[no-any-return]
 
 
 def _decode_requests(handler: Handler, parse: Parse) -> Handler:

@@ -8,15 +8,18 @@ import asyncio
 import secrets
 import traceback
 from types import TracebackType
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 import structlog
 
 from server.errors import Internal, ServiceError
-from server.interceptors.chain import Context, Guard, Interceptor
+from server.interceptors.chain import Context, Guard, Handler, Interceptor
 
 log = structlog.get_logger(__name__)
+
+Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 # Codes that retry policies of clients wait for; others get no pushback.
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -46,17 +49,30 @@ class _StatusGuard:
         if error is None or isinstance(error, asyncio.CancelledError | grpc.aio.AbortError | GeneratorExit):
             return
         reported = error if isinstance(error, ServiceError) else self._internal(error)
-        status = reported.status()
-        trailers: tuple[tuple[str, str | bytes], ...] = (("grpc-status-details-bin", status.SerializeToString()),)
-        if pushback := _pushback(reported):
-            trailers = (*trailers, ("grpc-retry-pushback-ms", pushback))
-        await self._context.abort(reported.code, status.message, trailers)
+        await self._context.abort(reported.code, str(reported), trailers_of(reported))
 
     def _internal(self, error: BaseException) -> ServiceError:
         """Logs an unexpected exception, and returns the error that names its log line."""
         incident = secrets.token_hex(8)
         log.error("unexpected error", method=self._method, incident=incident, **_origin(error))
         return Internal(incident)
+
+
+def abort_with(error: ServiceError) -> Handler:
+    """Returns a handler that ends each call with ``error``, whose status is serialized once."""
+    code, message, trailers = error.code, str(error), trailers_of(error)
+
+    async def abort(_request: Any, context: Context) -> None:
+        await context.abort(code, message, trailers)
+
+    return grpc.unary_unary_rpc_method_handler(abort)
+
+
+def trailers_of(error: ServiceError) -> Trailers:
+    """Returns the trailing metadata of a call that ends with ``error``."""
+    details: Trailers = (("grpc-status-details-bin", error.status().SerializeToString()),)
+    pushback = _pushback(error)
+    return (*details, ("grpc-retry-pushback-ms", pushback)) if pushback else details
 
 
 def _pushback(error: ServiceError) -> str:

@@ -40,6 +40,8 @@ class Observe(Interceptor):
         unknown: Calls of methods that are not served.
     """
 
+    sees_refusals = True
+
     def __init__(self, methods: Iterable[str], *, access_log: bool) -> None:
         self.calls = {method: MethodStats(_kind(method)) for method in methods}
         self.unknown = 0

@@ -47,6 +47,8 @@ VALUES = _Values()
 class Tracing(Interceptor):
     """Traces calls of the contract, but not health checks, which would outnumber them."""
 
+    sees_refusals = True
+
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 

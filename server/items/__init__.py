@@ -5,11 +5,12 @@ in this package except `message`, which the API accepts in several forms.
 """
 
 from server.items.codec import new_item_from_json, to_json
-from server.items.consistency import check_item, has_own_status
+from server.items.consistency import PART_TAG, check_item, has_own_status
 from server.items.errors import ItemJsonError
 from server.items.names import role_name, status_name
 
 __all__ = [
+    "PART_TAG",
     "ItemJsonError",
     "check_item",
     "has_own_status",

@@ -18,6 +18,9 @@ from server.items.normalize import normalize
 from server.items.shape import Cardinality, Field, Form, Shape, body_shapes
 from server.items.text import Json
 
+# A part of an unknown kind is always field 15, so that a serialized item without this byte has no such part.
+PART_TAG = bytes([15 << 3 | 2])
+
 _Check: TypeAlias = Callable[[Any], None]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -43,9 +46,9 @@ def check_item(item: Item) -> None:
 
 
 def has_own_status(item: Item) -> bool:
-    """Whether `Item.json` has a status; False also for JSON that `check_item` refuses."""
+    """Whether `Item.json`, which must be set, has a status; False for JSON that `check_item` refuses."""
     try:
-        return bool(item.json) and parse_document(item.json).get("status") is not None
+        return parse_document(item.json).get("status") is not None
     except ItemJsonError:
         return False
 

@@ -1,8 +1,9 @@
 """The gRPC server: its limits, its addresses and reflection."""
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,6 +19,9 @@ from server.transport import reflection
 log = structlog.get_logger(__name__)
 
 
+_MAX_PENDING_CALLS = 1_000_000  # that wait in gRPC for this process to take them
+
+
 def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server:
     """Returns a server with its limits, without services and addresses."""
     options = [
@@ -28,6 +32,9 @@ def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server
         # A token may have 8 KiB. Between this and the absolute limit gRPC refuses calls at random.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes // 4 * 5),
+        # gRPC refuses calls beyond these with CANCELLED or UNAVAILABLE; ours end as RESOURCE_EXHAUSTED (docs/adr/0025).
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
         ("grpc.max_connection_age_ms", _milliseconds(settings.connection_age_seconds)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.connection_age_grace_seconds)),
@@ -48,6 +55,31 @@ def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+def add_unregistered(add: Callable[[Any, Any], None], servicer: object, server: grpc.aio.Server) -> None:
+    """Adds a service without registering its methods with gRPC.
+
+    gRPC keeps a queue for each registered method and one for all others. Health is registered, so its calls do not
+    wait behind those of the contract. grpc.aio also keeps a task for each registered method, and visits all of these
+    tasks at every call.
+
+    Args:
+        add: The generated function, such as `add_ConversationsServiceServicer_to_server`.
+        servicer: Its first argument.
+        server: Not started yet.
+    """
+    add(servicer, _GenericOnly(server))
+
+
+class _GenericOnly:
+    """What generated code sees of a server; it adds each handler twice, as a generic and as a registered one."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, _service: str, _handlers: object) -> None:
+        """Leaves the generic handlers to answer."""
 
 
 def reflect(server: grpc.aio.Server, names: Iterable[str]) -> None:

@@ -677,6 +677,8 @@ PROXIED: list[tuple[Metadata, Any]] = [
     ([("x-principal", "alice"), ("x-attributes", "roles=%00")], INVALID),
     ([("x-principal", "alice"), ("x-attributes", ";".join(f"roles={n}" for n in range(257)))], INVALID),
     ([("x-principal", "alice"), ("x-attributes", "roles=a"), ("x-attributes", "roles=b")], INVALID),
+    ([("x-principal", "local")], INVALID),
+    ([("x-principal", "local"), ("x-tenant", "acme")], INVALID),
     ([("x-principal", "alice"), ("authorization", "Bearer x")], INVALID),
     ([("x-principal", "alice"), ("x-forwarded-client-cert", "x")], INVALID),
 ]
@@ -712,6 +714,19 @@ async def test_a_tenant_can_be_required(socket_path: str, required: Any, *, befo
 
     assert [before, False, before] == [await accepts(call) for call in (alone, wrong, alone)]
     assert [True, after] == [await accepts(call) for call in (tenanted, alone)]
+
+
+@pytest.mark.parametrize("tenant", ["", "acme"])
+def test_the_id_of_callers_without_identity_is_reserved(tenant: str, tmp_path: Path) -> None:
+    """With identity nobody is `local`, who owns what was made without; `Local` is another id."""
+    principals = Principals(())
+    with pytest.raises(errors.CredentialsInvalid):
+        principals.of(tenant, "local", {})
+    assert "Local" == principals.of(tenant, "Local", {}).id
+    file = tmp_path / "principals.yaml"
+    file.write_text(f"local: {{tenant: '{tenant}'}}")
+    with pytest.raises(IdentityConfigError, match="reserved"):
+        PrincipalsFile(file, principals)
 
 
 async def test_tenants_are_remembered(postgres: str, template: str, socket_path: str) -> None:

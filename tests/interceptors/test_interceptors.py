@@ -28,6 +28,7 @@ ORDER = [
     "CallLimit",
     "Deadline",
     "Authentication",
+    "FairShare",
     "StreamLimit",
     "Authorization",
     "Decode",

@@ -12,7 +12,7 @@ from google.api import field_behavior_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.items import ItemJsonError, check_item, new_item_from_json, role_name, status_name, to_json
+from server.items import PART_TAG, ItemJsonError, check_item, new_item_from_json, role_name, status_name, to_json
 from server.items.codec import from_json
 from server.items.names import item_type
 from tests.support.samples import ITEM_TYPES, SAMPLES, as_stored, strictly
@@ -443,6 +443,27 @@ def test_json_says_one_thing(item, path, rule):
 def test_json_that_agrees(item):
     """JSON that says what the item says, or what the item has no field for, is accepted."""
     check_item(item)
+
+
+def test_parts_of_unknown_kind_have_one_tag():
+    """A serialized item without the byte `PART_TAG` has no part of an unknown kind."""
+    seen = set()
+
+    def look(message):
+        if message.full_name in seen:
+            return
+        seen.add(message.full_name)
+        for field in message.fields:
+            if field.message_type is content_pb2.Opaque.DESCRIPTOR:
+                assert (15, "unknown", False) == (field.number, field.name, field.is_repeated), field.full_name
+            elif field.message_type:
+                look(field.message_type)
+
+    for arm in ARMS:
+        look(arm.message_type)
+    assert len(seen) > len(ARMS)
+    for item in (part(b"1", ""), citation(b"1"), tag(b"1")):
+        assert PART_TAG in item.SerializeToString()
 
 
 def test_a_key_twice_in_text():

@@ -126,7 +126,7 @@ class GuardedService:
 
 
 @asynccontextmanager
-async def guarded_service(postgres: str, template: str) -> AsyncIterator[GuardedService]:
+async def guarded_service(postgres: str, template: str, **limits: Any) -> AsyncIterator[GuardedService]:
     """A service on a Unix socket that trusts its peer as the proxy, with a database of its own."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
@@ -141,6 +141,7 @@ async def guarded_service(postgres: str, template: str) -> AsyncIterator[Guarded
             database_url=url,
             purge_every_minutes=0,
             grace_seconds=1,
+            **limits,
         )
         served = await stack.enter_async_context(run_service(settings))
         connection = await asyncpg.connect(url)

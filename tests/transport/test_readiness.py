@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import asyncpg
 import grpc.aio
@@ -126,6 +127,21 @@ async def test_a_full_pool_is_ready(own_service: Service) -> None:
     assert (database.size, 1) == (database.in_use, database.waiting)
     assert "" == await asyncio.wait_for(database.probe(), 0.2)
     await busy
+
+
+async def test_probes_share_a_connection(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes at the same time leave at most one connection open, not one for each."""
+    probe, made = own_service.database._probe, []
+    connect = probe._connect
+
+    async def recorded(**options: Any) -> asyncpg.Connection:
+        made.append(await connect(**options))
+        return made[-1]
+
+    monkeypatch.setattr(probe, "_connect", recorded)
+    probe.close()
+    assert [""] * 8 == await asyncio.gather(*(own_service.database.probe() for _ in range(8)))
+    assert 1 >= len([connection for connection in made if not connection.is_closed()])
 
 
 async def test_a_slow_database_is_ready_while_it_answers(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

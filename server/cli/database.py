@@ -1,0 +1,126 @@
+"""Commands that change the database themselves: migrate, purge, change-owner."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.errors import OperatorError
+from server.settings.service import Settings, load
+
+if TYPE_CHECKING:
+    from server.store.change_owner import Owner
+
+DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://… of PostgreSQL 15 or newer.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the private PostgreSQL.")]
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Runs ``work`` on an event loop of uvloop; returns its result."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to ``app``."""
+    app.command()(migrate)
+    app.command()(purge)
+    app.command("change-owner")(change_owner)
+
+
+def _load(**flags: Any) -> Settings:
+    """Returns the settings of a command that serves nobody: who could reach the address does not matter."""
+    return load(allow_anonymous=True, **flags)
+
+
+def migrate(
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if there is something to do.")] = False,
+) -> None:
+    """Bring the database schema up to date."""
+    run(_migrate(_load(database_url=database_url, data_dir=data_dir), check=check))
+
+
+async def _migrate(settings: Settings, *, check: bool) -> None:
+    from server.app.database import provision_database
+    from server.store.migrate import HEAD, current_revision
+    from server.store.migrate import migrate as bring_up_to_date
+
+    async with provision_database(settings) as (url, name):
+        if check:
+            found = await current_revision(url)
+            print(f"{name}: schema at {found or 'nothing'}, newest {HEAD}")
+            if found != HEAD:
+                raise typer.Exit(1)
+        else:
+            done = await bring_up_to_date(url)
+            print(f"{name}: schema {'brought to' if done else 'was at'} {HEAD}")
+
+
+def purge(
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    after_hours: Annotated[float | None, typer.Option(help="Remove what was deleted longer ago. [720]")] = None,
+) -> None:
+    """Remove deleted conversations and items, and old request ids."""
+    run(_purge(_load(database_url=database_url, data_dir=data_dir, purge_after_hours=after_hours)))
+
+
+async def _purge(settings: Settings) -> None:
+    from server.app.database import provision_database
+    from server.store.purge import purge as remove
+
+    async with provision_database(settings) as (url, name):
+        purged = await remove(url, settings.purge_after, settings.keep_requests)
+        if purged is None:
+            print(f"{name}: another process is purging")
+        else:
+            print(f"{name}: {purged.conversations} conversations, {purged.items} items, {purged.requests} request ids")
+
+
+def change_owner(
+    owner: Annotated[str, typer.Option("--from", help="Principal that owns them now, such as local.")],
+    new_owner: Annotated[str, typer.Option("--to", help="Principal that will own them.")],
+    tenant: Annotated[str, typer.Option(help="Tenant of --from; by default the one of all without a tenant.")] = "",
+    to_tenant: Annotated[str | None, typer.Option(help="Tenant of --to; by default that of --from.")] = None,
+    apply: Annotated[bool, typer.Option("--apply/--dry-run", help="Change them, or only count them.")] = False,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Give all conversations of one principal to another; without --apply only count them.
+
+    Without identity every conversation belongs to local. Run this when you turn identity on.
+    """
+    from server.identity.principals import is_valid_name
+    from server.store.change_owner import Owner
+
+    if not is_valid_name(owner) or not is_valid_name(new_owner):
+        raise OperatorError("--from, --to: must be 1 to 256 bytes, without U+0000.")
+    if not all(is_valid_name(name) for name in (tenant, to_tenant) if name):
+        raise OperatorError("--tenant, --to-tenant: must be at most 256 bytes, without U+0000.")
+    old, new = Owner(tenant, owner), Owner(tenant if to_tenant is None else to_tenant, new_owner)
+    if old == new:
+        raise OperatorError("--to: is the owner already.")
+    run(_change_owner(_load(database_url=database_url, data_dir=data_dir), old, new, apply=apply))
+
+
+async def _change_owner(settings: Settings, old: "Owner", new: "Owner", *, apply: bool) -> None:
+    from server.app.database import provision_database
+    from server.store.change_owner import change_owner as change
+    from server.store.change_owner import count_conversations
+
+    async with provision_database(settings) as (url, name):
+        count = await (change(url, old, new) if apply else count_conversations(url, old))
+    verb = "now belong" if apply else "would belong"
+    print(f"{name}: {count} conversations of {_text(old)} {verb} to {_text(new)}")
+    if not apply:
+        print("Nothing was changed; --apply does it.")
+
+
+def _text(owner: "Owner") -> str:
+    return f"{owner.id!r} in tenant {owner.tenant!r}"  # repr escapes what a terminal would obey

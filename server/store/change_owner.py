@@ -1,0 +1,84 @@
+"""Gives the conversations of one principal to another, in short steps.
+
+Without identity every conversation belongs to `local` in the tenant `''`. With identity nobody is that
+principal, so what it made has to be given to somebody who exists.
+"""
+
+from dataclasses import dataclass
+
+import asyncpg
+
+from server.errors import OperatorError
+from server.store.connection.opening import direct_connection
+from server.store.migrate import HEAD, current_revision, is_behind
+
+STEP = 1_000  # conversations of one transaction
+SESSION = {"lock_timeout": "5s"}  # appends wait for a step, and a step for appends
+
+_COUNT = "SELECT count(*) FROM conversations WHERE tenant = $1 AND owner = $2 AND delete_time IS NULL"
+# By the index conversations_by_owner, from its front: what is moved is no longer there.
+_FIND = "SELECT id FROM conversations WHERE tenant = $1 AND owner = $2 AND delete_time IS NULL LIMIT $3"
+# Locked in the order of ids, as appends lock them, so that nobody waits in a circle.
+_MOVE = """
+    WITH locked AS MATERIALIZED (
+        SELECT id FROM conversations
+        WHERE id = ANY($1) AND tenant = $2 AND owner = $3 AND delete_time IS NULL ORDER BY id FOR UPDATE),
+    moved AS (
+        UPDATE conversations SET tenant = $4, owner = $5, revision = revision + 1, version = version + 1,
+            update_time = greatest(now(), update_time)
+        FROM locked WHERE conversations.id = locked.id RETURNING conversations.id),
+    attributes AS (
+        UPDATE conversation_attributes SET tenant = $4
+        FROM moved WHERE conversation_attributes.conversation_id = moved.id AND $4 <> $2)
+    SELECT count(*) FROM moved"""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A principal as conversations name it."""
+
+    tenant: str
+    id: str
+
+
+class ChangeOfOwnerFailed(OperatorError):
+    """Some conversations still belong to the owner before; the text is for the operator."""
+
+
+async def count_conversations(url: str, owner: Owner) -> int:
+    """Returns how many conversations belong to ``owner``, without deleted ones.
+
+    Raises:
+        ChangeOfOwnerFailed: The schema is too old.
+        DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
+    """
+    await _require_schema(url)
+    async with direct_connection(url) as connection:
+        return int(await connection.fetchval(_COUNT, owner.tenant, owner.id))
+
+
+async def change_owner(url: str, old: Owner, new: Owner) -> int:
+    """Gives all conversations of ``old`` to ``new``; returns how many there were.
+
+    The service may run meanwhile. Deleted conversations keep their owner until the purge removes them.
+
+    Raises:
+        ChangeOfOwnerFailed: The schema is too old, or a conversation stayed locked; steps before it are done.
+        DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
+    """
+    await _require_schema(url)
+    total = 0
+    async with direct_connection(url, settings=SESSION) as connection:
+        while found := [row["id"] for row in await connection.fetch(_FIND, old.tenant, old.id, STEP)]:
+            try:
+                total += await connection.fetchval(_MOVE, found, old.tenant, old.id, new.tenant, new.id)
+            except asyncpg.LockNotAvailableError:
+                raise ChangeOfOwnerFailed(
+                    f"A conversation is locked by another transaction; {total} have been changed. Run it again."
+                ) from None
+    return total
+
+
+async def _require_schema(url: str) -> None:
+    if is_behind(await current_revision(url)):
+        raise ChangeOfOwnerFailed(f"The database schema is older than {HEAD}: run `python -m server migrate` first.")
