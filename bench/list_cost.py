@@ -57,7 +57,7 @@ async def timed(store: ConversationStore, access: Access) -> tuple[int, float]:
     found: list[float] = []
     for _ in range(60):
         began = time.perf_counter()
-        rows = await store.page(access, (), None, 101, descending=True)
+        rows, _ = await store.page(access, (), None, 100, descending=True)
         found.append((time.perf_counter() - began) * 1e3)
     return len(rows), statistics.median(found[20:])
 
@@ -74,7 +74,7 @@ async def measure(sizes: list[int]) -> None:
                 await fill(private.url, size)
                 async with open_database(private.url, 2, Bounds()) as database:
                     for who, principal in CALLERS.items():
-                        seen, median = await timed(ConversationStore(database), accesses.of(principal))
+                        seen, median = await timed(ConversationStore(database, 2**20), accesses.of(principal))
                         times.setdefault(who, []).append(median)
                         print(f"{who:18} {seen:4} of {size:9,} conversations: {median:7.3f} ms")
     for who, (small, *_, large) in times.items():

@@ -174,7 +174,7 @@ def _add_services(
     drain_gate: DrainGate,
 ) -> None:
     """The services of the contract on a database, and reflection of them."""
-    conversations = ConversationStore(database)
+    conversations = ConversationStore(database, settings.max_items_bytes)
     items = ItemStore(database, conversations, settings.max_items_bytes)
     batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
     methods = ConversationsServicer(conversations, items, tokens, batches, drain_gate.draining)

@@ -26,11 +26,10 @@ from server.errors import (
 )
 from server.identity.caller import Caller
 from server.requests.validation import validate
-from server.services.messages import item_of
 from server.services.new_items import BatchBuilder
 from server.store.appends import Append
 from server.store.idempotency import Method, reservation_for
-from server.store.items import ItemStore, StoredItem
+from server.store.items import AppendedIds, ItemStore
 
 MAX_PENDING = 128  # requests read and not yet answered; beyond it the caller waits
 # They end the stream: no later request can succeed.
@@ -146,7 +145,7 @@ class AppendStream:
         # By itself: after all appends before it, and before all that follow.
         if self._latest:
             await asyncio.wait((self._latest.base,))
-        task = asyncio.create_task(self._await_response(append, self._items.append(append)))
+        task = asyncio.create_task(self._await_response(append, self._items.append_ids(append)))
         self._queue.put_nowait(task)
         await asyncio.wait((task,))
         task.result()
@@ -188,7 +187,7 @@ class AppendStream:
         on_stored = self._audit.record_stored
         return Append(access, self._conversation_id, batch, expected, reserved, now, on_stored=on_stored)
 
-    async def _await_response(self, append: Append, result: Awaitable[list[StoredItem]]) -> pb.AppendItemsResponse:
+    async def _await_response(self, append: Append, result: Awaitable[AppendedIds]) -> pb.AppendItemsResponse:
         """Waits for an append and returns its response; errors that end the stream are raised."""
         try:
             stored = await result
@@ -203,9 +202,8 @@ class AppendStream:
             return pb.AppendItemsResponse(error=error.status())
         if not append.stored:  # but by an earlier call with its request id
             self._record(append.access, None)
-        ids = [item_of(each).id for each in stored]
         return pb.AppendItemsResponse(
-            appended=pb.AppendItemsResponse.Appended(item_ids=ids, first_sequence=stored[0].sequence)
+            appended=pb.AppendItemsResponse.Appended(item_ids=stored.item_ids, first_sequence=stored.first_sequence)
         )
 
     def _record(self, access: Access, error: ServiceError | None) -> None:

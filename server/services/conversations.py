@@ -148,10 +148,10 @@ class ConversationsServicer(ConversationsServiceServicer):
         if request.page_token:
             position = page_tokens.unpack_time(self._tokens.verify(request.page_token, *query))
         comparisons = filters.parse(request.filter, filters.CONVERSATION_FIELDS)
-        rows = await self._conversations.page(access, comparisons, position, size + 1, descending=descending)
-        response = pb.ListConversationsResponse(conversations=map(conversation_of, rows[:size]))
-        if len(rows) > size:
-            last = rows[size - 1]
+        rows, more = await self._conversations.page(access, comparisons, position, size, descending=descending)
+        response = pb.ListConversationsResponse(conversations=map(conversation_of, rows))
+        if more:
+            last = rows[-1]
             response.next_page_token = self._tokens.sign(page_tokens.pack_time(last["create_time"], last["id"]), *query)
         return response
 

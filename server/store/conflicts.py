@@ -3,34 +3,39 @@
 from datetime import UTC, datetime
 
 from server.authorization.access import Access
-from server.errors import Conflict, ItemExists, ItemNotFound, ServiceError
+from server.errors import Conflict, ItemExists, ItemNotFound, LimitExceeded, ServiceError, Violation
 from server.store.batch import Batch
 from server.store.connection.database import Database
-from server.store.sql.conflicts import TAKEN_IDS, unresolved_references
+from server.store.sql.conflicts import TAKEN_IDS, resolved_sizes
 
 
-async def explain_batch(database: Database, access: Access, conversation_id: str, batch: Batch | None) -> ServiceError:
+async def explain_batch(
+    database: Database, access: Access, conversation_id: str, batch: Batch | None, max_bytes: int
+) -> ServiceError:
     """The error of a write whose items the database refused.
 
     Returns:
-        ItemNotFound for the first reference that cannot be read, else ItemExists for the first id that
-        is taken or repeated, else Conflict: the reason is gone, and the write may be repeated.
+        ItemNotFound for the first reference that cannot be read, else LimitExceeded when the items have more
+        than ``max_bytes`` together, else ItemExists for the first id that is taken or repeated, else Conflict:
+        the reason is gone, and the write may be repeated.
     """
     if batch is None:
         return Conflict()
-    if batch.has_references and (missing := await _find_unresolved(database, access, batch)):
-        return missing
+    if batch.has_references and (error := await _find_unusable(database, access, batch, max_bytes)):
+        return error
     return await _find_taken(database, conversation_id, batch)
 
 
-async def _find_unresolved(database: Database, access: Access, batch: Batch) -> ItemNotFound | None:
-    statement = unresolved_references(access.may("conversation", "read"), access.may("item", "read"))
-    row = await database.fetchrow(statement, {**access.values, **batch.values(datetime.now(UTC))})
-    if row is None:
-        return None
-    reference = batch.references[row["ordinal"] - 1]
-    assert reference is not None
-    return ItemNotFound(reference.conversation_id, reference.item_id)
+async def _find_unusable(database: Database, access: Access, batch: Batch, max_bytes: int) -> ServiceError | None:
+    statement = resolved_sizes(access.may("conversation", "read"), access.may("item", "read"))
+    rows = await database.fetch(statement, {**access.values, **batch.values(datetime.now(UTC))})
+    for row, reference in zip(rows, batch.references, strict=True):
+        if reference and not row["found"]:
+            return ItemNotFound(reference.conversation_id, reference.item_id)
+    if sum(row["size"] for row in rows) > max_bytes:
+        rule = f"would have more than {max_bytes} bytes together"
+        return LimitExceeded(Violation("items", rule, "items.max_bytes"), max_bytes)
+    return None
 
 
 async def _find_taken(database: Database, conversation_id: str, batch: Batch) -> ServiceError:

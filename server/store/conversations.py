@@ -64,13 +64,19 @@ class ConversationStore:
     write changed nothing does a second one find out why. Every method raises StoreUnavailable,
     DeadlineExceeded and Conflict as `Database.fetch` does.
 
+    Args:
+        database: Runs the statements.
+        max_bytes: The most bytes that the conversations of one response, or the items of one request, may
+            have together.
+
     Attributes:
         locks: Held by every write to one conversation that may wait for a lock in the database.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, max_bytes: int) -> None:
         self.locks = ConversationLocks(database.bounds.lock)
         self._database = database
+        self._max_bytes = max_bytes
 
     async def create(
         self,
@@ -97,6 +103,7 @@ class ConversationStore:
             ActionDenied: The policy does not let the caller create it.
             ItemNotFound: A reference cannot be read.
             ItemExists: Two items have the same id.
+            LimitExceeded: The items, those copied included, have more than ``max_bytes`` together.
             RequestIdReused: The request id belongs to another request.
             ConversationNotFound: The conversation of an earlier call was deleted.
         """
@@ -113,6 +120,7 @@ class ConversationStore:
             "metadata": json.dumps(metadata, ensure_ascii=False),
             "last_sequence": len(batch) if batch else 0,
             "now": now,
+            "max_bytes": self._max_bytes,
             **_batch_values(batch, now),
             **reservation_values(access.principal, reservation),
         }
@@ -124,11 +132,11 @@ class ConversationStore:
                 if (existing := await self._find_created(access, conversation_id, reservation)) is not None:
                     return existing
                 raise ConversationNotFound(conversation_id) from error
-            raise await explain_batch(self._database, access, conversation_id, batch) from error
+            raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes) from error
         if row is None:  # a reference was not found; an earlier call may have found it
             if reservation and (existing := await self._find_created(access, conversation_id, reservation)) is not None:
                 return existing
-            raise await explain_batch(self._database, access, conversation_id, batch)
+            raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes)
         self._database.stats.items += values["last_sequence"]
         return _new_row(values, metadata)
 
@@ -255,8 +263,10 @@ class ConversationStore:
         count: int,
         *,
         descending: bool,
-    ) -> list[asyncpg.Record]:
-        """A page of the conversations that the caller may read, by create_time and id.
+    ) -> tuple[list[asyncpg.Record], bool]:
+        """A page of the conversations that the caller may read, by create_time and id, and whether more follow.
+
+        The page ends early where ``max_bytes`` are full.
 
         Args:
             access: Of the caller.
@@ -272,13 +282,16 @@ class ConversationStore:
             **access.values,
             "after_time": after_time,
             "after_id": after_id,
-            "count": count,
+            "count": count + 1,
+            "page_bytes": self._max_bytes,
             **(ranges.values() if ranges else {}),
             **_filter_values(comparisons),
         }
         shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
         statement = sql.page(read, shape, covered=ranges is not None, descending=descending)
-        return await self._database.fetch(statement, values)
+        rows = await self._database.fetch(statement, values)
+        page = [row for row in rows[:count] if row["metadata"] is not None]
+        return page, len(page) < len(rows)
 
     async def prior_result(
         self, access: Access, conversation_id: str, reservation: Reservation | None

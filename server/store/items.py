@@ -43,6 +43,13 @@ class StoredItem(NamedTuple):
     body: bytes
 
 
+class AppendedIds(NamedTuple):
+    """The items of an append, without what they say."""
+
+    first_sequence: int
+    item_ids: Sequence[str]
+
+
 class ItemStore:
     """The items of conversations that callers may see.
 
@@ -72,10 +79,24 @@ class ItemStore:
             ActionDenied: The caller may not create these items.
             ItemNotFound: A reference cannot be read, or an item of the earlier call was deleted.
             ItemExists: An id is taken.
+            LimitExceeded: The items, those copied included, have more than ``page_bytes`` together.
             SequenceMismatch: The conversation has another last_sequence.
             RequestIdReused: The request id belongs to another request.
+            ResponseTooLarge: The items of the earlier call have more than ``page_bytes`` together.
         """
-        return await self._result(append, await self._batcher.run(append))
+        base = await self._batcher.run(append)
+        result = await self._settle(append, base)
+        batch = append.batch
+        if base is not None and not batch.has_references:
+            return [StoredItem(*each) for each in enumerate(batch.bodies, result.first_sequence)]
+        rows = await self._read_back(append, result, bodies=True)
+        if any(row["body"] is None for row in rows):
+            raise ResponseTooLarge(self._page_bytes)
+        return [StoredItem(row["sequence"], row["body"]) for row in rows]
+
+    async def append_ids(self, append: Append) -> AppendedIds:
+        """Stores items as `append` does; returns their ids, and reads no item back."""
+        return await self._ids(append, await self._batcher.run(append))
 
     def enqueue(self, append: Append) -> None:
         """Stores items as `append` does, in the order of these calls for each conversation.
@@ -85,12 +106,19 @@ class ItemStore:
         """
         self._batcher.enqueue(append)
 
-    async def result(self, append: Append) -> list[StoredItem]:
-        """The items of an enqueued append; raises as `append` does.
+    async def result(self, append: Append) -> AppendedIds:
+        """The ids of the items of an enqueued append; raises as `append` does.
 
         A caller that is cancelled while it waits does not cancel the append.
         """
-        return await self._result(append, await asyncio.shield(append.base))
+        return await self._ids(append, await asyncio.shield(append.base))
+
+    async def _ids(self, append: Append, base: int | None) -> AppendedIds:
+        result = await self._settle(append, base)
+        if base is not None:
+            return AppendedIds(result.first_sequence, append.batch.all_ids)
+        rows = await self._read_back(append, result, bodies=False)
+        return AppendedIds(result.first_sequence, [row["item_id"] for row in rows])
 
     async def _run_append(self, append: Append) -> int | None:
         """Runs an append in a statement of its own; the last sequence before its items, None when not stored."""
@@ -103,6 +131,7 @@ class ItemStore:
             "conversation_id": append.conversation_id,
             "size": len(batch),
             "expected": append.expected,
+            "max_bytes": self._page_bytes,
             **batch.values(append.now),
             **reservation_values(access.principal, reservation),
         }
@@ -115,16 +144,21 @@ class ItemStore:
         append.mark_stored()
         return int(row["base"])
 
-    async def _result(self, append: Append, base: int | None) -> list[StoredItem]:
-        """The items that were stored after ``base``; raises why they were not, when ``base`` is None."""
-        access, conversation_id, batch = append.access, append.conversation_id, append.batch
+    async def _settle(self, append: Append, base: int | None) -> PriorResult:
+        """What an append stored, or an earlier call with its request id; raises why nothing was stored.
+
+        Args:
+            append: One that has run.
+            base: The last sequence before its items; None when they were not stored.
+        """
         if base is not None:
             self._database.stats.appends += 1
-            self._database.stats.items += len(batch)
-            return await self._stored_items(access, conversation_id, base + 1, batch)
+            self._database.stats.items += append.item_count
+            return PriorResult(same_request=True, first_sequence=base + 1, item_count=append.item_count)
+        access, conversation_id = append.access, append.conversation_id
         if prior := await self._conversations.prior_result(access, conversation_id, append.reservation):
-            return await self._read_back(access, conversation_id, prior, batch)
-        raise await self._explain(access, conversation_id, batch, append.expected)
+            return prior
+        raise await self._explain(access, conversation_id, append.batch, append.expected)
 
     async def get(self, access: Access, conversation_id: str, item_id: str) -> StoredItem:
         """One item.
@@ -269,37 +303,31 @@ class ItemStore:
             raise ItemNotFound(conversation_id, item_id)
         return rows[0]
 
-    async def _stored_items(self, access: Access, conversation_id: str, first: int, batch: Batch) -> list[StoredItem]:
-        """The items of a write that has succeeded; they are read back if some were copied inside the database."""
-        if not batch.has_references:
-            return [StoredItem(*each) for each in enumerate(batch.bodies, first)]
-        result = PriorResult(same_request=True, first_sequence=first, item_count=len(batch))
-        return await self._read_back(access, conversation_id, result, batch)
-
-    async def _read_back(
-        self, access: Access, conversation_id: str, result: PriorResult, batch: Batch
-    ) -> list[StoredItem]:
-        """The items that a write stored, as they are now; needs the permissions of the write.
+    async def _read_back(self, append: Append, result: PriorResult, *, bodies: bool) -> list[asyncpg.Record]:
+        """The rows of the items that a write stored, as they are now; needs the permissions of the write.
 
         Raises:
             ItemNotFound: One was deleted.
         """
-        statement = sql.between(access.demand("conversation", "read"), access.demand("item", "create"))
+        access, conversation_id, item_ids = append.access, append.conversation_id, append.batch.all_ids
+        create = access.demand("item", "create")
+        statement = sql.between(access.demand("conversation", "read"), create, bodies=bodies)
         values = {
             **access.values,
             "conversation_id": conversation_id,
             "first": result.first_sequence,
             "last": result.first_sequence + result.item_count - 1,
+            "page_bytes": self._page_bytes,
         }
         rows = await self._database.fetch(statement, values)
         if not rows:
-            await self._require(access, conversation_id, access.demand("item", "create"), batch.all_ids)
+            await self._require(access, conversation_id, create, item_ids)
         found = {row["sequence"]: row for row in rows}
-        for sequence, sent_id in enumerate(batch.all_ids, result.first_sequence):
+        for sequence, sent_id in enumerate(item_ids, result.first_sequence):
             row = found.get(sequence)
             if row is None or row["delete_time"] is not None:
                 raise ItemNotFound(conversation_id, row["item_id"] if row else sent_id)
-        return [StoredItem(row["sequence"], row["body"]) for row in rows]
+        return rows
 
     async def _require(
         self, access: Access, conversation_id: str, permission: Permission, item_ids: Sequence[str]
@@ -325,7 +353,7 @@ class ItemStore:
         row = await self._require(access, conversation_id, create, batch.all_ids)
         if expected is not None and row["last_sequence"] != expected:
             return SequenceMismatch(row["last_sequence"])
-        failure = await explain_batch(self._database, access, conversation_id, batch)
+        failure = await explain_batch(self._database, access, conversation_id, batch, self._page_bytes)
         if isinstance(failure, Conflict) and expected is not None:
             return SequenceMismatch(row["last_sequence"])
         return failure

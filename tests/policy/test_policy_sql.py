@@ -50,7 +50,8 @@ def _off_by_one(page: Callable[..., Any]) -> Callable[..., Any]:
     """A page that is cut before it is asked for."""
 
     async def cut(self: Any, access: Any, shape: Any, position: Any, count: int, *, descending: bool) -> Any:
-        return (await page(self, access, shape, position, count, descending=descending))[: max(1, count - 1)]
+        rows, more = await page(self, access, shape, position, count, descending=descending)
+        return rows[: max(1, count - 1)], more
 
     return cut
 

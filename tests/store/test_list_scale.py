@@ -58,7 +58,7 @@ async def test_a_list_reads_what_the_caller_sees(
     large: Database, policy: Policy, principal: Principal, expected: int, *, descending: bool
 ) -> None:
     """One statement, from indexes only, with a number of rows that does not depend on the table's."""
-    store, access = ConversationStore(large), AccessCache(policy).of(principal)
+    store, access = ConversationStore(large, 2**20), AccessCache(policy).of(principal)
     sent: list[tuple[Any, ...]] = []
 
     async def keep(execute: Execute, execution: Execution) -> Rows:
@@ -66,7 +66,7 @@ async def test_a_list_reads_what_the_caller_sees(
         return await execute(execution)
 
     with intercepted(large, keep), recorded_statements(large) as texts:
-        rows = await store.page(access, (), None, PAGE + 1, descending=descending)
+        rows, _ = await store.page(access, (), None, PAGE + 1, descending=descending)
     assert (expected, 1) == (len(rows), len(texts))
     async with large.pool.acquire() as connection:
         explained = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {texts[0]}", *sent[0])

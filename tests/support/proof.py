@@ -106,7 +106,7 @@ class Proof:
         self._database = database
         self._connection = connection
         self._rng = rng
-        self._conversations = ConversationStore(database)
+        self._conversations = ConversationStore(database, 2**24)
         self._items = ItemStore(database, self._conversations, 2**20)
         self.seen = Seen()
 
@@ -232,24 +232,32 @@ class Proof:
         self.seen.lists["covered" if cover else "whole"] += 1
         for descending in (False, True):
             expected = keys[::-1] if descending else keys
-            whole = await self._conversations.page(access, (), None, 1000, descending=descending)
+            whole, _ = await self._conversations.page(access, (), None, 1000, descending=descending)
             self._same("list", world, access, expected, _keys(whole))
             plain = statements.page(read, (), covered=False, descending=descending)
             after_time, after_id = (LATEST, "") if descending else (EARLIEST, "")
-            values = {**access.values, "after_time": after_time, "after_id": after_id, "count": 1000}
+            values = {
+                **access.values,
+                "after_time": after_time,
+                "after_id": after_id,
+                "count": 1000,
+                "page_bytes": 2**24,
+            }
             self._same("plain list", world, access, expected, _keys(await self._database.fetch(plain, values)))
         await self._paged(world, access, keys)
 
     async def _paged(self, world: World, access: Access, keys: list[tuple[datetime, str]]) -> None:
-        """One more row than a page has is asked for: it is there exactly when the list goes on."""
+        """Pages follow each other without a gap, and each says whether the list goes on."""
         size, descending = self._rng.randint(1, 4), self._rng.random() < 0.5
         expected = keys[::-1] if descending else keys
         position = None
         for start in range(0, max(1, len(expected)), size):
-            page = _keys(await self._conversations.page(access, (), position, size + 1, descending=descending))
-            self._same("page", world, access, expected[start : start + size + 1], page)
+            rows, more = await self._conversations.page(access, (), position, size, descending=descending)
+            page = _keys(rows)
+            self._same("page", world, access, expected[start : start + size], page)
+            self._same("end of the list", world, access, start + size < len(expected), more)
             self.seen.pages += 1
-            position = page[:size][-1] if page else None
+            position = page[-1] if page else None
 
     async def _got(self, world: World, access: Access, rows: Sequence[Placed]) -> None:
         """Some conversations by id, those of others and the deleted included, with all actions asked."""

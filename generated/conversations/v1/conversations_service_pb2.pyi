@@ -319,7 +319,9 @@ class ListConversationsResponse(_message.Message):
     """Opaque, for `page_token` of the next request. Empty on the last page."""
     @_builtins.property
     def conversations(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Conversation]:
-        """At most `page_size` conversations, without their items, in the order asked for."""
+        """At most `page_size` conversations, without their items, in the order asked for;
+        fewer where a message is full.
+        """
 
     def __init__(
         self,

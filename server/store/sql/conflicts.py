@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from sqlalchemy import Text, any_, bindparam, not_, select
+from sqlalchemy import Text, any_, bindparam, func, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.authorization.permission import Permission
@@ -12,10 +12,11 @@ from server.store.sql.statement import Statement, compile_statement
 
 
 @lru_cache(maxsize=512)
-def unresolved_references(read: Permission, item_read: Permission) -> Statement:
-    """The ordinals, from 1, of references that do not exist or that the caller may not read."""
+def resolved_sizes(read: Permission, item_read: Permission) -> Statement:
+    """The bytes of each item of a request, in order, and whether it was ``found`` if it is a reference."""
     rows = resolved_rows(read, item_read)
-    return compile_statement(select(rows.c.ordinal).where(not_(rows.c.found)).order_by(rows.c.ordinal), "read")
+    size = func.octet_length(rows.c.body).label("size")
+    return compile_statement(select(rows.c.found, size).order_by(rows.c.ordinal), "read")
 
 
 # The ids, among ``item_ids``, that items of the conversation have.

@@ -18,6 +18,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     case,
+    cast,
     func,
     insert,
     literal_column,
@@ -35,7 +36,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.authorization.permission import Permission
 from server.store.sql.idempotency import reserve
-from server.store.sql.item_batch import all_found, insert_items, resolved_rows, sent_rows
+from server.store.sql.item_batch import all_found, fit_together, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversation_attributes, conversations
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import allowed, visible, visible_one
@@ -47,6 +48,7 @@ _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
 _now: ColumnElement[datetime] = bindparam("now", type_=Time)
 _one: ColumnElement[int] = literal_column("1", BigInteger)
 _most: ColumnElement[int] = literal_column(str(MAX_PAIRS), Integer)
+_FIXED_BYTES = 512  # more than a message takes for what is not in a map
 _count: ColumnElement[int] = bindparam("count", type_=Integer)
 COLUMNS = (
     _c.id,
@@ -81,7 +83,8 @@ def create(
     """Inserts a conversation with its first items; nothing when a reference is not found.
 
     Args:
-        references: To read conversations and items, if items are references.
+        references: To read conversations and items, if items are references; all items together must then
+            fit into ``max_bytes``.
         attributes: Whether the conversation has attributes.
         items: Whether it has first items.
         reserves: Whether there is a request id.
@@ -101,7 +104,7 @@ def create(
     }
     source: Select[Any] = select(*list(columns.values()))
     if references and rows is not None:
-        source = source.where(all_found(rows))
+        source = source.where(all_found(rows), fit_together(rows))
     base = literal_column("0", BigInteger).label("base")
     created = insert(conversations).from_select(list(columns), source).returning(_c.id, _c.version, base).cte("created")
     statement: Select[Any] = select(created.c.id)
@@ -232,13 +235,32 @@ def page(read: Permission, shape: tuple[tuple[str, str], ...], *, covered: bool,
         covered: Whether all the caller may read lies in a few index ranges (`IndexRanges`); the first rows
             of each range are read in order, and merged.
         descending: Whether newest come first.
+
+    Metadata and attributes are NULL from where they would not fit into ``page_bytes``.
     """
     conditions = (visible(read), *_conditions(shape))
     if not covered:
-        return compile_statement(_first_rows(select(*COLUMNS), _c, conditions, descending=descending), "read")
+        rows = _first_rows(select(*COLUMNS), _c, conditions, descending=descending)
+        return compile_statement(_fitting(rows, descending=descending), "read")
     found = union(*[select(part.c.id) for part in _range_queries(conditions, descending=descending)]).cte("found")
-    query = select(*COLUMNS).join_from(conversations, found, _c.id == found.c.id)
-    return compile_statement(query.order_by(*_order(_c, descending=descending)).limit(_count), "read")
+    merged: Select[Any] = select(*COLUMNS).join_from(conversations, found, _c.id == found.c.id)
+    merged = merged.order_by(*_order(_c, descending=descending)).limit(_count)
+    return compile_statement(_fitting(merged, descending=descending), "read")
+
+
+def _fitting(query: Select[Any], *, descending: bool) -> Select[Any]:
+    """The rows of ``query``, a page of `COLUMNS`, with the maps of only those that fit; the first one always does."""
+    page = query.subquery("page").c
+    order = _order(page, descending=descending)
+    maps = func.octet_length(cast(page.metadata, Text)) + func.octet_length(cast(page.attributes, Text))
+    size = maps + literal_column(str(_FIXED_BYTES), Integer)
+    total = func.sum(size).over(order_by=order, rows=(None, 0))
+    fits = or_(total <= bindparam("page_bytes", type_=BigInteger), total == size)
+    shown = [
+        case((fits, column)).label(name) if name in ("metadata", "attributes") else column
+        for name, column in page.items()
+    ]
+    return select(*shown).order_by(*order)
 
 
 def _first_rows(

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import (
     CTE,
+    BigInteger,
     ColumnElement,
     Insert,
     LargeBinary,
@@ -91,6 +92,12 @@ def all_found(rows: CTE) -> ColumnElement[bool]:
     """Whether every reference among `resolved_rows` was found."""
     found: ColumnElement[bool] = select(func.bool_and(rows.c.found)).scalar_subquery()
     return found
+
+
+def fit_together(rows: CTE) -> ColumnElement[bool]:
+    """Whether the items of ``rows`` have at most ``max_bytes`` together; sizes are read without the bodies."""
+    size = select(func.sum(func.octet_length(rows.c.body))).scalar_subquery()
+    return size <= bindparam("max_bytes", type_=BigInteger)
 
 
 def all_allowed(create: Permission, rows: CTE) -> ColumnElement[bool]:

@@ -27,7 +27,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from server.authorization.permission import Permission
 from server.store.sql.conversations import COLUMNS
 from server.store.sql.idempotency import reserve
-from server.store.sql.item_batch import all_allowed, all_found, insert_items, resolved_rows, sent_rows
+from server.store.sql.item_batch import all_allowed, all_found, fit_together, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversations, items
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import alive, item_allowed, visible_one
@@ -48,7 +48,7 @@ def append(
     Args:
         read: To read the conversation.
         create: To create items in it.
-        references: To read items, if some are references.
+        references: To read items, if some are references; all together must then fit into ``max_bytes``.
         expects: Whether the conversation's last_sequence must be the parameter ``expected``.
         reserves: Whether there is a request id.
 
@@ -60,7 +60,7 @@ def append(
     if expects:
         conditions.append(_c.last_sequence == bindparam("expected", type_=BigInteger))
     if references:
-        conditions.append(all_found(rows))
+        conditions += [all_found(rows), fit_together(rows)]
     bumped = (
         update(conversations)
         .where(*conditions)
@@ -88,11 +88,15 @@ def get(read: Permission, item_read: Permission, *others: Permission) -> Stateme
 
 
 @lru_cache(maxsize=512)
-def between(read: Permission, item_read: Permission) -> Statement:
-    """The items and tombstones with the sequences ``first`` to ``last``, both included."""
+def between(read: Permission, item_read: Permission, *, bodies: bool) -> Statement:
+    """The items and tombstones with the sequences ``first`` to ``last``, both included.
+
+    ``bodies``: also their bodies, NULL from where they would not fit into ``page_bytes``.
+    """
     first, last = bindparam("first", type_=BigInteger), bindparam("last", type_=BigInteger)
+    body = [_fitting(_i.body, _i.sequence)] if bodies else []
     return compile_statement(
-        select(_i.sequence, _i.item_id, _i.delete_time, _i.body)
+        select(_i.sequence, _i.item_id, _i.delete_time, *body)
         .join_from(conversations, items, _i.conversation_id == _c.id)
         .where(visible_one(read), item_allowed(item_read, _i.item_id), _i.sequence.between(first, last))
         .order_by(_i.sequence),
