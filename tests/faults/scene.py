@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.store.embedded.initdb import CLUSTER
 from tests.faults.callers import CALLERS
-from tests.faults.postgres import DATABASE, EmbeddedPostgres, Postgres, Programs
+from tests.faults.postgres import EmbeddedPostgres, Postgres, Programs
 from tests.faults.repeat import beside
 from tests.faults.server import ROOT, Server
 from tests.faults.workload import CHANNEL_OPTIONS, Caller, Tenant, Workload
@@ -240,6 +240,3 @@ def small_disk(folder: Path, programs: Programs) -> Iterator[Path]:
         yield disk
     finally:
         subprocess.run(("umount", "--lazy", str(disk)), check=False)
-
-
-__all__ = ["DATABASE", "Layout", "Scene", "Watch", "resident_bytes", "scene"]
