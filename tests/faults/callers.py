@@ -18,7 +18,18 @@ from conversations.v1.conversations_service_pb2 import (
 )
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.faults.history import Append, Attempt, Creation, Deletion, Increment, Outcome, Placement, Read, reason_of
+from tests.faults.history import (
+    ABANDONED,
+    Append,
+    Attempt,
+    Creation,
+    Deletion,
+    Increment,
+    Outcome,
+    Placement,
+    Read,
+    reason_of,
+)
 from tests.faults.workload import DEADLINE, Caller, Tenant
 from tests.support.build import (
     append,
@@ -94,7 +105,7 @@ class Streamer(Caller):
     async def _stream(self) -> None:
         call = self.stub.AppendItems(metadata=self.tenant.metadata, timeout=_STREAM_DEADLINE)
         sent: deque[tuple[Append, Attempt]] = deque()
-        code, reason = "CANCELLED", ""
+        code, reason = ABANDONED, ""
         try:
             for append in tuple(self._unanswered):
                 await self._write(call, append, sent)
@@ -114,7 +125,7 @@ class Streamer(Caller):
         finally:
             call.cancel()
             for _, attempt in sent:
-                self.history.end(attempt, "UNAVAILABLE" if code == "CANCELLED" else code, reason)
+                self.history.end(attempt, code, reason)
 
     async def _write(self, call: Any, append: Append, sent: deque[tuple[Append, Attempt]]) -> None:
         attempt = self.history.begin("AppendItems", DEADLINE)

@@ -4,12 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 from tests.faults.found import Found, FoundConversation, FoundItem
-from tests.faults.history import Append, Attempt, History, Outcome
+from tests.faults.history import ABANDONED, Append, Attempt, History, Outcome
 
 LATE = 0.3  # seconds beyond its deadline in which a call must have ended
 NEVER = frozenset(("INTERNAL", "UNKNOWN", "DATA_LOSS"))
 # What a caller who does nothing wrong may be told while something is broken.
-USUAL = frozenset(("OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"))
+USUAL = frozenset(("OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", ABANDONED))
 
 Rule = Callable[[History, Found], Iterator[str]]
 

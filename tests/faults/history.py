@@ -30,6 +30,9 @@ REFUSALS = frozenset(
 )
 
 
+ABANDONED = "ABANDONED"  # no code: the caller waited no longer for the answer to a message of a stream
+
+
 class Outcome(StrEnum):
     """What a caller may conclude from an answer."""
 

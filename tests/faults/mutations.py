@@ -72,8 +72,8 @@ _FORGETFUL = (
     Change(_RESERVE, ").select_from(written),", ').select_from(written).where(literal_column("false")),'),
     Change(
         _APPENDS,
-        "statement: Insert = insert(requests).from_select(list(columns), query)",
-        "statement: Insert = insert(requests).from_select(list(columns), query.where(cast(0, Integer) == 1))",
+        "insert(requests).from_select(list(columns), query)",
+        "insert(requests).from_select(list(columns), query.where(rows.c.item_count != rows.c.item_count))",
     ),
 )
 
@@ -84,7 +84,7 @@ MUTATIONS = (
     Mutation(
         "a write without request_id is repeated",
         "answers of commits lost",
-        "times, without request_id",
+        "was refused (ALREADY_EXISTS ITEM_EXISTS) and is there",
         (Change(_DATABASE, "if not (repeatable or failure.undone):", "if failure is None:"),),
     ),
     Mutation(
@@ -113,7 +113,7 @@ MUTATIONS = (
     Mutation(
         "expected_last_sequence is not checked",
         "backends terminated",
-        "was won",
+        "and stands at",
         (
             Change(_ITEMS, '_c.last_sequence == bindparam("expected"', '_c.last_sequence >= bindparam("expected"'),
             Change(_APPENDS, "_c.last_sequence == groups.c.expected", "_c.last_sequence >= groups.c.expected"),
@@ -140,7 +140,7 @@ MUTATIONS = (
             Change(
                 "store/sql/visibility.py",
                 'own = table.c.tenant == parameter("tenant", Text)',
-                'own = parameter("tenant", Text) != parameter("conversation_id", Text)',
+                'own = parameter("tenant", Text) == parameter("tenant", Text)',
             ),
         ),
     ),
@@ -202,10 +202,13 @@ MUTATIONS = (
         (Change(_FAILURES, '    "53100": DISK_FULL,\n', '    "53100": _DEFECT,\n'),),
     ),
     Mutation(
-        "the pool is not renewed",
+        "connections to an old primary are kept",
         "failover, old primary read-only",
-        "",
-        (Change(_DATABASE, "if rule.renew:", "if rule is None:"),),
+        "did not learn how a write ended",
+        (
+            Change("store/connection/warm_connections.py", "await self.pool.expire_connections()", "return"),
+            Change(_DATABASE, "            self._connector.terminate_all()\n", ""),
+        ),
     ),
     Mutation(
         "statements wait for a connection without end",

@@ -25,7 +25,7 @@ from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, claims, jwk_set, tok
 from tests.support.tcp_proxy import TcpProxy, Upstream, tcp_proxy
 
 TENANTS = ("red", "blue")
-PRINCIPALS = {tenant: f"user-of-{tenant}" for tenant in TENANTS}
+PRINCIPAL = "alice"  # in each tenant: nothing but the tenant tells one from the other
 _LOOK = 0.05  # seconds between two looks at health
 
 
@@ -143,9 +143,9 @@ class Scene:
 
 
 def tokens(seconds: float = 7200) -> dict[str, str]:
-    """A token of one principal of each tenant."""
+    """A token for each tenant, of a principal that is called the same in all."""
     end = int(time.time() + seconds)
-    return {tenant: token(claims(sub=PRINCIPALS[tenant], org=tenant, exp=end)) for tenant in TENANTS}
+    return {tenant: token(claims(sub=PRINCIPAL, org=tenant, exp=end)) for tenant in TENANTS}
 
 
 def _settings(layout: Layout, jwks: Path) -> dict[str, str]:
