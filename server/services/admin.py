@@ -20,6 +20,7 @@ from server.observability import logs
 from server.services.messages import timestamp
 from server.settings.addresses import Address
 from server.store.connection.database import Database
+from server.store.connection.outage import Outage
 from server.store.migrate import HEAD
 from server.transport.readiness import Readiness
 
@@ -72,6 +73,7 @@ class AdminServicer(AdminServiceServicer):
             pool=pb.Pool(size=process.database.size, in_use=process.database.in_use),
             schema_revision=HEAD,
             policy=_policy(process.policy),
+            database_problem=_database_problem(process.database.outage.current),
         )
 
     async def GetLogLevel(self, request: pb.GetLogLevelRequest, context: Context) -> pb.LogLevel:
@@ -100,6 +102,19 @@ def _duration(seconds: float) -> Duration:
 def _policy(file: PolicyFile) -> pb.Policy:
     policy = file.accesses.policy
     return pb.Policy(digest=policy.digest, source=policy.source, reloads=file.reloads, refused=file.refused)
+
+
+def _database_problem(outage: Outage | None) -> pb.DatabaseProblem | None:
+    if outage is None:
+        return None
+    problem = outage.problem
+    return pb.DatabaseProblem(
+        reason=problem.reason,
+        error=problem.error,
+        code=problem.code,
+        start_time=timestamp(datetime.fromtimestamp(outage.start_time, UTC)),
+        failures=outage.failures,
+    )
 
 
 class LogLevel:

@@ -100,6 +100,7 @@ async def test_status(admin: Operated) -> None:
         first.waits_for,
     )
     assert [admin.service.address] == list(first.listeners)
+    assert not first.HasField("database_problem")
     assert ("one-user", "built in, for identity=none") == (first.policy.digest, first.policy.source)
     assert (10, 0, 0, 0) == (first.pool.size, first.pool.in_use, first.calls, first.worker)
     await asyncio.sleep(0.01)
@@ -129,7 +130,15 @@ async def test_a_database_that_is_away(url: str) -> None:
     """The admin address answers while the service waits for its database, and says what it waits for."""
     async with operated(f"postgresql://postgres@127.0.0.1:{free_port()}/none") as admin:
         status = await admin.stub.GetStatus(pb.GetStatusRequest())
-        assert (False, True) == (status.ready, bool(status.waits_for))
+        assert (False, True) == (status.ready, "connection_refused" in status.waits_for)
+        async with asyncio.timeout(5):
+            while not status.database_problem.failures:  # the first probe comes soon
+                await asyncio.sleep(0.02)
+                status = await admin.stub.GetStatus(pb.GetStatusRequest())
+        problem = status.database_problem
+        told = (problem.reason, problem.error, problem.code)
+        assert ("connection_refused", "ConnectionRefusedError", "ECONNREFUSED") == told
+        assert problem.HasField("start_time")
         health = health_pb2_grpc.HealthStub(admin.channel)
         answer = await health.Check(health_pb2.HealthCheckRequest())
         assert health_pb2.HealthCheckResponse.NOT_SERVING == answer.status

@@ -89,6 +89,7 @@ class Status(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     SCHEMA_REVISION_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    DATABASE_PROBLEM_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the service, such as `1.2.0`."""
     worker: _builtins.int
@@ -98,9 +99,7 @@ class Status(_message.Message):
     ready: _builtins.bool
     """Whether calls are served now; the health service says the same."""
     waits_for: _builtins.str
-    """What it waits for before it can serve for the first time, in words; empty from then
-    on.
-    """
+    """What keeps it from serving calls, in words; empty while it serves them."""
     draining: _builtins.bool
     """Whether it is ending: calls under way are finished and new ones refused."""
     calls: _builtins.int
@@ -131,6 +130,10 @@ class Status(_message.Message):
     def policy(self) -> Global___Policy:
         """The access policy in force."""
 
+    @_builtins.property
+    def database_problem(self) -> Global___DatabaseProblem:
+        """Why statements fail; absent while they succeed."""
+
     def __init__(
         self,
         *,
@@ -147,14 +150,61 @@ class Status(_message.Message):
         pool: Global___Pool | None = ...,
         schema_revision: _builtins.str = ...,
         policy: Global___Policy | None = ...,
+        database_problem: Global___DatabaseProblem | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "pool", b"pool", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["database_problem", b"database_problem", "policy", b"policy", "pool", b"pool", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "draining", b"draining", "listeners", b"listeners", "pid", b"pid", "policy", b"policy", "pool", b"pool", "ready", b"ready", "schema_revision", b"schema_revision", "start_time", b"start_time", "uptime", b"uptime", "version", b"version", "waits_for", b"waits_for", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "database_problem", b"database_problem", "draining", b"draining", "listeners", b"listeners", "pid", b"pid", "policy", b"policy", "pool", b"pool", "ready", b"ready", "schema_revision", b"schema_revision", "start_time", b"start_time", "uptime", b"uptime", "version", b"version", "waits_for", b"waits_for", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class DatabaseProblem(_message.Message):
+    """Failures of statements and probes that follow each other. It holds no text of an
+    error, which may contain a name or an address.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """The kind of the last failure in one word, such as `connection_refused`, `dns` or
+    `disk_full`; docs/operations.md lists them.
+    """
+    error: _builtins.str
+    """The class of its exception, such as `ConnectionRefusedError`."""
+    code: _builtins.str
+    """Its SQLSTATE, or the name of its errno or of its resolver's error, such as `53100`
+    or `ECONNREFUSED`; empty if it has none.
+    """
+    failures: _builtins.int
+    """How many there were so far."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first of these failures was."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        error: _builtins.str = ...,
+        code: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        failures: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "error", b"error", "failures", b"failures", "reason", b"reason", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatabaseProblem: _TypeAlias = DatabaseProblem  # noqa: Y015
 
 @_typing.final
 class Pool(_message.Message):
