@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from server.errors import NotReadyYet
+from server.observability.task_supervisor import TaskSupervisor
 from server.settings.service import Settings
 from server.store.connection.bounds import Bounds
 from server.store.connection.database import Database
@@ -42,8 +43,12 @@ class Store:
 
 
 @asynccontextmanager
-async def provision_database(settings: Settings) -> AsyncIterator[tuple[str, str]]:
+async def provision_database(settings: Settings, tasks: TaskSupervisor | None = None) -> AsyncIterator[tuple[str, str]]:
     """Yields the database's URL and its name for people; the private PostgreSQL runs as long as this is open.
+
+    Args:
+        settings: Which database.
+        tasks: As of `run_embedded`.
 
     Raises:
         EmbeddedError: The private PostgreSQL cannot be run.
@@ -52,19 +57,28 @@ async def provision_database(settings: Settings) -> AsyncIterator[tuple[str, str
         url = settings.database_url.get_secret_value()
         yield url, f"PostgreSQL at {_without_password(url)}"
         return
-    async with run_embedded(settings.data_dir or default_data_dir()) as private:
+    async with run_embedded(settings.data_dir or default_data_dir(), tasks) as private:
         how = "started" if private.started else "joined"
         yield private.url, f"private PostgreSQL {private.version} in {private.data_dir} ({how})"
 
 
 @asynccontextmanager
-async def open_store(settings: Settings, interceptors: Iterable[Interceptor] = ()) -> AsyncIterator[Store]:
-    """The store as configured, whether it can be reached or not; calls go by way of PgBouncer if there is one.
+async def open_store(
+    settings: Settings, interceptors: Iterable[Interceptor] = (), tasks: TaskSupervisor | None = None
+) -> AsyncIterator[Store]:
+    """Opens the store as configured, whether it can be reached or not; calls go through PgBouncer if there is one.
 
-    ``interceptors``: as of `Database`.
+    Args:
+        settings: Which database, and how it is used.
+        interceptors: As of `Database`.
+        tasks: As of `run_embedded`.
+
+    Raises:
+        EmbeddedError: The private PostgreSQL cannot be run.
+        DatabaseConfigError: The URL cannot be used.
     """
     bounds, bouncer = Bounds(statement=settings.statement_timeout_seconds), settings.pgbouncer_url
-    async with provision_database(settings) as (url, name):
+    async with provision_database(settings, tasks) as (url, name):
         address = bouncer.get_secret_value() if bouncer else url
         async with open_database(
             address, settings.pool_size, bounds, via_pgbouncer=bouncer is not None, interceptors=interceptors

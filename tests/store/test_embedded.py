@@ -4,6 +4,7 @@ import asyncio
 import os
 import pwd
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -11,8 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import grpc
+import grpc.aio
 import pytest
+from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
+from server.app.service import run_service
+from server.settings.service import load
 from server.store.embedded import EmbeddedError, default_data_dir, run_embedded
 from server.store.embedded.binaries import find_programs
 from server.store.embedded.initdb import CLUSTER
@@ -20,6 +26,7 @@ from server.store.embedded.launch import LOG_LIMIT
 from server.store.embedded.os_user import SERVICE_ID, OsUser
 from server.store.embedded.server import Server
 from server.store.embedded.sockets import socket_dir_for
+from tests.support.build import create, get
 from tests.support.postgres import data_folder, kill_postmasters_in, postmasters_in
 
 AS_ROOT = os.geteuid() == 0
@@ -358,3 +365,43 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     monkeypatch.setenv("XDG_DATA_HOME", "/home/someone/data")
     assert default_data_dir() == Path("/home/someone/data/conversations")
+
+
+async def test_a_killed_server_is_started_again_by_one_of_its_users(data: Path) -> None:
+    """A server that is killed comes back with its data, once, however many use it."""
+    async with run_embedded(data) as first, run_embedded(data):
+        await query(first.url, "CREATE TABLE IF NOT EXISTS survives AS SELECT 1 AS value")
+        for signal_number in (signal.SIGKILL, signal.SIGQUIT):
+            [pid] = postmasters_in(data)
+            os.kill(pid, signal_number)
+            assert 1 == await answer_of(first.url, "SELECT value FROM survives")
+            assert len(postmasters_in(data)) == 1
+        await query(first.url, "DROP TABLE survives")
+    assert postmasters_in(data) == []
+
+
+async def test_a_service_outlives_its_embedded_database(data: Path) -> None:
+    """When the private PostgreSQL is killed, calls fail for a moment and then go on as before."""
+    settings = {"listen": "127.0.0.1:0", "data_dir": data, "purge_every_minutes": 0, "grace_seconds": 1}
+    async with run_service(load(**settings)) as served, grpc.aio.insecure_channel(str(served.address)) as channel:
+        stub = ConversationsServiceStub(channel)
+        made = await stub.CreateConversation(create())
+        [pid] = postmasters_in(data)
+        os.kill(pid, signal.SIGKILL)
+        codes = []
+        async with asyncio.timeout(20):
+            while (code := await stub.GetConversation(get(made.id)).code()) is not grpc.StatusCode.OK:
+                codes.append(code)
+                await asyncio.sleep(0.05)
+        assert {grpc.StatusCode.UNAVAILABLE} >= set(codes)
+    assert postmasters_in(data) == []
+
+
+async def answer_of(url: str, sql: str) -> object:
+    """The answer, once the server gives one."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await query(url, sql)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await asyncio.sleep(0.02)

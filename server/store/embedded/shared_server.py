@@ -6,6 +6,7 @@ server whose users were all killed runs on until the next one adopts it and leav
 
 import asyncio
 import fcntl
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -13,12 +14,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.store.embedded.errors import EmbeddedError
+from server.store.embedded.errors import EmbeddedError, explain_os_errors
 from server.store.embedded.folders import open_owned
 from server.store.embedded.initdb import CLUSTER
 from server.store.embedded.server import POLL_SECONDS, Server
 
 _LOCK_SECONDS = 120.0  # to wait for another process that is starting or stopping the server
+_WATCH_SECONDS, _MAX_PAUSE_SECONDS = (
+    0.5,
+    10.0,
+)  # between two looks at the server; the pauses grow while it does not start
+
+log = logging.getLogger(__package__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,31 @@ class SharedServer:
             found = await self.server.wait_until_ready()
             version = found or await self.server.start()
             return RunningServer(self.server.url, self.server.data_dir, found is None, version)
+
+    async def keep_running(self) -> None:
+        """Starts the server again whenever it has ended, until it is cancelled; of several users one does it.
+
+        PostgreSQL repairs itself from its log then, as after any crash.
+        """
+        pause = _WATCH_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                with explain_os_errors(self.server.data_dir):
+                    await self._restart_if_ended()
+            except EmbeddedError as error:
+                log.error("%s", error)  # noqa: TRY400 - its text is for the operator, its origin is not
+                pause = min(pause * 2, _MAX_PAUSE_SECONDS)
+            else:
+                pause = _WATCH_SECONDS
+
+    async def _restart_if_ended(self) -> None:
+        if self.server.pid() is not None:
+            return
+        async with self._exclusive():
+            if await self.server.wait_until_ready() is None:
+                log.warning("the embedded database in %s has ended and is started again", self.server.data_dir)
+                await self.server.start()
 
     async def leave(self) -> None:
         """Stops the server unless others use it: only the last user can make the shared lock exclusive."""
