@@ -39,6 +39,7 @@ class PolicyFile:
         self._sleep = WakeableSleep()
         self._version = self._file_version()
         self.accesses = AccessCache(self._read())
+        _log_notes(self.policy)
         self.reloads = 0
         self.refused = 0  # changes that were broken
         self.stale = False  # whether the last change was
@@ -76,6 +77,7 @@ class PolicyFile:
             self.loaded_at = time.time()
             self.accesses.replace(policy)
             log.info("policy loaded", file=policy.source, rules=len(policy.rules), digest=policy.digest)
+            _log_notes(policy)
 
     def _read(self) -> Policy:
         if self._path is None:
@@ -90,3 +92,8 @@ class PolicyFile:
 
     def _file_version(self) -> FileVersion | None:
         return file_version(self._path) if self._path else None
+
+
+def _log_notes(policy: Policy) -> None:
+    if policy.notes:
+        log.warning("policy check has notes", count=len(policy.notes), first=policy.notes[0])

@@ -33,12 +33,17 @@ Names = Annotated[
 
 @policy_app.command("check")
 def check(file: Annotated[Path, typer.Argument(help="The policy, YAML.")], attribute_name: Names = None) -> None:
-    """Print every mistake in a policy with its place, and exit 1; without any, its digest."""
+    """Print every mistake in a policy with its place, and exit 1; without any, its digest.
+
+    Rules that have no effect here, or mean something else in OGX, are printed too.
+    """
     try:
         policy = load(_text(file), str(file), attributes=_names(attribute_name))
     except PolicyInvalid as invalid:
         typer.echo("\n".join(escape_unprintable(str(problem)) for problem in invalid.problems))
         raise typer.Exit(1) from None
+    for note in policy.notes:
+        typer.echo(escape_unprintable(note))
     typer.echo(_described(policy))
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import yaml
@@ -20,7 +20,7 @@ _TEXT = "tag:yaml.org,2002:str"
 
 @dataclass(frozen=True)
 class Problem:
-    """A mistake in a policy, with its place."""
+    """A mistake in a policy, or something that its author should know, with its place."""
 
     file: str
     line: int  # from 1, as is the column
@@ -45,11 +45,16 @@ class PolicyInvalid(ValueError):
 
 @dataclass
 class Reporter:
-    """Collects the problems of a file, or of one of its rules."""
+    """Collects the problems of a file, for which it is refused, and the notes, with which it is not."""
 
     file: str
-    problems: dict[Problem, None]  # a set that keeps its order
     rule: int | None = None
+    problems: dict[Problem, None] = field(default_factory=dict)  # a set that keeps its order
+    notes: dict[Problem, None] = field(default_factory=dict)  # likewise
+
+    def of_rule(self, number: int) -> "Reporter":
+        """Returns a reporter that adds to the same problems and notes, with the number of a rule."""
+        return Reporter(self.file, number, self.problems, self.notes)
 
     def report(self, at: yaml.Node | yaml.Event, message: str, word: str = "") -> None:
         """Adds a problem at the beginning of ``at``."""
@@ -57,8 +62,15 @@ class Reporter:
 
     def report_mark(self, mark: Any, message: str, word: str = "") -> None:
         """Adds a problem at a mark of PyYAML, or at the start of the file if that is None."""
+        self.problems[self._at(mark, message, word)] = None
+
+    def note(self, at: yaml.Node, message: str, word: str) -> None:
+        """Adds a note at the beginning of ``at``."""
+        self.notes[self._at(at.start_mark, message, word)] = None
+
+    def _at(self, mark: Any, message: str, word: str) -> Problem:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        self.problems[Problem(self.file, line, column, self.rule, word, message)] = None
+        return Problem(self.file, line, column, self.rule, word, message)
 
 
 def rule_nodes(text: str, reporter: Reporter) -> list[yaml.Node]:

@@ -4,12 +4,11 @@
       when: user in owners teams
       description: for people
 
-A settings file of OGX works unchanged: rules about resources that only OGX has load and never
+A settings file of OGX works unchanged: rules about resources of other services load and never
 match, and the settings around `access_policy` are ignored.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import sha256
 
@@ -47,63 +46,44 @@ _RULE_KEYS = ("permit", "forbid", "when", "unless", "description")
 _SCOPE_KEYS = ("principal", "actions", "resource")
 
 
-@dataclass(frozen=True)
-class _Vocabulary:
-    """The words that the operator configures.
-
-    Attributes:
-        attributes: All names of attributes.
-        foreign: Resource types, beside those of OGX, that rules may name without effect.
-    """
-
-    attributes: tuple[str, ...]
-    foreign: tuple[str, ...]
-
-
-def load(
-    text: str, file: str = "policy.yaml", *, attributes: Collection[str] = (), foreign: Collection[str] = ()
-) -> Policy:
+def load(text: str, file: str = "policy.yaml", *, attributes: Collection[str] = ()) -> Policy:
     """Returns the policy in ``text``; an empty list is the default policy.
 
     Args:
         text: YAML, at most 256 KiB.
         file: Where the text comes from, for messages.
         attributes: Names of attributes, beside roles, teams, projects and namespaces.
-        foreign: Resource types, beside those of OGX, that rules may name without effect, such as
-            `sql_record::my_responses`.
 
     Raises:
         PolicyInvalid: The text has mistakes; lists all of them.
         ValueError: A name in ``attributes`` is not a valid attribute name.
     """
-    known = _Vocabulary(tuple(dict.fromkeys((*ATTRIBUTES, *attributes))), tuple(foreign))
-    for name in known.attributes:
+    known = tuple(dict.fromkeys((*ATTRIBUTES, *attributes)))
+    for name in known:
         if not ATTRIBUTE_NAME.fullmatch(name):
             raise ValueError(f"not a name for an attribute: {name!r}")
-    problems: dict[Problem, None] = {}
-    rules = _read_rules(rule_nodes(text, Reporter(file, problems)), file, problems, known)
-    if problems:
-        raise PolicyInvalid(tuple(problems))
-    return Policy(rules or DEFAULT.rules, sha256(text.encode()).hexdigest(), file)
+    reporter = Reporter(file)
+    rules = _read_rules(rule_nodes(text, reporter), reporter, known)
+    if reporter.problems:
+        raise PolicyInvalid(tuple(reporter.problems))
+    notes = tuple(map(str, reporter.notes))
+    return Policy(rules or DEFAULT.rules, sha256(text.encode()).hexdigest(), file, notes)
 
 
-def _read_rules(
-    nodes: list[yaml.Node], file: str, problems: dict[Problem, None], known: _Vocabulary
-) -> tuple[Rule, ...]:
+def _read_rules(nodes: list[yaml.Node], reporter: Reporter, known: tuple[str, ...]) -> tuple[Rule, ...]:
     for surplus in nodes[MAX_RULES : MAX_RULES + 1]:
-        Reporter(file, problems, MAX_RULES + 1).report(surplus, f"more than {MAX_RULES} rules")
+        reporter.of_rule(MAX_RULES + 1).report(surplus, f"more than {MAX_RULES} rules")
     return tuple(
-        _read_rule(number, node, Reporter(file, problems, number), known)
-        for number, node in enumerate(nodes[:MAX_RULES], 1)
+        _read_rule(number, node, reporter.of_rule(number), known) for number, node in enumerate(nodes[:MAX_RULES], 1)
     )
 
 
 # Where the functions below report a problem, they return a placeholder: the policy is refused anyway.
 
 
-def _read_rule(number: int, node: yaml.Node, reporter: Reporter, known: _Vocabulary) -> Rule:
+def _read_rule(number: int, node: yaml.Node, reporter: Reporter, known: tuple[str, ...]) -> Rule:
     parts = _read_mapping(node, _RULE_KEYS, reporter)
-    effect, scope = _read_effect(node, parts, reporter, known)
+    effect, scope = _read_effect(node, parts, reporter)
     conditions, unless = _read_conditions(parts, reporter, known)
     return Rule(number, effect, scope, conditions, unless, _read_description(parts, reporter))
 
@@ -125,12 +105,10 @@ def _suggestion(word: str, among: Collection[str]) -> str:
     return f", did you mean {close[0]}?" if close else f"; there are {', '.join(among)}"
 
 
-def _read_effect(
-    node: yaml.Node, parts: dict[str, yaml.Node], reporter: Reporter, known: _Vocabulary
-) -> tuple[Effect, Scope]:
+def _read_effect(node: yaml.Node, parts: dict[str, yaml.Node], reporter: Reporter) -> tuple[Effect, Scope]:
     match [effect for effect in Effect if effect in parts]:
         case [effect]:
-            return effect, _read_scope(parts[effect], reporter, known)
+            return effect, _read_scope(parts[effect], reporter)
         case [] if isinstance(node, yaml.MappingNode):
             reporter.report(node, "a rule has a permit or a forbid")
         case [_, _]:
@@ -138,10 +116,10 @@ def _read_effect(
     return Effect.FORBID, Scope(frozenset())
 
 
-def _read_scope(node: yaml.Node, reporter: Reporter, known: _Vocabulary) -> Scope:
+def _read_scope(node: yaml.Node, reporter: Reporter) -> Scope:
     parts = _read_mapping(node, _SCOPE_KEYS, reporter)
     return Scope(
-        _read_actions(node, parts, reporter), _read_principal(parts, reporter), _read_resources(parts, reporter, known)
+        _read_actions(node, parts, reporter), _read_principal(parts, reporter), _read_resources(parts, reporter)
     )
 
 
@@ -170,19 +148,24 @@ def _check_length(node: yaml.Node, value: str, name: str, reporter: Reporter) ->
         reporter.report(node, f"{name} has at most {MAX_VALUE_BYTES} bytes", value)
 
 
-def _read_resources(parts: dict[str, yaml.Node], reporter: Reporter, known: _Vocabulary) -> Mapping[str, Ids]:
+def _read_resources(parts: dict[str, yaml.Node], reporter: Reporter) -> Mapping[str, Ids]:
     node = parts.get("resource")
     if node is None or not is_word(node, reporter):
         return EVERYTHING
     try:
-        return parse_resource(node.value, known.foreign)
+        found = parse_resource(node.value)
     except ResourceInvalid as invalid:
         reporter.report(node, str(invalid), invalid.word)
         return {}
+    if node.value == "*":
+        reporter.note(node, "is everything here and nothing in OGX; left out, it is everything in both", "*")
+    elif not found:
+        reporter.note(node, "has no effect here: it is about resources of another service", node.value)
+    return found
 
 
 def _read_conditions(
-    parts: dict[str, yaml.Node], reporter: Reporter, known: _Vocabulary
+    parts: dict[str, yaml.Node], reporter: Reporter, known: tuple[str, ...]
 ) -> tuple[tuple[Condition, ...], bool]:
     unless = "unless" in parts
     if unless and "when" in parts:
@@ -196,7 +179,7 @@ def _read_conditions(
     return tuple(_read_condition(word, reporter, known) for word in found), unless
 
 
-def _read_condition(node: yaml.ScalarNode, reporter: Reporter, known: _Vocabulary) -> Condition:
+def _read_condition(node: yaml.ScalarNode, reporter: Reporter, known: tuple[str, ...]) -> Condition:
     match node.value.split():
         case ["user", "is", "owner"]:
             return UserIsOwner()
@@ -221,9 +204,9 @@ def _read_condition(node: yaml.ScalarNode, reporter: Reporter, known: _Vocabular
     return UserIsOwner()
 
 
-def _read_attribute(node: yaml.Node, name: str, reporter: Reporter, known: _Vocabulary) -> str:
-    if name not in known.attributes:
-        reporter.report(node, f"unknown attribute{_suggestion(name, known.attributes)}", name)
+def _read_attribute(node: yaml.Node, name: str, reporter: Reporter, known: tuple[str, ...]) -> str:
+    if name not in known:
+        reporter.report(node, f"unknown attribute{_suggestion(name, known)}", name)
     return name
 
 

@@ -32,6 +32,19 @@ def derivative(terms: tuple[Term, ...], prefix: str) -> tuple[Term, ...]:
     return terms
 
 
+def matches_beginning(terms: tuple[Term, ...], text: str) -> bool:
+    """Whether ``terms`` match the beginning of ``text``, as Python's `re.match` does; the empty one counts."""
+    for character in text:
+        if _match_nothing(terms):
+            return True
+        terms = _character_derivative(terms, character)
+    return _match_nothing(terms)
+
+
+def _match_nothing(terms: Iterable[Term]) -> bool:
+    return any(all(map(_is_nullable, term)) for term in terms)
+
+
 @lru_cache(maxsize=256)  # few states occur again and again: a^64 has two of them in (a*a*a*…)
 def _character_derivative(terms: tuple[Term, ...], character: str) -> tuple[Term, ...]:
     return tuple(dict.fromkeys(left for term in terms for left in _term_derivatives(term, character)))
@@ -62,7 +75,7 @@ def _is_nullable(node: Node) -> bool:
         case CharSet():
             return False
         case Alternation(terms):
-            return any(all(map(_is_nullable, term)) for term in terms)
+            return _match_nothing(terms)
         case Star() | Unsupported():
             return True
 
@@ -172,4 +185,4 @@ def _parse_cached(text: str) -> tuple[Term, ...]:
 
 def matches(pattern: str, text: str) -> bool:
     """Whether ``text`` matches ``pattern``, a result of `to_regex`."""
-    return any(all(map(_is_nullable, term)) for term in derivative(_parse_cached(pattern), text))
+    return _match_nothing(derivative(_parse_cached(pattern), text))

@@ -1,10 +1,13 @@
 """Parses the `resource` of a rule: `type::id`, `type::*`, `*`, or `regex:` and a pattern.
 
-A policy file may be shared with OGX. Rules about resource types of OGX load and never match;
-a type that neither service has is a spelling mistake.
+A policy file may be shared with OGX, whose resources have types of their own and the names of
+tables. Rules about them load and never match; a type that is nearly one of ours is a spelling mistake.
 """
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import partial
 
 from server.policy import patterns
 from server.policy.grammar import ID_CHARACTERS, Pattern, PatternInvalid, Term, parse
@@ -18,28 +21,8 @@ NAMES = {
     "item": ("item::", "sql_record::conversation_items::"),
     "policy": ("policy::",),
 }
-# Of OGX: `ResourceType` in all its versions, and the tables behind its `sql_record`.
-FOREIGN = (
-    "benchmark",
-    "connector",
-    "dataset",
-    "eval_task",
-    "memory_bank",
-    "model",
-    "prompt",
-    "scoring_function",
-    "session",
-    "shield",
-    "tool",
-    "tool_group",
-    "vector_db",
-    "vector_store",
-    "sql_record::conversation_messages",
-    "sql_record::inference_store",
-    "sql_record::openai_files",
-    "sql_record::openai_responses",
-    "sql_record::responses",
-)
+_ALL_NAMES = tuple(name for names in NAMES.values() for name in names)
+_NEAR = 0.7  # of difflib: 1 is the same word, and from here on a spelling mistake
 
 
 class ResourceInvalid(Exception):
@@ -50,41 +33,35 @@ class ResourceInvalid(Exception):
         self.word = word
 
 
-def parse_resource(text: str, foreign: Collection[str] = ()) -> Mapping[str, Ids]:
-    """Returns the ids that ``text`` names, by resource type; empty if it names other resources only.
-
-    Args:
-        text: The value of `resource`.
-        foreign: Resource types, beside those of OGX, that may be named without effect.
+def parse_resource(text: str) -> Mapping[str, Ids]:
+    """Returns the ids that ``text`` names, by resource type; empty if it names resources of other services only.
 
     Raises:
-        ResourceInvalid: An unknown type, an impossible id, or a pattern outside the grammar.
+        ResourceInvalid: A type that is nearly one of ours, an impossible id, or a pattern outside the grammar.
     """
-    others = [f"{name}::" for name in (*FOREIGN, *foreign)]
     if text == "*":
         return EVERYTHING
     if text.startswith("regex:"):
-        return _parse_pattern(text.removeprefix("regex:"), others)
-    if text.endswith("::*"):
-        return _parse_prefix(text.removesuffix("*"), others)
-    return _parse_id(text, others)
-
-
-def _parse_prefix(prefix: str, others: Collection[str]) -> Mapping[str, Ids]:
-    """Parses `prefix::*` as OGX does: every type whose name begins so. `sql_record::*` is conversations and items."""
-    found = {kind: AnyId() for kind, names in NAMES.items() if any(name.startswith(prefix) for name in names)}
-    if not found and not any(other.startswith(prefix) or prefix.startswith(other) for other in others):
-        raise _unknown(prefix)
+        found = _parse_pattern(text.removeprefix("regex:"))
+    elif text.endswith("::*"):
+        found = _parse_prefix(text.removesuffix("*"))
+    else:
+        found = _parse_id(text)
+    if not found:
+        _check_type(text)
     return found
 
 
-def _parse_id(text: str, others: Collection[str]) -> Mapping[str, Ids]:
+def _parse_prefix(prefix: str) -> Mapping[str, Ids]:
+    """Parses `prefix::*` as OGX does: every type whose name begins so. `sql_record::*` is conversations and items."""
+    return {kind: AnyId() for kind, names in NAMES.items() if any(name.startswith(prefix) for name in names)}
+
+
+def _parse_id(text: str) -> Mapping[str, Ids]:
     for kind, names in NAMES.items():
         for name in names:
             if text.startswith(name):
                 return {kind: ExactId(_check_id(kind, text.removeprefix(name)))}
-    if not text.startswith(tuple(others)):
-        raise _unknown(text)
     return {}
 
 
@@ -96,21 +73,21 @@ def _check_id(kind: str, text: str) -> str:
     return text
 
 
-def _unknown(text: str) -> ResourceInvalid:
-    if "::" not in text:
-        return ResourceInvalid(text, "a resource is type::id, type::*, * or regex: and a pattern")
-    known = ", ".join(RESOURCES)
-    return ResourceInvalid(text.rpartition("::")[0], f"unknown resource type; there are {known}, and those of OGX")
+def _check_type(text: str) -> None:
+    """Refuses a resource of no known type whose name is nearly ours: without effect, it would protect nothing."""
+    for word in re.findall(r"\w+", text.removeprefix("regex:").partition("::")[0]):
+        if near := get_close_matches(word, RESOURCES, n=1, cutoff=_NEAR):
+            raise ResourceInvalid(word, f"no such resource; did you mean {near[0]}::* or {near[0]}:: and an id?")
 
 
-def _parse_pattern(text: str, others: Collection[str]) -> Mapping[str, Ids]:
+def _parse_pattern(text: str) -> Mapping[str, Ids]:
     try:
         pattern = parse(text)
     except PatternInvalid as invalid:
         raise ResourceInvalid(invalid.word, str(invalid)) from None
     found = {kind: terms for kind, names in NAMES.items() if (terms := _id_terms(text, pattern, names))}
-    if not found and not any(patterns.derivative(pattern.terms, other) for other in others):
-        raise ResourceInvalid(text, "matches no resource of any known type")
+    if not found and not pattern.anchored and any(map(partial(patterns.matches_beginning, pattern.terms), _ALL_NAMES)):
+        raise ResourceInvalid(text, "matches the beginning of a resource and no whole one; end it with .*")
     return {kind: _pattern_ids(text, terms) for kind, terms in found.items()}
 
 

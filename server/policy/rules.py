@@ -126,6 +126,7 @@ class Policy:
     rules: tuple[Rule, ...]
     digest: str  # SHA-256 of the text, in hex, as sha256sum prints it
     source: str  # the file, or the name of a built-in policy
+    notes: tuple[str, ...] = ()  # each with its place: what is no mistake, and that the author should know
 
 
 _DEFAULT: tuple[Condition, ...] = (*map(UserInOwners, ATTRIBUTES), UserIsOwner(), ResourceIsUnowned())

@@ -78,7 +78,7 @@ def explained(*arguments: str) -> str:
         ),
         (
             "- permit: {actions: read, resource: ¦conversations::*}",
-            "rule 1: unknown resource type; there are conversation, item, policy, and those of OGX ('conversations')",
+            "rule 1: no such resource; did you mean conversation::* or conversation:: and an id? ('conversations')",
         ),
         ("- permit: {actions: read, resource: 'conversation::a', ¦actions: read}", "rule 1: the key occurs twice"),
         ("- permit: {actions: read, principal: ¦7}", "rule 1: must be text: put it in quotes ('7')"),
@@ -103,7 +103,7 @@ def test_a_problem_is_shown_where_it_is(tmp_path: Path, text: str, expected: str
 def test_all_problems_are_shown(tmp_path: Path) -> None:
     """One run is enough to find every mistake, in the order of the file."""
     file = tmp_path / "policy.yaml"
-    file.write_text("- permit: {actions: [raed, rite]}\n  when: user\n- forbid: {resource: x}\n", encoding="utf-8")
+    file.write_text("- permit: {actions: [raed, rite]}\n  when: user\n- forbid: {resource: itme}\n", encoding="utf-8")
     code, output = answered("check", str(file))
     assert 1 == code
     found = re.findall(r"^.+?:(\d+):\d+: rule (\d+): ", output, re.MULTILINE)
@@ -118,6 +118,19 @@ def test_a_problem_is_one_line(tmp_path: Path) -> None:
     assert 1 == code
     assert 1 == len(output.splitlines())
     assert output.removesuffix("\n").isprintable()
+
+
+def test_what_has_no_effect_is_told(tmp_path: Path) -> None:
+    """A policy of OGX is accepted; a line for each rule about resources of others, and one for `*`, say so."""
+    file = tmp_path / "policy.yaml"
+    text = "- permit: {actions: read, resource: model::*}\n- permit: {actions: read, resource: '*'}\n"
+    file.write_text(text, encoding="utf-8")
+    code, output = answered("check", str(file))
+    first, second, last = output.splitlines()
+    assert 0 == code
+    assert first == f"{file}:1:37: rule 1: has no effect here: it is about resources of another service ('model::*')"
+    assert second.startswith(f"{file}:2:37: rule 2: is everything here and nothing in OGX")
+    assert last.startswith(f"{file}: 2 rules, digest ")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ from server.policy.rules import (
 )
 from tests.support.worlds import IDS, pattern
 
+NO_CONVERSATION = "no such resource; did you mean conversation::* or conversation:: and an id?"
+BEGINNING = "matches the beginning of a resource and no whole one; end it with .*"
 RANGE = "a range goes from a digit to a digit or from a letter to a letter"
 
 CASES = Path(__file__).parents[1] / "cases"
@@ -45,7 +47,7 @@ PERMIT = "permit: {actions: read}"
 
 def only(text: str) -> Rule:
     """The one rule that ``text`` writes."""
-    (rule,) = load(f"- {text}", attributes=("tier",), foreign=("sql_record::mine", "planet")).rules
+    (rule,) = load(f"- {text}", attributes=("tier",)).rules
     return rule
 
 
@@ -130,7 +132,7 @@ CONVERSATIONS, ITEMS = {"conversation": AnyId()}, {"item": AnyId()}
         (f"item::{'z' * 64}", {"item": ExactId("z" * 64)}),
         ("sql_record::openai_conversations::conv_1", {"conversation": ExactId("conv_1")}),
         ("sql_record::conversation_items::msg_1", {"item": ExactId("msg_1")}),
-        # Resources of OGX, which are not here.
+        # Resources of other services.
         ("model::*", {}),
         ("model::meta-llama/Llama 3::*", {}),
         ("model::meta-llama/Llama 3", {}),
@@ -145,6 +147,16 @@ CONVERSATIONS, ITEMS = {"conversation": AnyId()}, {"item": AnyId()}
         ("regex:^model::[^/]+/é$", {}),
         ("regex:sql_record::openai_files::file-[a-f0-9-]+", {}),
         ("regex:planet::x", {}),
+        ("regex:(vector_stores|files)::.*", {}),
+        ("regex:.$", {}),
+        ("vector_stores::*", {}),
+        ("vector_stores", {}),
+        ("a", {}),
+        ("sql_record::conversation_files::*", {}),
+        ("sql_record::any_table::row-1", {}),
+        ("sql_record::openai_conversation::*", {}),
+        ("sql_record::x", {}),
+        ("::*", {}),
     ],
 )
 def test_resources(text: str, expected: dict[str, Ids]) -> None:
@@ -265,9 +277,11 @@ def test_patterns(text: str, expected: str | dict[str, Ids]) -> None:
         ("model::[a-\\]]", "a-\\", RANGE),
         ("^conversation::a|conversation::b", "|", "with ^ or $, put alternatives into a group"),
         ("conversation::a|conversation::b$", "|", "with ^ or $, put alternatives into a group"),
-        ("conversaton::.*", "conversaton::.*", "matches no resource of any known type"),
-        (".", ".", "matches no resource of any known type"),
-        ("conversation", "conversation", "matches no resource of any known type"),
+        (".", ".", BEGINNING),
+        ("a*", "a*", BEGINNING),
+        ("(x|conversation)", "(x|conversation)", BEGINNING),
+        ("sql_record::openai_conv", "sql_record::openai_conv", BEGINNING),
+        ("sql_record::(files|conversation_items)", "sql_record::(files|conversation_items)", BEGINNING),
         ("conversation::", "conversation::", "matches no id: an id has A-Z, a-z, 0-9, _ and - only"),
         ("conversation::a b", "conversation::a b", "matches no id: an id has A-Z, a-z, 0-9, _ and - only"),
         ("conversation::é", "conversation::é", "matches no id: an id has A-Z, a-z, 0-9, _ and - only"),
@@ -378,15 +392,9 @@ def test_patterns_do_not_run_away() -> None:
         ("- permit: {actions: read, resource: conversation}", [(1, 37, 1, "conversation")]),
         ("- permit: {actions: read, resource: 'conversatoin::*'}", [(1, 37, 1, "conversatoin")]),
         ("- permit: {actions: read, resource: 'conversatoin::x'}", [(1, 37, 1, "conversatoin")]),
-        ("- permit: {actions: read, resource: '::*'}", [(1, 37, 1, "")]),
-        (
-            "- permit: {actions: read, resource: 'sql_record::openai_conversation::*'}",
-            [(1, 37, 1, "sql_record::openai_conversation")],
-        ),
-        ("- permit: {actions: read, resource: 'sql_record::x'}", [(1, 37, 1, "sql_record")]),
         ("- permit: {actions: read, resource: 'conversation::'}", [(1, 37, 1, "")]),
         ("- permit: {actions: read, resource: 'conversation::a*'}", [(1, 37, 1, "a*")]),
-        ("- permit: {actions: read, resource: 'conversation::a::*'}", [(1, 37, 1, "conversation::a")]),
+        ("- permit: {actions: read, resource: 'conversation::a::*'}", [(1, 37, 1, "conversation")]),
         (f"- permit: {{actions: read, resource: 'item::{'a' * 65}'}}", [(1, 37, 1, "a" * 65)]),
         ("- permit: {actions: read, resource: 'policy::main'}", [(1, 37, 1, "main")]),
         # conditions
@@ -493,12 +501,20 @@ def test_problems(text: str, found: list[tuple[int, int, int | None, str]]) -> N
             f"p.yaml:2:9: rule 1: a value has at most 256 bytes ('{'v' * 64}')",
         ),
         (
-            "- permit: {actions: read, resource: a}",
-            "p.yaml:1:37: rule 1: a resource is type::id, type::*, * or regex: and a pattern ('a')",
+            "- permit: {actions: read, resource: 'conversations::*'}",
+            f"p.yaml:1:37: rule 1: {NO_CONVERSATION} ('conversations')",
         ),
         (
-            "- permit: {actions: read, resource: 'a::*'}",
-            "p.yaml:1:37: rule 1: unknown resource type; there are conversation, item, policy, and those of OGX ('a')",
+            "- permit: {actions: read, resource: conversation}",
+            f"p.yaml:1:37: rule 1: {NO_CONVERSATION} ('conversation')",
+        ),
+        (
+            "- permit: {actions: read, resource: 'regex:^(model|itm)::.*'}",
+            "p.yaml:1:37: rule 1: no such resource; did you mean item::* or item:: and an id? ('itm')",
+        ),
+        (
+            "- permit: {actions: read, resource: 'policies'}",
+            "p.yaml:1:37: rule 1: no such resource; did you mean policy::* or policy:: and an id? ('policies')",
         ),
         (
             "- permit: {actions: read, resource: 'item::*a'}",
@@ -534,7 +550,7 @@ def test_messages(text: str, told: str) -> None:
 def test_all_problems_at_once() -> None:
     """Nobody has to load a policy twice to learn what is wrong with it."""
     text = (
-        "- permit: {principal: 1, actions: [raed, wirte], resource: x}\n"
+        "- permit: {principal: 1, actions: [raed, wirte], resource: itme}\n"
         "  when: [user is owner, user in owners team]\n"
         "  unless: user\n"
         "- forbid: {}\n"
@@ -544,7 +560,7 @@ def test_all_problems_at_once() -> None:
         (1, 35 + 1, 1, "raed"),
         (1, 42, 1, "wirte"),
         (1, 23, 1, "1"),
-        (1, 60, 1, "x"),
+        (1, 60, 1, "itme"),
         (3, 11, 1, "unless"),
         (3, 11, 1, "user"),
         (4, 11, 2, ""),
@@ -619,6 +635,23 @@ def test_policies_of_ogx(file: str, principal: Principal, kind: str, allowed: st
     policy = load((CASES / f"{file}.yaml").read_text(), file)
     decided = [action for action in ACTIONS if evaluate(plan(policy, principal, kind, action), ROW)]
     assert allowed.split() == decided
+
+
+def test_what_an_author_should_know_is_noted() -> None:
+    """Rules without effect, and `*`, load and are told with their place, in order; others are not."""
+    text = """\
+- permit: {actions: read, resource: "*"}
+- permit: {actions: read, resource: "vector_stores::*"}
+- permit: {actions: read}
+- permit: {actions: read, resource: "sql_record::*"}
+- forbid: {actions: read, resource: regex:model::x}
+"""
+    nothing = "has no effect here: it is about resources of another service"
+    assert (
+        "p.yaml:1:37: rule 1: is everything here and nothing in OGX; left out, it is everything in both ('*')",
+        f"p.yaml:2:37: rule 2: {nothing} ('vector_stores::*')",
+        f"p.yaml:5:37: rule 5: {nothing} ('regex:model::x')",
+    ) == load(text, "p.yaml").notes
 
 
 def test_rules_about_others_are_inert() -> None:
