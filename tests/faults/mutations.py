@@ -65,6 +65,7 @@ def changed_files(mutation: Mutation) -> dict[str, str]:
 _RESERVE, _APPENDS = "store/sql/idempotency.py", "store/sql/appends.py"
 _ITEMS, _CONVERSATIONS = "store/sql/items.py", "store/sql/conversations.py"
 _DATABASE, _FAILURES = "store/connection/database.py", "store/connection/failures.py"
+_CONNECTIONS = "store/connection/warm_connections.py"
 _SERVICER = "services/conversations.py"
 
 # Request ids are checked and not kept: what is repeated is done again.
@@ -206,7 +207,7 @@ MUTATIONS = (
         "failover, old primary read-only",
         "did not learn how a write ended",
         (
-            Change("store/connection/warm_connections.py", "await self.pool.expire_connections()", "return"),
+            Change(_CONNECTIONS, "await self.pool.expire_connections()", "return"),
             Change(_DATABASE, "            self._connector.terminate_all()\n", ""),
         ),
     ),
@@ -215,6 +216,28 @@ MUTATIONS = (
         "pool exhausted",
         "for want of a connection came after",
         (Change("store/connection/bounds.py", "acquire: float = 1.0", "acquire: float = 30.0"),),
+    ),
+    Mutation(
+        "a terminated connection is unexpected",
+        "backends terminated",
+        "AttributeError",
+        (
+            Change(
+                _CONNECTIONS, "        except AttributeError as error:", "        except ZeroDivisionError as error:"
+            ),
+        ),
+    ),
+    Mutation(
+        "a cancelled statement is waited for",
+        "store's network frozen",
+        "s in the server, 2 s allowed",
+        (Change(_CONNECTIONS, "release(connection, timeout=_RELEASE_SECONDS)", "release(connection)"),),
+    ),
+    Mutation(
+        "a shared statement waits for a locked row",
+        "one conversation locked",
+        "an append to another conversation took",
+        (Change("store/append_batching.py", "groups, skip_locked=True)", "groups, skip_locked=False)"),),
     ),
     # How the process behaves.
     Mutation(

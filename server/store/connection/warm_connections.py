@@ -16,6 +16,7 @@ from server.store.connection.failures import DRIVER_ERRORS, ConnectFailed
 Connection: TypeAlias = Any  # an asyncpg.pool.PoolConnectionProxy, which is not typed
 Result = TypeVar("Result")
 
+_RELEASE_SECONDS = 0.2  # for a statement that was cancelled to end; its connection is closed then
 _IDLE_SECONDS = 30.0  # a connection that was not used for so long is released to the pool
 
 
@@ -59,6 +60,13 @@ class WarmConnections:
         except TimeoutError:  # the server, which limits statements too, does not answer: nor would it a cancellation
             connection.terminate()
             raise
+        except AttributeError as error:
+            was_open = _is_open(connection)
+            await self._release(connection)
+            if was_open:
+                raise
+            # It was terminated just before asyncpg took its protocol, which is None then.
+            raise asyncpg.InterfaceError("the connection was terminated") from error
         except BaseException:
             await self._release(connection)
             raise
@@ -105,7 +113,7 @@ class WarmConnections:
     async def _release(self, connection: Connection) -> None:
         """Returns a connection to the pool, which raises for a broken one after it has closed it."""
         with suppress(*DRIVER_ERRORS):
-            await self.pool.release(connection)
+            await self.pool.release(connection, timeout=_RELEASE_SECONDS)
 
 
 def _is_open(connection: Connection) -> bool:

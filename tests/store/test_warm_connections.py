@@ -1,0 +1,54 @@
+"""Connections that break while a statement is on its way."""
+
+import asyncio
+import time
+
+import asyncpg
+import pytest
+
+from server.store.connection.bounds import Bounds
+from server.store.connection.opening import open_database
+from server.store.connection.warm_connections import Connection
+from server.store.sql.statement import Statement
+from tests.support.tcp_proxy import tcp_proxy
+
+SELECT_1 = Statement("SELECT 1", (), "read")
+
+
+async def test_a_call_that_is_cancelled_ends_soon(postgres: str) -> None:
+    """Where the database does not answer, a cancelled statement does not wait for its own cancellation."""
+    async with tcp_proxy(postgres) as proxy, open_database(proxy.url(postgres), 2, Bounds()) as database:
+        await database.fetch(SELECT_1, {})
+        proxy.freeze()
+        call = asyncio.create_task(database.fetch(SELECT_1, {}))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert time.monotonic() - began < 0.6
+        await proxy.heal()
+
+
+async def test_a_statement_on_a_terminated_connection(postgres: str) -> None:
+    """The driver raises AttributeError for a connection that was terminated just then: it is a lost one."""
+
+    async def terminated(connection: Connection) -> list[asyncpg.Record]:
+        connection.terminate()
+        raise AttributeError("'NoneType' object has no attribute 'bind_execute'")
+
+    async with open_database(postgres, 1, Bounds()) as database:
+        with pytest.raises(asyncpg.InterfaceError):
+            await database._connections.run(terminated)
+
+
+async def test_a_defect_is_no_lost_connection(postgres: str) -> None:
+    """AttributeError of anything else goes on as it is."""
+
+    async def defective(_connection: Connection) -> list[asyncpg.Record]:
+        raise AttributeError("a defect")
+
+    async with open_database(postgres, 1, Bounds()) as database:
+        with pytest.raises(AttributeError, match="a defect"):
+            await database._connections.run(defective)
+        assert 1 == (await database.fetch(SELECT_1, {}))[0][0]
