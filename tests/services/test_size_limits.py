@@ -8,7 +8,7 @@ import pytest
 from conversations.v1.conversations_service_pb2 import AppendItemsRequest, ListConversationsRequest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from tests.support.build import append, copy_of, create, get, sets, user_message
+from tests.support.build import append, copy_of, create, delete_item, get, sets, user_message
 from tests.support.postgres import fresh_database
 from tests.support.problems import problem
 from tests.support.service import Service, recorded_statements, running_service
@@ -27,25 +27,26 @@ async def small(postgres: str, template: str) -> AsyncIterator[Service]:
         yield served
 
 
-async def sized(served: Service, size: int, **fields: Any) -> Any:
-    """A message whose stored body has this many bytes."""
-    text = "x" * (size - 200)
-    for _ in range(2):  # the first time to see how much the rest of the item takes
-        made = await served.stub.CreateConversation(create(user_message(text, **fields)))
-        stored = await served.database.pool.fetchval(
-            "SELECT length(body) FROM items WHERE conversation_id = $1", made.id
-        )
-        text += "x" * (size - stored)
-    assert size == stored
-    return user_message(text, **fields)
-
-
 async def sources(served: Service, sizes: list[int]) -> str:
     """A conversation with the items `msg_0` and so on, whose stored bodies have these sizes in bytes."""
     made = await served.stub.CreateConversation(create())
     for number, size in enumerate(sizes):
-        await served.stub.CreateItems(append(made.id, await sized(served, size, id=f"msg_{number}")))
+        await store_sized(served, made.id, f"msg_{number}", size)
     return str(made.id)
+
+
+async def store_sized(served: Service, conversation_id: str, item_id: str, size: int) -> None:
+    """Stores an item of this size; it is tried again where the time in it took more or fewer bytes."""
+    query = "SELECT length(body) FROM items WHERE conversation_id = $1 AND item_id = $2 AND delete_time IS NULL"
+    text = "x" * (size - 200)
+    for _ in range(50):
+        await served.stub.CreateItems(append(conversation_id, user_message(text, id=item_id)))
+        missing = size - await served.database.pool.fetchval(query, conversation_id, item_id)
+        if not missing:
+            return
+        await served.stub.DeleteItem(delete_item(conversation_id, item_id))
+        text = "x" * (len(text) + missing)
+    raise AssertionError(size)
 
 
 def copies(source: str, count: int) -> list[Any]:
@@ -73,14 +74,25 @@ async def test_references_together(small: Service, beyond: int) -> None:
 
 @pytest.mark.parametrize("beyond", [0, 1])
 async def test_references_in_a_create(small: Service, beyond: int) -> None:
-    """A create with references has the same limit, with what is sent beside them."""
-    source = await sources(small, [LIMIT // 2, LIMIT - LIMIT // 2 + beyond - 1_000])
-    sent = await sized(small, 1_000)
-    request = create(*copies(source, 2), sent)
+    """A create with references has the same limit."""
+    source = await sources(small, [LIMIT // 2, LIMIT - LIMIT // 2 + beyond])
+    request = create(*copies(source, 2))
     if beyond:
         assert "LIMIT_EXCEEDED" == (await problem(small.stub.CreateConversation(request))).reason
     else:
-        assert 3 == (await small.stub.CreateConversation(request)).last_sequence
+        assert 2 == (await small.stub.CreateConversation(request)).last_sequence
+
+
+async def test_references_beside_what_is_sent(small: Service) -> None:
+    """What is sent and what is copied count together."""
+    source = await sources(small, [LIMIT // 2, LIMIT // 2])
+    sent = user_message("x" * 100)
+    target = await small.stub.CreateConversation(create())
+    assert "LIMIT_EXCEEDED" == (await problem(small.stub.CreateConversation(create(sent, *copies(source, 2))))).reason
+    assert (
+        "LIMIT_EXCEEDED" == (await problem(small.stub.CreateItems(append(target.id, sent, *copies(source, 2))))).reason
+    )
+    assert 2 == len((await small.stub.CreateItems(append(target.id, sent, *copies(source, 1)))).items)
 
 
 async def test_a_missing_reference_is_told_first(small: Service) -> None:
