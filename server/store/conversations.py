@@ -1,7 +1,7 @@
 """Create, read, update, delete and list conversations."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +22,7 @@ from server.errors import (
 from server.policy.principal import Principal
 from server.policy.residual import Row
 from server.store.batch import Batch
-from server.store.comparison import Comparison
+from server.store.comparison import EARLIEST, LATEST, Comparison, time_range
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.conversation_locks import ConversationLocks
@@ -33,7 +33,6 @@ from server.store.sql.conversations import MAX_PAIRS
 from server.store.sql.idempotency import CONSTRAINT
 
 _PRIMARY_KEY = "conversations_pkey"
-LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -285,10 +284,15 @@ class ConversationStore:
             "count": count + 1,
             "page_bytes": self._max_bytes,
             **(ranges.values() if ranges else {}),
-            **_filter_values(comparisons),
+            **(_filter_values(comparisons) if comparisons else {}),
         }
-        shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
-        statement = sql.page(read, shape, covered=ranges is not None, descending=descending)
+        filters_owner = any(each.name == "owner" and each.operator == "=" for each in comparisons)
+        statement = sql.page(
+            read,
+            filters_owner=filters_owner if comparisons else None,
+            covered=ranges is not None,
+            descending=descending,
+        )
         rows = await self._database.fetch(statement, values)
         page = [row for row in rows[:count] if row["metadata"] is not None]
         return page, len(page) < len(rows)
@@ -391,18 +395,25 @@ def _batch_values(batch: Batch | None, now: datetime) -> dict[str, Any]:
     return batch.values(now) if batch else {}
 
 
-def _filter_values(comparisons: Iterable[Comparison]) -> dict[str, Any]:
-    return {f"value_{number}": _filter_value(comparison) for number, comparison in enumerate(comparisons)}
-
-
-def _filter_value(comparison: Comparison) -> Any:
-    match comparison.name:
-        case "metadata":
-            return json.dumps({comparison.key: comparison.value}, ensure_ascii=False)
-        case "attributes":
-            return f"{comparison.key}={comparison.value}"
-        case _:
-            return comparison.value
+def _filter_values(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The parameters of the filter of `sql.page`."""
+    start, end = time_range(comparisons)
+    values: dict[str, Any] = {"start_time": start, "end_time": end}
+    for name in ("owners", "other_owners", "metadata", "other_metadata", "with_attributes", "other_attributes"):
+        values[name] = []
+    for comparison in comparisons:
+        equal = comparison.operator == "="
+        match comparison.name:
+            case "owner":
+                values["owners" if equal else "other_owners"].append(comparison.value)
+            case "metadata":
+                pair = json.dumps({comparison.key: comparison.value}, ensure_ascii=False)
+                values["metadata" if equal else "other_metadata"].append(pair)
+            case "attributes":
+                pair = f"{comparison.key}={comparison.value}"
+                values["with_attributes" if equal else "other_attributes"].append(pair)
+    values["filter_owner"] = next(iter(values["owners"]), "")
+    return values
 
 
 def _read(access: Access) -> Permission:

@@ -22,7 +22,7 @@ from server.errors import (
 from server.store.append_batching import AppendBatcher
 from server.store.appends import Append
 from server.store.batch import Batch
-from server.store.comparison import Comparison
+from server.store.comparison import Comparison, time_range
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
@@ -223,14 +223,14 @@ class ItemStore:
             **access.values,
             "conversation_id": conversation_id,
             "count": count + 1,
-            **{f"value_{number}": comparison.value for number, comparison in enumerate(comparisons)},
+            **(_filter_values(comparisons) if comparisons else {}),
         }
         if isinstance(cursor, str):
             values["after"] = cursor
         else:
             values["position"] = cursor if cursor is not None else _AFTER_ALL if descending else _BEFORE_ALL
-        shape = tuple((comparison.name, comparison.operator) for comparison in comparisons)
-        rows = await self._page(access, values, shape, count, by_id=isinstance(cursor, str), descending=descending)
+        kind = {"filtered": bool(comparisons), "by_id": isinstance(cursor, str), "descending": descending}
+        rows = await self._page(access, values, kind, count)
         if not rows:
             raise ConversationNotFound(conversation_id)
         if isinstance(cursor, str) and rows[0]["position"] is None:
@@ -239,22 +239,15 @@ class ItemStore:
         return page, rows[0]["sequence"] is not None and len(page) < len(rows)
 
     async def _page(
-        self,
-        access: Access,
-        values: dict[str, Any],
-        shape: tuple[tuple[str, str], ...],
-        count: int,
-        *,
-        by_id: bool,
-        descending: bool,
+        self, access: Access, values: dict[str, Any], kind: dict[str, bool], count: int
     ) -> list[asyncpg.Record]:
         """The rows of a page; sizes are added up only when a body has more than its share of ``page_bytes``."""
         permissions = _read_permissions(access)
-        statement = sql.page(*permissions, shape, by_id=by_id, descending=descending, small=True)
+        statement = sql.page(*permissions, **kind, small=True)
         rows = await self._database.read(statement, {**values, "share": self._page_bytes // count})
         if all(row["body"] is not None or row["sequence"] is None for row in rows[:count]):
             return rows
-        statement = sql.page(*permissions, shape, by_id=by_id, descending=descending, small=False)
+        statement = sql.page(*permissions, **kind, small=False)
         return await self._database.fetch(statement, {**values, "page_bytes": self._page_bytes})
 
     async def delete(
@@ -362,3 +355,14 @@ class ItemStore:
 def _read_permissions(access: Access) -> tuple[Permission, Permission]:
     """The permissions of every read of items: to read the conversation, and its items."""
     return access.demand("conversation", "read"), access.demand("item", "read")
+
+
+def _filter_values(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The parameters of the filter of `sql.page`."""
+    start, end = time_range(comparisons)
+    values: dict[str, Any] = {"start_time": start, "end_time": end}
+    for name in ("type", "role", "status"):
+        for suffix, operator in (("is", "="), ("is_not", "!=")):
+            same = [each.value for each in comparisons if (each.name, each.operator) == (name, operator)]
+            values[f"{name}_{suffix}"] = same
+    return values

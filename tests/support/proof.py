@@ -26,9 +26,10 @@ from server.authorization.permission import Permission
 from server.errors import ConversationNotFound, ItemNotFound
 from server.policy.plan import Never
 from server.policy.principal import Principal, pairs
+from server.store.comparison import EARLIEST, LATEST
 from server.store.connection.bounds import Bounds
 from server.store.connection.database import Database
-from server.store.conversations import EARLIEST, LATEST, ConversationStore
+from server.store.conversations import ConversationStore
 from server.store.embedded import run_embedded
 from server.store.items import ItemStore
 from server.store.migrate import migrate
@@ -234,7 +235,7 @@ class Proof:
             expected = keys[::-1] if descending else keys
             whole, _ = await self._conversations.page(access, (), None, 1000, descending=descending)
             self._same("list", world, access, expected, _keys(whole))
-            plain = statements.page(read, (), covered=False, descending=descending)
+            plain = statements.page(read, filters_owner=None, covered=False, descending=descending)
             after_time, after_id = (LATEST, "") if descending else (EARLIEST, "")
             values = {
                 **access.values,

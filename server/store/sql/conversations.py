@@ -31,7 +31,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy import delete as delete_from
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, array
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.authorization.permission import Permission
@@ -226,19 +226,19 @@ def _revision_is() -> ColumnElement[bool]:
 
 
 @lru_cache(maxsize=512)
-def page(read: Permission, shape: tuple[tuple[str, str], ...], *, covered: bool, descending: bool) -> Statement:
+def page(read: Permission, *, filters_owner: bool | None, covered: bool, descending: bool) -> Statement:
     """A page of conversations by (create_time, id).
 
     Args:
         read: To read a conversation.
-        shape: The name and operator of each comparison of the filter.
+        filters_owner: Whether the filter has an owner; None without a filter.
         covered: Whether all the caller may read lies in a few index ranges (`IndexRanges`); the first rows
             of each range are read in order, and merged.
         descending: Whether newest come first.
 
     Metadata and attributes are NULL from where they would not fit into ``page_bytes``.
     """
-    conditions = (visible(read), *_conditions(shape))
+    conditions = (visible(read), *_filter_conditions(owner=filters_owner))
     if not covered:
         rows = _first_rows(select(*COLUMNS), _c, conditions, descending=descending)
         return compile_statement(_fitting(rows, descending=descending), "read")
@@ -298,22 +298,22 @@ def _range_queries(conditions: tuple[ColumnElement[bool], ...], *, descending: b
     yield _first_rows(select(_c.id), _c, (named, *conditions), descending=descending).subquery()
 
 
-def _conditions(shape: Iterable[tuple[str, str]]) -> Iterable[ColumnElement[bool]]:
-    for number, (name, operator) in enumerate(shape):
-        yield _condition(name, operator, f"value_{number}")
+def _filter_conditions(*, owner: bool | None) -> Iterable[ColumnElement[bool]]:
+    """Every comparison that a filter may have, with an array of values for each kind; an empty one is always true.
 
-
-def _condition(name: str, operator: str, parameter: str) -> ColumnElement[bool]:
-    """One comparison of a filter as SQL."""
-    match name:
-        case "create_time":
-            return _c.create_time.op(operator, is_comparison=True)(bindparam(parameter, type_=Time))
-        case "owner":
-            equal = _c.owner == bindparam(parameter, type_=Text)
-        case "metadata":
-            equal = _c.metadata.contains(func.cast(bindparam(parameter, type_=Text), JSONB))
-        case "attributes":
-            equal = _c.attributes.contains(func.cast(array([bindparam(parameter, type_=Text)]), ARRAY(Text)))
-        case _:
-            raise AssertionError(name)
-    return equal if operator == "=" else not_(equal)
+    Only the owner has an index of its own, so that its condition is left out when there is none.
+    """
+    if owner is None:
+        return
+    yield _c.create_time >= bindparam("start_time", type_=Time)
+    yield _c.create_time < bindparam("end_time", type_=Time)
+    if owner:
+        yield _c.owner == bindparam("filter_owner", type_=Text)
+    yield _c.owner == all_(bindparam("owners", type_=ARRAY(Text)))
+    yield _c.owner != all_(bindparam("other_owners", type_=ARRAY(Text)))
+    contains = _c.metadata.op("@>", is_comparison=True)
+    yield contains(all_(cast(bindparam("metadata", type_=ARRAY(Text)), ARRAY(JSONB))))
+    yield not_(contains(any_(cast(bindparam("other_metadata", type_=ARRAY(Text)), ARRAY(JSONB)))))
+    yield _c.attributes.contains(cast(bindparam("with_attributes", type_=ARRAY(Text)), ARRAY(Text)))
+    overlaps = _c.attributes.op("&&", is_comparison=True)
+    yield not_(overlaps(cast(bindparam("other_attributes", type_=ARRAY(Text)), ARRAY(Text))))

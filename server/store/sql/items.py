@@ -11,6 +11,7 @@ from sqlalchemy import (
     Integer,
     Select,
     Text,
+    all_,
     and_,
     bindparam,
     case,
@@ -148,8 +149,8 @@ def get_batch(read: Permission, item_read: Permission) -> Statement:
 def page(
     read: Permission,
     item_read: Permission,
-    shape: tuple[tuple[str, str], ...],
     *,
+    filtered: bool,
     by_id: bool,
     descending: bool,
     small: bool,
@@ -159,7 +160,7 @@ def page(
     Args:
         read: To read the conversation.
         item_read: To read items.
-        shape: The name and operator of each comparison of the filter.
+        filtered: Whether there is a filter.
         by_id: Whether the page follows an item id instead of a sequence; there is then a column
             ``position``, NULL when the conversation never had the item.
         descending: Whether newest come first.
@@ -175,7 +176,7 @@ def page(
             alive(items),
             item_allowed(item_read, _i.item_id),
             _i.sequence < position if descending else _i.sequence > position,
-            *_conditions(shape),
+            *(_filter_conditions() if filtered else ()),
         )
         .order_by(order)
         .limit(bindparam("count", type_=Integer))
@@ -205,10 +206,13 @@ def _sequence_of_cursor(item_read: Permission) -> ColumnElement[int]:
     )
 
 
-def _conditions(shape: Iterable[tuple[str, str]]) -> Iterable[ColumnElement[bool]]:
-    for number, (name, operator) in enumerate(shape):
-        value = bindparam(f"value_{number}", type_=Time if name == "create_time" else Text)
-        yield _i[name].op(operator, is_comparison=True)(value)
+def _filter_conditions() -> Iterable[ColumnElement[bool]]:
+    """Every comparison that a filter may have, with an array of values for each kind; an empty one is always true."""
+    yield _i.create_time >= bindparam("start_time", type_=Time)
+    yield _i.create_time < bindparam("end_time", type_=Time)
+    for name in ("type", "role", "status"):
+        yield _i[name] == all_(bindparam(f"{name}_is", type_=ARRAY(Text)))
+        yield _i[name] != all_(bindparam(f"{name}_is_not", type_=ARRAY(Text)))
 
 
 @lru_cache(maxsize=512)
