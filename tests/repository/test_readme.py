@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 
+from server.store.connection.failures import BY_EXCEPTION, BY_SQLSTATE
 from tests.support.certificates import CertificateAuthority
 from tests.support.commands import environment
 from tests.support.jwt import ISSUER_KEY, jwk_set, token
@@ -293,3 +294,13 @@ def test_every_file_that_is_named_exists() -> None:
         if not ((ROOT / name).exists() or (ROOT / "server" / name).exists())
     ]
     assert [] == missing
+
+
+def test_every_reason_of_a_database_failure_is_explained() -> None:
+    """docs/operations.md says what to do about each reason that the log and GetStatus give."""
+    section = (
+        OPERATIONS.read_text(encoding="utf-8").partition("### Reasons of database failures\n")[2].partition("\n### ")[0]
+    )
+    first_cells = re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)[1:]
+    rules = [*BY_SQLSTATE.values(), *(rule for _, rule in BY_EXCEPTION)]
+    assert {rule.reason for rule in rules if rule} | {"unexpected"} == set(re.findall(r"\w+", " ".join(first_cells)))
