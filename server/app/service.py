@@ -1,4 +1,4 @@
-"""The one place where things are built, started and drained."""
+"""The composition root: builds the service from its settings, starts it, and drains it."""
 
 import gc
 from collections.abc import AsyncIterator, Iterator
@@ -6,9 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import grpc
 import grpc.aio
-import structlog
 from conversations.v1 import access_service_pb2, conversations_service_pb2
 from conversations.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
 from conversations.v1.conversations_service_pb2_grpc import add_ConversationsServiceServicer_to_server
@@ -20,9 +18,9 @@ from server.app.background import purge_periodically
 from server.app.database import Store, open_store, prepare_schema
 from server.authorization.policy_file import PolicyFile
 from server.authorization.requirements import needs
-from server.identity import source_of
+from server.identity import Source, source_of
 from server.identity.tenants import TenantRequirement
-from server.interceptors import build_chain
+from server.interceptors import CallerChain, build_chain
 from server.interceptors.drain_gate import DrainGate
 from server.observability import metrics
 from server.observability.metrics.sources import Sources
@@ -36,7 +34,6 @@ from server.services.new_items import BatchBuilder
 from server.settings.addresses import Address
 from server.settings.service import Settings
 from server.store.auditing import mark_interrupted_write
-from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
 from server.store.items import ItemStore
 from server.store.tenants import has_tenants
@@ -46,26 +43,30 @@ from server.transport.readiness import Readiness
 from server.transport.server import add_unregistered, bind, build_server, reflect
 from server.transport.shutdown import drain
 
-log = structlog.get_logger(__name__)
-
 CONTRACT = (conversations_service_pb2.DESCRIPTOR, access_service_pb2.DESCRIPTOR)
 SERVICES = tuple(service.full_name for file in CONTRACT for service in file.services_by_name.values())
 
 
 @dataclass(frozen=True)
 class RunningService:
-    """A server that accepts calls."""
+    """A server that accepts calls.
 
-    addresses: tuple[Address, ...]  # with the port in use where 0 was asked for
+    Attributes:
+        addresses: With the port in use where port 0 was configured.
+        metrics: Where metrics are served; None if they are not.
+        certificate: What TLS connections are served with; None without TLS.
+    """
+
+    addresses: tuple[Address, ...]
     store: Store
     policy: PolicyFile
     readiness: Readiness
-    metrics: Address | None  # None when they are not served
+    metrics: Address | None
     certificate: tls.Credentials | None
 
     @property
     def name(self) -> str:
-        """Of the database, for people."""
+        """The name of the database, for people."""
         return self.store.name
 
     @property
@@ -75,82 +76,146 @@ class RunningService:
 
     @property
     def waits_for(self) -> str:
-        """What keeps it from serving, in words; '' when it serves."""
+        """Why the service is not ready, in words for operators; '' if it is."""
         return self.readiness.waits_for
 
     def reload(self) -> None:
-        """Has the policy and the files of TLS read again; safe in a signal handler."""
+        """Reads the policy and the TLS files again soon; safe in a signal handler."""
         self.policy.reload()
         if self.certificate:
             self.certificate.reload()
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What the service consists of before its server is built."""
+
+    policy: PolicyFile
+    certificate: tls.Credentials | None
+    tenants: TenantRequirement
+    source: Source
+    store: Store
+    health: Health
+    chain: CallerChain
+    tasks: TaskSupervisor
+    drain_gate: DrainGate
+    tokens: PageTokens
+    purges: PurgeStats
+
+
 @asynccontextmanager
 async def run_service(settings: Settings, worker: int | None = None) -> AsyncIterator[RunningService]:
-    """The whole service, which answers health from the first moment and calls once its store is prepared.
+    """Runs the whole service while the context is open; leaving it drains.
 
-    A database that cannot be reached is waited for; see `RunningService.waits_for`. Leaving drains.
+    Health is answered from the first moment, calls once the store is prepared. A database that cannot be
+    reached is waited for; see `RunningService.waits_for`.
 
-    ``worker``: which of several processes this is.
+    Args:
+        settings: Of the service.
+        worker: The number of this process, if there are several.
 
     Raises:
-        StartFailed: With what to do about it.
+        StartFailed: An address cannot be used.
         IdentityConfigError, PolicyConfigError, TlsConfigError: A configured file cannot be used.
         DatabaseConfigError, MigrationFailed: Waiting would not help.
     """
     version_check.check()
     async with AsyncExitStack() as stack:
-        policy = PolicyFile(settings.policy_file, settings.attribute_names, anonymous=settings.identity == "none")
-        certificate = tls.load_credentials(settings)
-        parts = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
-        tasks = TaskSupervisor()
-        tenants = TenantRequirement(settings.proxy_require_tenant)
-        source = await stack.enter_async_context(source_of(settings, parts.tracer, tenants, tasks))
-        auditing = (mark_interrupted_write,) if settings.audit_permits else ()
-        store = await stack.enter_async_context(open_store(settings, (*parts.statement_interceptors, *auditing), tasks))
-        drain_gate, health, tokens = DrainGate(), await Health.create(SERVICES), PageTokens()
-        chain = build_chain(settings, needs(*CONTRACT), drain_gate, source, policy.accesses, parts.interceptors)
-        server = build_server(settings, chain)
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        _add_services(server, settings, store.database, tokens, drain_gate)
-        addresses = tuple(
-            bind(server, listen, certificate.for_address() if certificate else None) for listen in settings.listen
-        )
-
-        async def prepare() -> None:
-            tokens.set_keys(await prepare_schema(settings, store))
-            if settings.identity == "proxy" and not tenants.is_fixed and await has_tenants(store.database):
-                tenants.note_tenant()
-            drain_gate.open()
-
-        readiness = Readiness(store.database, prepare, health)
-        purges = PurgeStats()
-        sources = Sources(
-            settings=settings,
-            calls=chain.observe,
-            unary=chain.fair_share,
-            streams=chain.stream_limit,
-            drain=drain_gate,
-            readiness=readiness,
-            database=store.database,
-            policy=policy,
-            purges=purges,
-            jwks=source.jwks,
-            certificate=certificate,
-            tasks=tasks,
-        )
-        exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0, tasks))
-        served = RunningService(addresses, store, policy, readiness, exposed, certificate)
-        # Before the first call, and after the last: operators can look while it waits and while it drains.
-        process = Process(worker or 0, addresses, drain_gate, readiness, store.database, policy, served.reload)
-        await stack.enter_async_context(admin(settings, process, health))
+        parts = await _open_parts(settings, stack)
+        server = _build_server(settings, parts)
+        addresses = _bind_all(server, settings, parts.certificate)
+        readiness = Readiness(parts.store.database, partial(_prepare, settings, parts), parts.health)
+        sources = _metric_sources(settings, parts, readiness)
+        exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0, parts.tasks))
+        served = RunningService(addresses, parts.store, parts.policy, readiness, exposed, parts.certificate)
+        # Opened before the first call and closed after the last: operators can look while it waits and drains.
+        await stack.enter_async_context(admin(settings, _process(parts, served, worker), parts.health))
         await server.start()
-        stack.push_async_callback(drain, server, health, drain_gate, settings.grace_seconds)
+        stack.push_async_callback(drain, server, parts.health, parts.drain_gate, settings.grace_seconds)
         await readiness.start()
-        for name, work in _background_work(settings, served, purges, worker):
-            await stack.enter_async_context(tasks.running(name, work))
-        _keep_collector_off()
+        for name, work in _background_work(settings, served, parts.purges, worker):
+            await stack.enter_async_context(parts.tasks.running(name, work))
+        _relax_garbage_collector()
         yield served
+
+
+async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
+    """Opens what calls need; ``stack`` closes it, in reverse."""
+    policy = PolicyFile(settings.policy_file, settings.attribute_names, anonymous=settings.identity == "none")
+    certificate = tls.load_credentials(settings)
+    tracing = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
+    tasks, tenants = TaskSupervisor(), TenantRequirement(settings.proxy_require_tenant)
+    source = await stack.enter_async_context(source_of(settings, tracing.tracer, tenants, tasks))
+    auditing = (mark_interrupted_write,) if settings.audit_permits else ()
+    store = await stack.enter_async_context(open_store(settings, (*tracing.statement_interceptors, *auditing), tasks))
+    drain_gate = DrainGate()
+    return _Parts(
+        policy=policy,
+        certificate=certificate,
+        tenants=tenants,
+        source=source,
+        store=store,
+        health=await Health.create(SERVICES),
+        chain=build_chain(settings, needs(*CONTRACT), drain_gate, source, policy.accesses, tracing.interceptors),
+        tasks=tasks,
+        drain_gate=drain_gate,
+        tokens=PageTokens(),
+        purges=PurgeStats(),
+    )
+
+
+def _build_server(settings: Settings, parts: _Parts) -> grpc.aio.Server:
+    """Returns the callers' server with the services of the contract, health, and reflection if it is on."""
+    database = parts.store.database
+    conversations = ConversationStore(database, settings.max_items_bytes)
+    items = ItemStore(database, conversations, settings.max_items_bytes)
+    batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
+    methods = ConversationsServicer(conversations, items, parts.tokens, batches, parts.drain_gate.draining)
+    server = build_server(settings, parts.chain)
+    health_pb2_grpc.add_HealthServicer_to_server(parts.health, server)
+    add_unregistered(add_ConversationsServiceServicer_to_server, methods, server)
+    add_unregistered(add_AccessServiceServicer_to_server, AccessServicer(conversations), server)
+    if settings.reflection:
+        reflect(server, SERVICES)
+    return server
+
+
+def _bind_all(server: grpc.aio.Server, settings: Settings, certificate: tls.Credentials | None) -> tuple[Address, ...]:
+    """Binds the configured addresses; gRPC needs credentials of its own for each."""
+    return tuple(bind(server, listen, certificate.for_address() if certificate else None) for listen in settings.listen)
+
+
+async def _prepare(settings: Settings, parts: _Parts) -> None:
+    """Prepares the store for calls, and lets them in; raises as `prepare_schema`."""
+    parts.tokens.set_keys(await prepare_schema(settings, parts.store))
+    if settings.identity == "proxy" and not parts.tenants.is_fixed and await has_tenants(parts.store.database):
+        parts.tenants.note_tenant()
+    parts.drain_gate.open()
+
+
+def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness) -> Sources:
+    return Sources(
+        settings=settings,
+        calls=parts.chain.observe,
+        unary=parts.chain.fair_share,
+        streams=parts.chain.stream_limit,
+        drain=parts.drain_gate,
+        readiness=readiness,
+        database=parts.store.database,
+        policy=parts.policy,
+        purges=parts.purges,
+        jwks=parts.source.jwks,
+        certificate=parts.certificate,
+        tasks=parts.tasks,
+    )
+
+
+def _process(parts: _Parts, served: RunningService, worker: int | None) -> Process:
+    """Returns what the admin service shows and turns."""
+    database = parts.store.database
+    return Process(
+        worker or 0, served.addresses, parts.drain_gate, served.readiness, database, parts.policy, served.reload
+    )
 
 
 def _background_work(
@@ -166,28 +231,10 @@ def _background_work(
         yield "purge", partial(purge_periodically, settings, served.store.url, purges)
 
 
-def _add_services(
-    server: grpc.aio.Server,
-    settings: Settings,
-    database: Database,
-    tokens: PageTokens,
-    drain_gate: DrainGate,
-) -> None:
-    """The services of the contract on a database, and reflection of them."""
-    conversations = ConversationStore(database, settings.max_items_bytes)
-    items = ItemStore(database, conversations, settings.max_items_bytes)
-    batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
-    methods = ConversationsServicer(conversations, items, tokens, batches, drain_gate.draining)
-    add_unregistered(add_ConversationsServiceServicer_to_server, methods, server)
-    add_unregistered(add_AccessServiceServicer_to_server, AccessServicer(conversations), server)
-    if settings.reflection:
-        reflect(server, SERVICES)
+def _relax_garbage_collector() -> None:
+    """Lets the garbage collector run seldom, and never over what was made at startup.
 
-
-def _keep_collector_off() -> None:
-    """Lets the garbage collector look seldom, and not at what was made at start.
-
-    Calls leave few cycles behind; by default it looks at every 700 objects (ADR 13).
+    Calls leave few cycles behind, and by default it runs after every 700 new objects (ADR 13).
     """
     gc.collect()
     gc.freeze()
