@@ -1,8 +1,8 @@
-"""The admin address: a server beside that of the callers, for operators on this machine.
+"""The admin address: a second gRPC server, for operators on this machine.
 
-It asks nobody who they are, so it is served on loopback only; in Kubernetes, a port-forward
-gets there. It is in the same process and loop: it shows what the callers' server does, also
-by channelz, and cannot answer while the loop is stuck.
+It authenticates nobody, so it listens on loopback only; in Kubernetes it is reached by a port-forward.
+It runs in the same process and event loop as the callers' server, which it shows by channelz too, and
+cannot answer while that loop is blocked.
 """
 
 from collections.abc import AsyncIterator
@@ -30,15 +30,15 @@ SERVICES = tuple(
     for file in (admin_service_pb2.DESCRIPTOR, channelz_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
 )
-_GRACE_SECONDS = 1.0  # for what operators are in the middle of
+_GRACE_SECONDS = 1.0  # for calls of operators that still run
 
 
 @asynccontextmanager
 async def admin(settings: Settings, process: Process, health: Health) -> AsyncIterator[None]:
-    """Serves the admin address, if there is one, as long as this is open.
+    """Serves the admin address, if one is configured, while the context is open.
 
     Raises:
-        StartFailed: The address is taken.
+        StartFailed: The address is taken or not allowed.
     """
     if not settings.admin_listen:
         yield

@@ -1,4 +1,4 @@
-"""What tracing changes in how the service is built; off, it changes nothing and costs nothing."""
+"""What tracing adds to the service; while it is off, nothing of OpenTelemetry is even imported."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,30 +15,39 @@ if TYPE_CHECKING:
 
 
 class TracingMissing(OperatorError):
-    """What sends traces is not installed."""
+    """The packages that export traces are not installed."""
 
 
 @dataclass(frozen=True)
 class Instrumentation:
-    """The parts that are others while calls are traced; by default those of a service without tracing."""
+    """The parts that trace; none of them by default.
 
-    interceptors: tuple[Interceptor, ...] = ()  # more of the chain
+    Attributes:
+        interceptors: Of calls.
+        statement_interceptors: Of SQL statements.
+        tracer: Makes the spans of requests to others, such as those for an issuer's keys.
+    """
+
+    interceptors: tuple[Interceptor, ...] = ()
     statement_interceptors: tuple[execution.Interceptor, ...] = ()
-    tracer: "Tracer | None" = None  # of what the service asks of others
+    tracer: "Tracer | None" = None
 
 
 @asynccontextmanager
 async def instrument(*, tracing: bool) -> AsyncIterator[Instrumentation]:
-    """The parts to build with; nothing of OpenTelemetry is imported unless ``tracing``.
+    """Yields the parts that trace, and exports their spans while the context is open.
+
+    Args:
+        tracing: Whether to trace at all.
 
     Raises:
-        TracingMissing, TracingConfigError: Traces cannot be sent.
+        TracingMissing, TracingConfigError: Traces cannot be exported.
     """
     if not tracing:
         yield Instrumentation()
         return
     try:
-        from server.interceptors.tracing import Tracing  # noqa: PLC0415 - with what is imported here, memory is used
+        from server.interceptors.tracing import Tracing  # noqa: PLC0415 - imported only when traces are wanted
         from server.observability.otlp import tracer_provider  # noqa: PLC0415
         from server.store.tracing import StatementTracing  # noqa: PLC0415
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A port that is kept for several processes."""
+"""A TCP port that is reserved for the workers of this service."""
 
 import errno
 import socket
@@ -12,46 +12,46 @@ from server.settings.addresses import Address
 
 @contextmanager
 def reserved(listen: Address) -> Iterator[Address]:
-    """The address, with a port in place of 0, kept for us and our workers while this is open.
+    """Reserves an address while the context is open; yields it, with a port in place of 0.
 
-    Sockets that are bound but do not listen get no connections. Workers may join
-    them, for they are of the same user; programs without SO_REUSEPORT may not.
+    The sockets are bound and do not listen, so they receive no connections. Workers can bind the
+    same port, because they belong to the same user; programs without SO_REUSEPORT cannot.
 
     Raises:
-        StartFailed: It is taken, also by other workers, or not ours to use.
+        StartFailed: The address is taken, also by the workers of another service, or not allowed.
     """
     number = listen.port
     with ExitStack() as stack:
         try:
             for family, *_, found in socket.getaddrinfo(listen.host, number, type=socket.SOCK_STREAM):
-                if held := _held_if_here(family, (found[0], number, *found[2:])):
-                    number = stack.enter_context(held).getsockname()[1]
+                if reserving := _reserve_if_local(family, (found[0], number, *found[2:])):
+                    number = stack.enter_context(reserving).getsockname()[1]
         except OSError as error:
             raise cannot_listen(str(listen)) from error
         yield listen.with_port(number)
 
 
-def _held_if_here(family: int, address: tuple[Any, ...]) -> socket.socket | None:
-    """As `_held`; None for an address that this machine does not have, such as ::1 for localhost without IPv6."""
+def _reserve_if_local(family: int, address: tuple[Any, ...]) -> socket.socket | None:
+    """As `_reserve`; None for an address that this machine does not have, such as ::1 for localhost without IPv6."""
     try:
-        return _held(family, address)
+        return _reserve(family, address)
     except OSError as error:
         if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
             return None
         raise
 
 
-def _held(family: int, address: tuple[Any, ...]) -> socket.socket:
-    """A socket with SO_REUSEPORT on an address that nobody else uses, not even with SO_REUSEPORT."""
-    if address[1]:  # of free ports the kernel picks one that is nobody's
-        _bound(family, address, socket.SO_REUSEADDR).close()
+def _reserve(family: int, address: tuple[Any, ...]) -> socket.socket:
+    """Returns a socket with SO_REUSEPORT on an address that nobody else uses, not even with SO_REUSEPORT."""
+    if address[1]:  # for port 0 the kernel picks one that nobody uses
+        _bind(family, address, socket.SO_REUSEADDR).close()
     try:
-        return _bound(family, address, socket.SO_REUSEPORT)
-    except OSError:  # what is left of the connections of an earlier run is in the way
-        return _bound(family, address, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+        return _bind(family, address, socket.SO_REUSEPORT)
+    except OSError:  # connections of an earlier run, in TIME_WAIT, still have the port
+        return _bind(family, address, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
 
 
-def _bound(family: int, address: tuple[Any, ...], *options: int) -> socket.socket:
+def _bind(family: int, address: tuple[Any, ...], *options: int) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         for option in options:

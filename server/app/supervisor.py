@@ -1,13 +1,13 @@
-"""Several processes on one address: the parent, which starts, watches and ends them, and the worker.
+"""Several processes on one address: the parent starts workers, restarts those that end, and stops them.
 
-A worker is an interpreter of its own, never a fork (grpc/grpc#13873, ADR 14). The two talk through its standard
-streams:
+A worker is an interpreter of its own, never a fork (grpc/grpc#13873, ADR 14). The two communicate through the
+worker's standard streams:
 
-* Input: one line, the settings it is given; arguments and environment would show the database's password.
-  The end of the input is the end of the parent, however that came, and the worker drains and ends too.
-* Output: a line `null` once it serves, or a line with the reason why it cannot.
+* Input: one line of JSON with settings, because arguments and environment would show the database's password.
+  The end of the input means that the parent has ended, for whatever reason; the worker then drains and ends too.
+* Output: the line `null` once the worker serves, or a line with the reason why it cannot.
 
-Every worker listens on the address with SO_REUSEPORT, and the kernel deals new connections out among them.
+Every worker listens on the address with SO_REUSEPORT, and the kernel distributes new connections among them.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -31,10 +32,10 @@ from server.settings.service import Settings
 
 log = structlog.get_logger(__name__)
 
-_TRIES = 3  # of a worker that dies without a reason before all have served once
-_STEADY = 60.0  # seconds of service after which earlier failures are forgotten
-_SHORTEST, _LONGEST = 0.25, 30.0  # seconds between the end of a worker and the next start
-_LONGEST_LINE = 16 * 1024 * 1024  # bytes: a policy may have many mistakes
+_MAX_STARTS = 3  # of a worker that ends without a reason before all workers have served at the same time
+_RESET_SECONDS = 60.0  # of service, after which earlier failures do not count
+_MIN_BACKOFF, _MAX_BACKOFF = 0.25, 30.0  # seconds between the end of a worker and its next start
+_MAX_LINE_BYTES = 16 * 1024 * 1024  # a policy may have many mistakes
 _MARGIN = 15.0  # seconds beyond the grace in which a worker refuses calls, closes its pool and ends
 
 
@@ -44,19 +45,28 @@ class WorkersFailed(OperatorError):
 
 @dataclass
 class RestartBackoff:
-    """How often a worker has ended in a row."""
+    """The growing pause between the starts of one worker.
+
+    Attributes:
+        count: How often the worker has ended in a row.
+    """
 
     count: int = 0
 
     def pause(self, served: float) -> float:
-        """Seconds until the next start of one that ended after ``served`` seconds of service."""
-        self.count = 1 if served >= _STEADY else self.count + 1
-        return min(_SHORTEST * 2.0 ** min(self.count - 1, 10), _LONGEST)
+        """Returns the seconds to wait before the next start of a worker that ended after ``served`` seconds."""
+        self.count = 1 if served >= _RESET_SECONDS else self.count + 1
+        return min(_MIN_BACKOFF * 2.0 ** min(self.count - 1, 10), _MAX_BACKOFF)
 
 
 @dataclass
 class Worker:
-    """A process, from its start to its end."""
+    """A process from its start to its end.
+
+    Attributes:
+        serves_since: The loop's time at which it began to serve; None before.
+        reload_missed: Whether a reload was asked for before.
+    """
 
     number: int
     process: Process
@@ -64,61 +74,77 @@ class Worker:
     reload_missed: bool = False
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal, unless it has ended."""
+        """Sends a signal, unless the process has ended."""
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def reload(self) -> None:
-        """Has it read its policy again, as soon as it can: before it serves, the signal could end it."""
+        """Has the worker read its policy again once it serves: before, the signal could end it."""
         if self.serves_since is None:
             self.reload_missed = True
         else:
             self.send(signal.SIGHUP)
 
     def serves(self, now: float) -> None:
-        """Notes that it has begun to."""
+        """Notes that the worker has begun to serve."""
         self.serves_since = now
         if self.reload_missed:
             self.send(signal.SIGHUP)
 
 
 @dataclass(frozen=True)
-class End:
-    """How a worker ended, or that it could not be started."""
+class WorkerExit:
+    """How a worker ended, or that it could not be started.
+
+    Attributes:
+        code: The exit code; negative for the signal that ended the process.
+        served: Seconds of service.
+        problem: Why the worker could not serve, as it reported.
+    """
 
     pid: int | None = None
-    code: int | None = None  # negative: the signal that ended it
-    served: float = 0.0  # seconds
-    problem: str | None = None  # in its own words
+    code: int | None = None
+    served: float = 0.0
+    problem: str | None = None
 
 
 class Workers:
-    """As many workers as wanted, each started again when it ends."""
+    """A fixed number of workers, each started again when it ends.
+
+    Args:
+        addresses: What the workers serve.
+        name: Of the database, for people.
+        count: How many workers.
+        start: Starts the process of a number.
+        patience: Seconds from SIGTERM to SIGKILL.
+
+    Attributes:
+        waits_for: Always '': each worker logs what it waits for.
+    """
 
     def __init__(
         self, addresses: tuple[Address, ...], name: str, count: int, start: Callable[[int], Any], patience: float
     ) -> None:
-        """``start`` makes the process of a number; ``patience``: seconds from SIGTERM to SIGKILL."""
         self.addresses = addresses
-        self.name = name  # of the database
+        self.name = name
         self._count = count
         self._start = start
         self._patience = patience
         self._running: dict[int, Worker] = {}
         self._complete = asyncio.Event()  # all have served at the same time
-        self.waits_for = ""  # each worker says in its log what it waits for
+        self.waits_for = ""
 
     def reload(self) -> None:
-        """Has all read their policy again; safe in a signal handler."""
+        """Has all workers read their policy again; safe in a signal handler."""
         for worker in self._running.values():
             worker.reload()
 
     @asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Open once all serve; leaving ends them.
+    async def running(self) -> AsyncIterator[None]:
+        """Runs the workers: the context opens once all of them serve, and leaving it ends them.
 
         Raises:
-            WorkersFailed: One cannot serve; only before all have.
+            WorkersFailed: A worker cannot serve; only before all of them have.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -133,35 +159,35 @@ class Workers:
             await self._end()
 
     async def _keep(self, number: int) -> None:
-        """Runs the worker of this number for ever."""
+        """Starts the worker of this number again and again, until it is cancelled."""
         failures = RestartBackoff()
         while True:
-            end = await self._life(number)
+            end = await self._run_once(number)
             pause = failures.pause(end.served)
             if not self._complete.is_set():
-                _give_up_if_hopeless(number, end, failures)
-            told = {"problem": end.problem} if end.problem else {}
-            log.warning("worker ended", worker=number, pid=end.pid, exit_code=end.code, again_in=pause, **told)
+                _raise_if_hopeless(number, end, failures)
+            reported = {"problem": end.problem} if end.problem else {}
+            log.warning("worker ended", worker=number, pid=end.pid, exit_code=end.code, again_in=pause, **reported)
             await asyncio.sleep(pause)
 
-    async def _life(self, number: int) -> End:
-        """Starts a worker and sees it to its end."""
+    async def _run_once(self, number: int) -> WorkerExit:
+        """Starts a worker and waits for its end."""
         try:
             worker = self._running[number] = Worker(number, await self._start(number))
-        except OSError as error:  # no memory for one more process: later there may be
-            return End(problem=str(error))
+        except OSError as error:  # such as no memory for another process, which may be there later
+            return WorkerExit(problem=str(error))
         log.info("worker started", worker=number, pid=worker.process.pid)
         try:
-            problem = await self._listen_to(worker)
+            problem = await self._read_reports(worker)
         except ValueError:  # half a line, or what is no status at all: an end like any other
             problem = "It broke off in the middle of what it had to say."
             worker.send(signal.SIGKILL)
         code = await worker.process.wait()
         del self._running[number]
-        return End(worker.process.pid, code, _now() - (worker.serves_since or _now()), problem)
+        return WorkerExit(worker.process.pid, code, _now() - (worker.serves_since or _now()), problem)
 
-    async def _listen_to(self, worker: Worker) -> str | None:
-        """Takes in what it says until it ends; what kept it from serving, if it has told."""
+    async def _read_reports(self, worker: Worker) -> str | None:
+        """Reads the lines of a worker until it ends; returns why it could not serve, if it reported that."""
         problem = None
         assert worker.process.stdout is not None
         async for line in worker.process.stdout:
@@ -173,7 +199,7 @@ class Workers:
         return problem
 
     async def _end(self) -> None:
-        """SIGTERM to all, time for their running calls, SIGKILL to the rest."""
+        """Sends SIGTERM to all workers, waits for their running calls, and sends SIGKILL to the rest."""
         ends = {asyncio.create_task(each.process.wait()): each for each in self._running.values()}
         if not ends:
             return
@@ -186,12 +212,12 @@ class Workers:
         await asyncio.wait(ends)
 
 
-def _give_up_if_hopeless(number: int, end: End, failures: RestartBackoff) -> None:
+def _raise_if_hopeless(number: int, end: WorkerExit, failures: RestartBackoff) -> None:
     if end.problem:
         raise WorkersFailed(end.problem)
-    if failures.count == _TRIES:
+    if failures.count == _MAX_STARTS:
         raise WorkersFailed(
-            f"Worker {number} ended {_TRIES} times before the service was up, at last with exit code {end.code}."
+            f"Worker {number} ended {_MAX_STARTS} times before the service was up, at last with exit code {end.code}."
         )
 
 
@@ -201,33 +227,35 @@ def _now() -> float:
 
 @asynccontextmanager
 async def supervise_workers(settings: Settings) -> AsyncIterator[Workers]:
-    """The whole service, open once every worker serves; leaving drains them, and then stops a private PostgreSQL.
+    """Runs the whole service in several processes; the context opens once every worker serves.
+
+    Leaving it drains the workers, and then stops the private PostgreSQL if there is one.
 
     Raises:
-        WorkersFailed: In the words of the worker that could not start.
-        StartFailed: The address cannot be used.
+        WorkersFailed: A worker cannot serve; the text is what it reported.
+        StartFailed: An address cannot be used.
     """
     with ExitStack() as stack:
         addresses = tuple(stack.enter_context(reserved(listen)) for listen in settings.listen)
         async with provision_database(settings) as (url, name):
             given = {"listen": [*map(str, addresses)], "database_url": url, "workers": settings.workers}
-            job = json.dumps(given).encode()
+            startup_message = json.dumps(given).encode() + b"\n"
             patience = settings.grace_seconds + _MARGIN
-            workers = Workers(addresses, name, settings.workers, lambda number: _started(number, job), patience)
-            async with workers.kept():
+            workers = Workers(addresses, name, settings.workers, partial(_start, startup_message), patience)
+            async with workers.running():
                 yield workers
 
 
-async def _started(number: int, job: bytes) -> Process:
-    """A worker's process, with its job; it finds our modules where we found them."""
+async def _start(startup_message: bytes, number: int) -> Process:
+    """Starts a worker, which finds modules in the same places as this process, and sends it its settings."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "server.app.worker", str(number)),
         stdin=PIPE,
         stdout=PIPE,
-        limit=_LONGEST_LINE,
+        limit=_MAX_LINE_BYTES,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         start_new_session=True,  # Ctrl-C is for the parent alone
     )
     assert process.stdin is not None
-    process.stdin.write(job + b"\n")  # no need to drain: it is short, and a process that has ended is seen to
+    process.stdin.write(startup_message)  # not drained: it is short, and the end of the process is noticed anyway
     return process

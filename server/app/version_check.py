@@ -1,4 +1,4 @@
-"""Versions below which a dependency loses data or calls; the reasons are in docs/adr/0003."""
+"""The oldest versions of dependencies that lose neither data nor calls; docs/adr/0003 has the reasons."""
 
 from importlib.metadata import version
 
@@ -14,8 +14,13 @@ class VersionError(OperatorError):
 
 
 def check() -> None:
-    """Raises VersionUnfit, naming every package that must not be used."""
-    old = [f"{name} {version(name)}" for name, floor in FLOORS.items() if _numbers(version(name)) < floor]
+    """Checks the installed packages.
+
+    Raises:
+        VersionError: Names every package that must not be used.
+    """
+    installed = {name: version(name) for name in FLOORS}
+    old = [f"{name} {found}" for name, found in installed.items() if _numbers(found) < FLOORS[name]]
     if api_implementation.Type() != "upb":
         old.append(f"protobuf without upb ({api_implementation.Type()})")
     if old:
@@ -23,5 +28,5 @@ def check() -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    parts = (part for part in text.split("."))
-    return tuple(int(part) for part in parts if part.isdigit())
+    """Returns the numbers of a version; a suffix such as `rc1` does not count."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())

@@ -1,4 +1,4 @@
-"""A bounded memory of what was used last."""
+"""A cache of bounded size that drops what was unused for longest."""
 
 from collections import OrderedDict
 from typing import Generic, TypeVar
@@ -8,33 +8,26 @@ Value = TypeVar("Value")
 
 
 class LruCache(Generic[Key, Value]):
-    """The ``size`` entries used last."""
+    """A cache of the ``size`` entries that were used last."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._entries: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key) -> Value | None:
-        """The entry, which is then the one used last."""
+        """Returns the entry, which counts as used, or None."""
         value = self._entries.get(key)
         if value is not None:
             self._entries.move_to_end(key)
         return value
 
     def put(self, key: Key, value: Value) -> None:
-        """Remembers ``value``; forgets the one unused for longest when there are too many."""
+        """Adds or replaces an entry; drops the one that was unused for longest if there are too many."""
         self._entries[key] = value
         self._entries.move_to_end(key)
         if len(self._entries) > self._size:
             self._entries.popitem(last=False)
 
     def forget(self, key: Key) -> None:
-        """Removes the entry, if there is one."""
+        """Removes the entry if there is one."""
         self._entries.pop(key, None)
-
-    def clear(self) -> None:
-        """Removes all."""
-        self._entries.clear()
-
-    def __len__(self) -> int:
-        return len(self._entries)

@@ -343,7 +343,7 @@ def shells(script: str, patience: float = SOON) -> Workers:
 async def test_a_start_that_cannot_succeed_ends() -> None:
     """A worker that dies again and again without a word, before all serve, is not started for ever."""
     with capture_logs() as logs, pytest.raises(WorkersFailed, match=r"ended 3 times .* exit code 7"):
-        async with shells("exit 7").kept():
+        async with shells("exit 7").running():
             raise AssertionError("they serve")
     assert 6 >= len([line for line in logs if line["event"] == "worker started"]) >= 3
 
@@ -351,14 +351,14 @@ async def test_a_start_that_cannot_succeed_ends() -> None:
 async def test_the_service_is_there_when_all_serve(tmp_path: Path) -> None:
     """Who waits for it does not meet half of it."""
     slow = f"sleep 0.3; touch {tmp_path}/late"
-    async with shells(f"mkdir {tmp_path}/first 2>&- || {{ {slow}; }}; echo null; read forever").kept():
+    async with shells(f"mkdir {tmp_path}/first 2>&- || {{ {slow}; }}; echo null; read forever").running():
         assert (tmp_path / "late").exists()
 
 
 async def test_a_worker_that_does_not_end_is_killed() -> None:
     """SIGTERM is not the last word."""
     with capture_logs() as logs:
-        async with asyncio.timeout(SOON), shells("trap '' TERM; echo null; read forever", patience=0.2).kept():
+        async with asyncio.timeout(SOON), shells("trap '' TERM; echo null; read forever", patience=0.2).running():
             pids = [line["pid"] for line in logs]
             assert all(map(runs, pids))
     assert [] == [pid for pid in pids if runs(pid)]
@@ -371,7 +371,7 @@ async def test_a_restart_that_fails_is_told_and_tried_again(tmp_path: Path) -> N
         f"if mkdir {tmp_path}/$PPID.a || mkdir {tmp_path}/$PPID.b; then echo null; sleep 0.5; else echo '\"no\"'; fi"
     )
     with capture_logs() as logs:
-        async with shells(f"({script}) 2>&-").kept():
+        async with shells(f"({script}) 2>&-").running():
             await eventually(lambda: len([line for line in logs if line.get("problem") == "no"]) >= 4)
     assert all(line["again_in"] <= 2 for line in logs if "again_in" in line)
 

@@ -414,7 +414,7 @@ async def test_memory_is_bounded(key_file: Path, monkeypatch: pytest.MonkeyPatch
     source = Jwt(jwt_settings(str(key_file)), FileKeys(key_file))
     for name in "abca":
         await source.principal(Seen(bearer(token(claims(sub=name)))))
-    assert 2 == len(source._verified)
+    assert 2 == len(source._verified._entries)
 
 
 # --- key sets
