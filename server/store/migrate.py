@@ -5,6 +5,8 @@ CREATE INDEX CONCURRENTLY, and a pooled connection must keep no session state (s
 """
 
 import asyncio
+import random
+import time
 from pathlib import Path
 
 import asyncpg
@@ -14,6 +16,8 @@ from server.store.connection.opening import direct_connection
 
 HEAD = "0002"  # newest file in migrations/versions; known here so that a start need not load Alembic
 _LOCK = 0x636F6E76  # "conv"
+_SESSION = {"lock_timeout": "250ms", "application_name": "conversations migration"}
+_RETRY_SECONDS = (0.5, 1.0)  # least and most between two tries to lock a table
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
@@ -42,8 +46,12 @@ def is_behind(found: str | None) -> bool:
 async def migrate(url: str, wait_seconds: float = 60) -> bool:
     """Brings the schema to `HEAD`; returns whether anything had to be done.
 
+    Args:
+        url: Of PostgreSQL itself, not of PgBouncer.
+        wait_seconds: For another migration, and then for the locks of each table that is changed.
+
     Raises:
-        MigrationFailed: Another process held the lock for longer than ``wait_seconds``, or a revision failed; it was
+        MigrationFailed: Another session held a lock for longer than ``wait_seconds``, or a revision failed; it was
             rolled back.
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
     """
@@ -53,7 +61,7 @@ async def migrate(url: str, wait_seconds: float = 60) -> bool:
         await _acquire_lock(lock, wait_seconds)
         if not is_behind(await current_revision(url)):
             return False
-        await asyncio.to_thread(_upgrade, url)
+        await _upgrade_between_statements(url, wait_seconds)
         return True
 
 
@@ -66,8 +74,31 @@ async def _acquire_lock(lock: asyncpg.Connection, wait_seconds: float) -> None:
         raise MigrationFailed(f"Another migration has been running for {wait_seconds:g} seconds.") from None
 
 
-def _upgrade(url: str) -> None:
-    """Runs Alembic on an event loop of its own, in a thread: Alembic is synchronous."""
+async def _upgrade_between_statements(url: str, wait_seconds: float) -> None:
+    """Runs the revisions, again and again while one of them does not get a lock at once.
+
+    A statement that waits for the lock of an ALTER TABLE makes all later statements on that table wait behind it. So it
+    waits a moment only, its revision is rolled back, and calls go on until the next try. Revisions that are done stay.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while not await asyncio.to_thread(_upgrade, url):
+        if time.monotonic() > deadline:
+            raise MigrationFailed(
+                f"A migration could not lock a table for {wait_seconds:g} seconds and was rolled back: end the session "
+                "that holds it (pg_locks, pg_stat_activity), and try again."
+            )
+        await asyncio.sleep(random.uniform(*_RETRY_SECONDS))  # noqa: S311 - jitter
+
+
+def _upgrade(url: str) -> bool:
+    """Runs Alembic on an event loop of its own, in a thread: Alembic is synchronous.
+
+    Returns:
+        Whether the schema is up to date; False when a lock was not granted in time (SQLSTATE 55P03).
+
+    Raises:
+        MigrationFailed: A revision failed.
+    """
     # Imported here: only the first start of a version pays for Alembic.
     from alembic import command
     from alembic.config import Config
@@ -86,7 +117,7 @@ def _upgrade(url: str) -> None:
     async def run() -> None:
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=lambda: asyncpg.connect(url),
+            async_creator=lambda: asyncpg.connect(url, timeout=10, server_settings=_SESSION),
             poolclass=NullPool,
             hide_parameters=True,
         )
@@ -98,4 +129,7 @@ def _upgrade(url: str) -> None:
     try:
         asyncio.run(run())
     except SQLAlchemyError as error:
+        if getattr(getattr(error, "orig", None), "sqlstate", None) == asyncpg.LockNotAvailableError.sqlstate:
+            return False
         raise MigrationFailed(f"A migration failed and was rolled back: {type(error).__name__}.") from error
+    return True

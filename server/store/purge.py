@@ -13,6 +13,7 @@ from server.store.connection.opening import direct_connection
 
 _LOCK = 0x70757267  # "purg"
 _STEP = 5000  # rows of one statement
+_SESSION = {"lock_timeout": "5s", "application_name": "conversations purge"}
 _STATEMENTS = {
     "items of deleted conversations": """
         DELETE FROM items WHERE ctid = ANY(ARRAY(
@@ -59,7 +60,7 @@ async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError: A statement failed; steps before it are done.
     """
-    async with direct_connection(url) as connection:
+    async with direct_connection(url, settings=_SESSION) as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
             return None
         # One instant for all statements, and conversations after their items: a delete may commit in between.

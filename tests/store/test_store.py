@@ -1,6 +1,7 @@
 """The store on a real PostgreSQL: its schema, its purge, and what it asks of the database."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +25,7 @@ from structlog.testing import capture_logs
 from server.app.background import purge_periodically
 from server.observability.stats import PurgeStats
 from server.settings.service import load
+from server.store import migrate as migrate_module
 from server.store.connection import opening
 from server.store.connection.bounds import Bounds
 from server.store.connection.database import Database
@@ -164,6 +166,66 @@ async def test_a_failed_migration_leaves_nothing(postgres: str) -> None:
         assert await current_revision(url) is None
         await fetch(url, "DROP TABLE items")
         assert await migrate(url)
+
+
+REVISION = """
+from alembic import op
+revision, down_revision = "9001", "{head}"
+
+
+def upgrade():
+    op.execute("ALTER TABLE conversations ADD COLUMN later int")
+"""
+
+
+@pytest.fixture
+def altering(own_service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One more revision, which changes a table that calls use; the service has started without it."""
+    scripts = shutil.copytree(MIGRATIONS, tmp_path / "migrations")
+    (scripts / "versions" / "9001_later.py").write_text(REVISION.format(head=HEAD))
+    monkeypatch.setattr(migrate_module, "_SCRIPTS", scripts)
+    monkeypatch.setattr(migrate_module, "HEAD", "9001")
+
+
+@pytest.mark.usefixtures("altering")
+async def test_a_migration_does_not_queue_calls_behind_it(own_service: Service) -> None:
+    """While a session holds a lock that an ALTER TABLE needs, calls go on; when it ends, the migration is done."""
+    stub, url = own_service.stub, own_service.url
+    made = await stub.CreateConversation(create())
+    other = await asyncpg.connect(url)
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute("SELECT FROM conversations")
+    migrating = asyncio.create_task(migrate(url, wait_seconds=20))
+    longest = 0.0
+    waits = "SELECT FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
+    async with asyncio.timeout(10):
+        while not await fetch(url, waits) and not migrating.done():  # noqa: ASYNC110 - the database tells nobody
+            await asyncio.sleep(0.005)
+    for _ in range(40):
+        began = time.monotonic()
+        await stub.GetConversation(get(made.id))
+        longest = max(longest, time.monotonic() - began)
+        await asyncio.sleep(0.05)
+    assert not migrating.done()
+    await transaction.rollback()
+    await other.close()
+    assert await migrating
+    assert "9001" == await current_revision(url)
+    assert longest < 1  # the 250 ms for which it waits, and what a busy machine adds
+
+
+@pytest.mark.usefixtures("altering")
+async def test_a_migration_gives_up_on_a_lock(own_service: Service) -> None:
+    """A table that stays locked ends the migration with a sentence, and leaves the schema as it was."""
+    async with asyncio.timeout(20):
+        other = await asyncpg.connect(own_service.url)
+        async with other.transaction():
+            await other.execute("LOCK TABLE conversations IN ACCESS SHARE MODE")
+            with pytest.raises(MigrationFailed, match="could not lock a table"):
+                await migrate(own_service.url, wait_seconds=0.5)
+        await other.close()
+    assert HEAD == await current_revision(own_service.url)
 
 
 # -- purge
