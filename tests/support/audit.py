@@ -1,5 +1,6 @@
 """A service behind a proxy, and the audit lines that its calls write."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -63,6 +64,9 @@ async def audit_lines(
             await getattr(stub, method)(request, metadata=who)
         except grpc.aio.AioRpcError as error:
             code = error.code().name
+        async with asyncio.timeout(5):  # the access line is the last line of a call, and may come after the response
+            while not any(line.get("log") == "access" for line in logs):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
     assert [] == [secret for secret in SECRETS if secret in repr(logs)]
     lines = [dict(line) for line in logs if line.get("log") == "audit"]
     (access_line,) = [line for line in logs if line.get("log") == "access"]
