@@ -56,15 +56,15 @@ def _jwt(settings: IdentitySettings, tracer: "Tracer | None", tasks: TaskSupervi
 
 
 def _keys(place: str, tracer: "Tracer | None", tasks: TaskSupervisor) -> "Keys":
-    """The issuer's keys; an HTTP client is loaded for a URL only."""
+    """Returns the issuer's keys; an HTTP client is imported for a URL only."""
     if "://" in place:
         from server.identity.jwks_url import UrlKeys
 
         if tracer is None:
             return UrlKeys(place, tasks=tasks)
-        from server.identity.jwks_tracing import fetch_trace
+        from server.identity.jwks_tracing import trace_config
 
-        return UrlKeys(place, tasks=tasks, traces=(fetch_trace(tracer),))
+        return UrlKeys(place, tasks=tasks, traces=(trace_config(tracer),))
     from server.identity.jwks import FileKeys
 
     return FileKeys(Path(place))

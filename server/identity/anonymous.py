@@ -1,4 +1,4 @@
-"""The source `none`: whoever can connect is one and the same principal."""
+"""The source `none`: every caller is the same principal."""
 
 from server.identity.principals import LOCAL_ID
 from server.identity.source import Call, Idle, identity_metadata
@@ -16,6 +16,6 @@ class Anonymous(Idle):
     name = "none"
 
     async def principal(self, call: Call) -> Principal:
-        """`LOCAL`."""
+        """Returns `LOCAL`; raises CredentialsInvalid for a call with credentials."""
         identity_metadata(call)
         return LOCAL

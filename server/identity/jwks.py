@@ -1,4 +1,4 @@
-"""The issuer's public keys, and those that lie in a file."""
+"""The public keys of an issuer of tokens, and keys that are read from a file."""
 
 import json
 import warnings
@@ -17,7 +17,7 @@ from server.identity.source import IdentityConfigError, Idle
 from server.observability.stats import JwksStats
 from server.settings.watched_file import WatchedFile
 
-_KEY_TYPES = ("RSA", "EC", "OKP")  # a symmetric key in a published set is known to all
+_KEY_TYPES = ("RSA", "EC", "OKP")  # not symmetric: everybody could know a published key, and sign with it
 _MAX_KEYS = 256
 
 PublicKey: TypeAlias = jwk.RSAKey | jwk.ECKey | jwk.OKPKey
@@ -31,35 +31,35 @@ class JwksInvalid(Exception):
 
 
 class Keys(Protocol):
-    """The keys as they are now."""
+    """A source of keys that changes as the issuer rotates them."""
 
     @property
     def jwks(self) -> JwksStats | None:
-        """Counts of their fetches; None for keys that are not fetched."""
+        """Counts of the fetches; None if the keys are not fetched."""
 
     def version(self) -> int:
-        """Another number whenever a key came or went. Cheap: asked at every call."""
+        """Returns a number that changes whenever a key came or went; called for every call, so it must be cheap."""
 
     async def key(self, identifier: str, key_type: str) -> PublicKey | None:
-        """The key, None when the issuer has none such.
+        """Returns the key, or None if the issuer has no such key.
 
         Raises:
-            IdentityUnavailable: There never was a set of keys, or the last one is too old.
+            IdentityUnavailable: No keys were ever read, or the last ones are too old.
         """
 
     async def __aenter__(self) -> Self:
-        """Gets the first keys."""
+        """Reads the first keys."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends what runs beside the calls."""
+        """Stops background work."""
 
 
-def parsed(body: bytes) -> KeysById:
-    """The keys of a JWK Set that can check signatures of others.
+def parse_jwk_set(body: bytes) -> KeysById:
+    """Returns the keys of a JWK Set that can verify signatures.
 
-    A key without an id, of another type, for encryption or too weak is left out.
+    Keys without an id, of other types, for encryption, or too weak are left out.
 
     Raises:
         JwksInvalid: Not a JWK Set, or one with two keys of the same id and type.
@@ -72,7 +72,7 @@ def parsed(body: bytes) -> KeysById:
         raise JwksInvalid("not a list of keys")
     keys: KeysById = {}
     for member in members:
-        key = _imported(member)
+        key = _import_key(member)
         if key is None:
             continue
         if (name := (str(key.kid), key.key_type)) in keys:
@@ -81,7 +81,7 @@ def parsed(body: bytes) -> KeysById:
     return keys
 
 
-def _imported(member: Any) -> PublicKey | None:
+def _import_key(member: Any) -> PublicKey | None:
     if not isinstance(member, dict) or member.get("kty") not in _KEY_TYPES or member.get("use", "sig") != "sig":
         return None
     if not isinstance(member.get("kid"), str):
@@ -97,7 +97,12 @@ def _imported(member: Any) -> PublicKey | None:
 
 
 class KeySet:
-    """The keys of the last good document."""
+    """The keys of the last valid document.
+
+    Attributes:
+        keys: None before the first document, and after `drop`.
+        version: As `Keys.version`.
+    """
 
     def __init__(self) -> None:
         self.keys: KeysById | None = None
@@ -109,62 +114,62 @@ class KeySet:
         Raises:
             JwksInvalid: They stay as they were.
         """
-        keys = parsed(body)
+        keys = parse_jwk_set(body)
         if self.keys is None or _thumbprints(self.keys) != _thumbprints(keys):
             self.keys = keys
             self.version += 1
             log.info("identity keys taken", keys=len(keys))
 
     def drop(self) -> None:
-        """No key is good any more."""
+        """Drops all keys: none is valid any more."""
         if self.keys is not None:
             self.keys = None
             self.version += 1
 
     def key(self, identifier: str, key_type: str) -> PublicKey | None:
-        """As `Keys.key`."""
+        """Returns what `Keys.key` does."""
         if self.keys is None:
             raise IdentityUnavailable
         return self.keys.get((identifier, key_type))
 
 
 def _thumbprints(keys: Mapping[tuple[str, str], PublicKey]) -> dict[tuple[str, str], tuple[Any, ...]]:
-    """What makes a key another one: its material and what it may be used for."""
+    """Returns what distinguishes keys: their material, and what they may be used for."""
     return {name: (key.thumbprint(), key.get("alg"), str(key.get("key_ops"))) for name, key in keys.items()}
 
 
 class FileKeys(Idle):
-    """Keys in a file, read again when it changes; a broken one never replaces a good one.
+    """Keys from a file, which is read again when it changes; an invalid file leaves the previous keys in force.
 
     Raises:
-        IdentityConfigError: There is no good one to begin with.
+        IdentityConfigError: The file is invalid at startup.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = monotonic) -> None:
         self._file = WatchedFile(path, clock)
-        self._held = KeySet()
-        self._broken = ""  # what is wrong with the file, said once
-        self._look()
-        if self._held.keys is None:
-            raise IdentityConfigError(f"jwt_jwks: the file cannot be read as a JWK Set ({self._broken}).")
+        self._key_set = KeySet()
+        self._problem = ""  # with the file, as it was logged
+        self._reload_if_changed()
+        if self._key_set.keys is None:
+            raise IdentityConfigError(f"jwt_jwks: the file cannot be read as a JWK Set ({self._problem}).")
 
     def version(self) -> int:
-        """As `Keys.version`."""
-        self._look()
-        return self._held.version
+        """Returns what `Keys.version` does."""
+        self._reload_if_changed()
+        return self._key_set.version
 
     async def key(self, identifier: str, key_type: str) -> PublicKey | None:
-        """As `Keys.key`."""
-        self._look()
-        return self._held.key(identifier, key_type)
+        """Returns what `Keys.key` does."""
+        self._reload_if_changed()
+        return self._key_set.key(identifier, key_type)
 
-    def _look(self) -> None:
+    def _reload_if_changed(self) -> None:
         try:
             if (body := self._file.read_if_changed()) is not None:
-                self._held.take(body)
-                self._broken = ""
+                self._key_set.take(body)
+                self._problem = ""
         except (OSError, JwksInvalid) as error:
             why = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            if why != self._broken:
-                self._broken = why
+            if why != self._problem:
+                self._problem = why
                 log.warning("identity keys cannot be read", why=why)

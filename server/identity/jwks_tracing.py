@@ -1,4 +1,4 @@
-"""A span for each fetch of keys, and its trace told to whom they are fetched from."""
+"""A span for each fetch of keys, whose context is sent along in `traceparent`."""
 
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -10,21 +10,21 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 if TYPE_CHECKING:
     from opentelemetry.util.types import AnyValue
 
-# The trace alone: baggage is a caller's, and the issuer of tokens is nobody it was meant for.
+# Not baggage, which the caller did not mean for the issuer of tokens.
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
-def fetch_trace(tracer: Tracer) -> aiohttp.TraceConfig:
-    """What a client session of aiohttp is to be given."""
+def trace_config(tracer: Tracer) -> aiohttp.TraceConfig:
+    """Returns the configuration that makes a client session of aiohttp trace its requests."""
     config = aiohttp.TraceConfig()
-    config.on_request_start.append(_Begun(tracer))
-    config.on_request_end.append(_ended)
-    config.on_request_exception.append(_failed)
+    config.on_request_start.append(_StartSpan(tracer))
+    config.on_request_end.append(_end_span)
+    config.on_request_exception.append(_fail_span)
     return config
 
 
-class _Begun:
-    """Makes the span, in the trace of the call that needs a key, or in one of its own."""
+class _StartSpan:
+    """Starts a span, in the trace of the call that needs a key or in a trace of its own."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -42,22 +42,22 @@ class _Begun:
         _PROPAGATOR.inject(params.headers, set_span_in_context(request.span))
 
 
-async def _ended(
+async def _end_span(
     _session: aiohttp.ClientSession, request: SimpleNamespace, params: aiohttp.TraceRequestEndParams
 ) -> None:
     request.span.set_attribute("http.response.status_code", params.response.status)
     if params.response.status >= 400:
-        _mark(request, str(params.response.status))
+        _set_error(request, str(params.response.status))
     request.span.end()
 
 
-async def _failed(
+async def _fail_span(
     _session: aiohttp.ClientSession, request: SimpleNamespace, params: aiohttp.TraceRequestExceptionParams
 ) -> None:
-    _mark(request, type(params.exception).__name__)
+    _set_error(request, type(params.exception).__name__)
     request.span.end()
 
 
-def _mark(request: SimpleNamespace, error: str) -> None:
+def _set_error(request: SimpleNamespace, error: str) -> None:
     request.span.set_attribute("error.type", error)
     request.span.set_status(StatusCode.ERROR)

@@ -1,4 +1,4 @@
-"""The issuer's public keys at a URL, fetched beside the calls."""
+"""The public keys of an issuer, fetched from a URL in the background."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -15,17 +15,24 @@ from server.observability.stats import JwksStats
 from server.observability.task_supervisor import TaskSupervisor
 from server.settings.watched_file import MAX_BYTES
 
-FETCH_SECONDS = 5.0  # limit on one fetch
-FRESH_SECONDS = 600.0  # from a fetch to the next
+FETCH_SECONDS = 5.0  # timeout of one fetch
+FRESH_SECONDS = 600.0  # from a successful fetch to the next
 RETRY_SECONDS = 10.0  # from a failed fetch to the next
-UNKNOWN_SECONDS = 30.0  # between fetches because of an unknown key id, which anybody can make up
-KEPT_SECONDS = 24 * 3600.0  # how long an issuer may be away before its keys are dropped
+UNKNOWN_SECONDS = 30.0  # between fetches for unknown key ids, which anybody can make up
+KEPT_SECONDS = 24 * 3600.0  # how long keys stay valid while the issuer cannot be reached
 
 log = structlog.get_logger(__name__)
 
 
 class UrlKeys:
-    """Keys at a URL, fetched every ten minutes and, rarely, when a call names an unknown one."""
+    """Keys at a URL, fetched every ten minutes, and at most twice a minute when a token names an unknown key.
+
+    Args:
+        url: Of the JWK Set.
+        clock: Seconds.
+        traces: Trace the requests.
+        tasks: Supervises the background task.
+    """
 
     def __init__(
         self,
@@ -38,12 +45,12 @@ class UrlKeys:
         self._tasks = tasks or TaskSupervisor()
         self._traces = traces
         self._clock = clock
-        self._held = KeySet()
-        self._good = False  # how the last fetch ended
+        self._key_set = KeySet()
+        self._last_succeeded = False
         self.jwks = JwksStats(clock)
-        self._asked = float("-inf")  # when an unknown key last made us fetch
+        self._last_unknown = float("-inf")  # time of the last fetch for an unknown key
         self._fetch: asyncio.Task[None] | None = None
-        self._session: aiohttp.ClientSession  # like what closes it, from __aenter__ on
+        self._session: aiohttp.ClientSession  # like `_open`, which closes it, set by __aenter__
         self._open: AsyncExitStack
 
     async def __aenter__(self) -> Self:
@@ -56,7 +63,7 @@ class UrlKeys:
         )
         async with AsyncExitStack() as stack:
             self._session = await stack.enter_async_context(session)
-            stack.push_async_callback(self._end_fetch)
+            stack.push_async_callback(self._cancel_fetch)
             await self.refresh()
             await stack.enter_async_context(self._tasks.running("identity keys", self._refresh_for_ever))
             self._open = stack.pop_all()
@@ -68,56 +75,56 @@ class UrlKeys:
         await self._open.aclose()
 
     def version(self) -> int:
-        """As `Keys.version`."""
-        return self._held.version
+        """Returns what `Keys.version` does."""
+        return self._key_set.version
 
     async def key(self, identifier: str, key_type: str) -> PublicKey | None:
-        """As `Keys.key`; waits for a fetch only when the key is unknown and may have come since the last."""
-        known = self._held.keys is not None and (identifier, key_type) in self._held.keys
-        if not known and self._may_ask():
+        """Returns what `Keys.key` does; fetches first if the key is unknown and a fetch for such keys is allowed."""
+        known = self._key_set.keys is not None and (identifier, key_type) in self._key_set.keys
+        if not known and self._may_fetch():
             await self.refresh()
-        return self._held.key(identifier, key_type)
+        return self._key_set.key(identifier, key_type)
 
     async def refresh(self) -> None:
-        """Fetches the keys, or waits for the fetch under way; whether it went well is in the log."""
+        """Fetches the keys, or waits for the fetch that runs; a failure is logged and not raised."""
         if self._fetch is None:
-            self._fetch = asyncio.create_task(self._fetched(), name="fetch of identity keys")
-            self._fetch.add_done_callback(self._fetch_ended)
-        await asyncio.shield(self._fetch)  # other calls wait for it too: one that is cancelled leaves it running
+            self._fetch = asyncio.create_task(self._fetch_keys(), name="fetch of identity keys")
+            self._fetch.add_done_callback(self._forget_fetch)
+        await asyncio.shield(self._fetch)  # shared by calls: one that is cancelled must not cancel it
 
-    def _fetch_ended(self, _task: asyncio.Task[None]) -> None:
+    def _forget_fetch(self, _task: asyncio.Task[None]) -> None:
         self._fetch = None
 
-    async def _end_fetch(self) -> None:
+    async def _cancel_fetch(self) -> None:
         if self._fetch is not None:
-            await _ended(self._fetch)
+            await _cancel(self._fetch)
 
-    def _may_ask(self) -> bool:
+    def _may_fetch(self) -> bool:
         if self._fetch is not None:
             return True
-        if (now := self._clock()) - self._asked < UNKNOWN_SECONDS:
+        if (now := self._clock()) - self._last_unknown < UNKNOWN_SECONDS:
             return False
-        self._asked = now
+        self._last_unknown = now
         return True
 
-    async def _fetched(self) -> None:
+    async def _fetch_keys(self) -> None:
         try:
-            self._held.take(await self._body())
-            self._good = True
+            self._key_set.take(await self._download())
+            self._last_succeeded = True
             self.jwks.succeeded()
-        except Exception as error:  # noqa: BLE001 - whatever went wrong, the keys of before stay in force
-            self._failed(str(error) if isinstance(error, JwksInvalid) else type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the previous keys stay in force
+            self._keep_for_now(str(error) if isinstance(error, JwksInvalid) else type(error).__name__)
 
-    def _failed(self, why: str) -> None:
-        """No word from the issuer: the keys stay, for a while."""
-        self._good = False
+    def _keep_for_now(self, why: str) -> None:
+        """Keeps the keys after a failed fetch, unless they are too old by now."""
+        self._last_succeeded = False
         self.jwks.failed()
         if self.jwks.age > KEPT_SECONDS:
-            self._held.drop()
-        log.warning("identity keys cannot be fetched", why=why, kept=self._held.keys is not None)
+            self._key_set.drop()
+        log.warning("identity keys cannot be fetched", why=why, kept=self._key_set.keys is not None)
 
-    async def _body(self) -> bytes:
-        """The document; not more than the limit is ever read, and no other host is asked."""
+    async def _download(self) -> bytes:
+        """Returns the document; reads no more than the limit, and follows no redirect."""
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         async with self._session.get(self._url, allow_redirects=False, headers=headers) as response:
             if response.status != 200:
@@ -131,11 +138,11 @@ class UrlKeys:
 
     async def _refresh_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(FRESH_SECONDS if self._good else RETRY_SECONDS)
+            await asyncio.sleep(FRESH_SECONDS if self._last_succeeded else RETRY_SECONDS)
             await self.refresh()
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task

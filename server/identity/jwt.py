@@ -1,4 +1,4 @@
-"""Bearer tokens: signed by the one issuer, for us, and not too old (RFC 8725)."""
+"""Identity from bearer tokens: signed by the issuer, for this audience, and not expired (RFC 8725)."""
 
 import json
 import re
@@ -23,16 +23,16 @@ from server.observability.stats import JwksStats
 from server.policy.principal import Principal
 from server.settings.identity import IdentitySettings
 
-SKEW_SECONDS = 60  # between our clock and the issuer's
+SKEW_SECONDS = 60  # allowed between the clocks of the service and the issuer
 MAX_TOKEN_BYTES = 8 * 1024
-MAX_TOKENS = 10_000  # verified ones that are remembered
-CACHED_SECONDS = 600.0  # how long one is, at most
+MAX_TOKENS = 10_000  # in the cache of verified tokens
+CACHED_SECONDS = 600.0  # longest time in that cache
 
 _OWN = ("authorization",)
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# They would have the token say what to check it with, or change what is signed.
+# With these the token would name the key that verifies it, or change what is signed.
 _REFUSED = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip"})
-# An issuer signs other things too, as logout tokens, with the same key and audience (RFC 8725 §3.11).
+# Issuers sign other tokens, such as logout tokens, with the same key and audience (RFC 8725 §3.11).
 _TYPES = frozenset({"jwt", "at+jwt"})
 
 
@@ -44,7 +44,7 @@ class _Verified:
 
 
 class Jwt:
-    """Takes the principal from a token in `authorization`.
+    """Takes the principal from the token in `authorization`.
 
     Args:
         settings: Of the identity `jwt`.
@@ -58,7 +58,7 @@ class Jwt:
         self._keys = keys
         self._clock = clock
         self._principals = Principals(settings.attribute_names)
-        self._renamed = settings.jwt_attribute_claims
+        self._claim_names = settings.jwt_attribute_claims
         self._tenant_claim = settings.jwt_tenant_claim
         self._registry = _Algorithms(algorithms=settings.jwt_algorithms, strict_check_header=False)
         self._claims = jwt.JWTClaimsRegistry(
@@ -73,7 +73,7 @@ class Jwt:
 
     @property
     def jwks(self) -> JwksStats | None:
-        """Counts of the fetches of the keys, if they come from a URL."""
+        """Counts of the fetches of the keys; None if they come from a file."""
         return self._keys.jwks
 
     async def __aenter__(self) -> Self:
@@ -86,22 +86,26 @@ class Jwt:
         await self._keys.__aexit__(kind, error, trace)
 
     async def principal(self, call: Call) -> Principal:
-        """Who the token is about; its signature is checked once in a while, not at every call."""
+        """Returns the principal of the token; its signature is verified once, and then remembered for a while.
+
+        Raises:
+            CredentialsMissing, CredentialsInvalid, IdentityUnavailable: As `Source.principal`.
+        """
         token = _bearer(identity_metadata(call, _OWN))
         digest = sha256(token.encode()).digest()
         known, keys = self._verified.get(digest), self._keys.version()
         if known and known.keys == keys and self._clock() < known.until:
             return known.principal
         self._verified.forget(digest)
-        claims = await self._checked(token)
-        principal = self._principals.of(self._tenant(claims), claims["sub"], attributes_of(claims, self._renamed))
+        claims = await self._verify_token(token)
+        principal = self._principals.of(self._tenant(claims), claims["sub"], attributes_of(claims, self._claim_names))
         until = min(claims["exp"] + SKEW_SECONDS, self._clock() + CACHED_SECONDS)
-        # Under the version from before the check: a key that went meanwhile must not stay good in here.
+        # With the version from before the verification: a key withdrawn meanwhile must not stay valid here.
         self._verified.put(digest, _Verified(principal, until, keys))
         return principal
 
-    async def _checked(self, token: str) -> dict[str, Any]:
-        """The claims of a token that is good in every way."""
+    async def _verify_token(self, token: str) -> dict[str, Any]:
+        """Returns the claims of a token after all checks."""
         header = _header(token)
         try:
             key_type = self._registry.get_alg(header["alg"]).key_type
@@ -117,13 +121,13 @@ class Jwt:
             claims = jwt.decode(token, key, registry=self._registry).claims
             self._claims.validate(claims)
         except JoseError as error:
-            raise CredentialsInvalid(error.error) from None  # a code of joserfc's own, such as bad_signature
+            raise CredentialsInvalid(error.error) from None  # one of joserfc's codes, such as bad_signature
         except (ValueError, TypeError, RecursionError):
             raise CredentialsInvalid("malformed") from None
         return claims
 
     def _tenant(self, claims: Mapping[str, Any]) -> str:
-        """The tenant claim, which must be there when one is configured."""
+        """Returns the tenant; a token must have the claim if one is configured."""
         if not self._tenant_claim:
             return ""
         tenant = claims.get(self._tenant_claim)
@@ -133,13 +137,13 @@ class Jwt:
 
 
 class _Algorithms(JWSRegistry):
-    """Only the configured algorithms, without joserfc's warning that `EdDSA` has got a second name."""
+    """The configured algorithms, without joserfc's warning about the name `EdDSA`."""
 
     def get_alg(self, name: str) -> Any:
-        """The algorithm.
+        """Returns the algorithm.
 
         Raises:
-            UnsupportedAlgorithmError: It is not allowed.
+            UnsupportedAlgorithmError: It is not configured.
         """
         if name not in (self.allowed or ()):
             raise UnsupportedAlgorithmError(f"{name} is not allowed")
@@ -147,7 +151,7 @@ class _Algorithms(JWSRegistry):
 
 
 def _bearer(metadata: Mapping[str, str]) -> str:
-    """The token, not yet looked into."""
+    """Returns the token, unparsed."""
     value = metadata.get("authorization")
     if value is None:
         raise CredentialsMissing
@@ -158,7 +162,7 @@ def _bearer(metadata: Mapping[str, str]) -> str:
 
 
 def _header(token: str) -> dict[str, Any]:
-    """The header of ``token``, which nobody has signed yet."""
+    """Returns the header of ``token``, whose signature is not verified yet."""
     if not _TOKEN.fullmatch(token):
         raise CredentialsInvalid("malformed")
     try:

@@ -1,4 +1,4 @@
-"""Client certificates: TLS has checked the chain, here is who it is about."""
+"""Identity from client certificates, whose chain TLS has verified."""
 
 from collections.abc import Collection, Iterable, Mapping
 
@@ -16,7 +16,7 @@ _REMEMBERED = 10_000
 
 
 class Mtls(Idle):
-    """Takes the principal from the peer's certificate.
+    """Takes the principal from the client certificate.
 
     Its id is the SPIFFE id in it or, where so configured, its subject. With a
     file of principals only those in it are let in.
@@ -31,16 +31,18 @@ class Mtls(Idle):
         self._subjects = settings.mtls_subjects
         self._trust_domains = frozenset(settings.mtls_trust_domains)
         self._principals = Principals(settings.attribute_names)
-        self._listed = PrincipalsFile(settings.principals_file, self._principals) if settings.principals_file else None
+        self._principals_file = (
+            PrincipalsFile(settings.principals_file, self._principals) if settings.principals_file else None
+        )
         self._known: LruCache[str, Principal] = LruCache(_REMEMBERED)
         self._certificates = PeerCertificates()
 
     async def principal(self, call: Call) -> Principal:
-        """Who the certificate is about."""
+        """Returns the principal of the certificate; raises as `Source.principal`."""
         identity_metadata(call)
         identifier = self._identifier(call.auth_context())
-        if self._listed:
-            if (listed := self._listed.get(identifier)) is None:
+        if self._principals_file:
+            if (listed := self._principals_file.get(identifier)) is None:
                 raise CredentialsInvalid("not a listed principal")
             return listed
         known = self._known.get(identifier)
@@ -61,7 +63,7 @@ def _of_domain(identifier: str | None, trust_domains: Collection[str]) -> str:
 
 
 def _subject(auth: Mapping[str, Iterable[bytes]]) -> str:
-    """The whole subject as RFC 2253 text: a common name alone may stand in subjects of several organizations."""
+    """Returns the whole subject (RFC 2253), because organizations may share a common name."""
     names = list(auth.get("x509_subject", ()))
     if len(names) != 1:
         raise CredentialsInvalid("subject")

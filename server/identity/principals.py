@@ -1,4 +1,4 @@
-"""From what a source proved to a principal: which names count, and how much there may be."""
+"""Makes principals of what a source has verified, within the limits."""
 
 from collections.abc import Collection, Iterable, Mapping
 
@@ -6,14 +6,14 @@ from server.errors import CredentialsInvalid
 from server.identity.lru import LruCache
 from server.policy.principal import Principal
 
-LOCAL_ID = "local"  # of whoever calls a service without identity; nobody else has it
+LOCAL_ID = "local"  # of all callers without identity; reserved with identity
 MAX_BYTES = 256  # of an id, a tenant, an attribute's value
 MAX_VALUES = 256  # of all attributes together
 _REMEMBERED = 10_000
 
 
 class Principals:
-    """Makes principals within the limits; equal ones are one object, which caches compare at no cost.
+    """Makes principals; equal ones are the same object, which caches compare at no cost.
 
     Args:
         names: The attributes there are; values of any other name are left out.
@@ -24,7 +24,7 @@ class Principals:
         self._known: LruCache[Principal, Principal] = LruCache(_REMEMBERED)
 
     def of(self, tenant: str, identifier: str, attributes: Mapping[str, Collection[str]]) -> Principal:
-        """The principal.
+        """Returns the principal.
 
         Raises:
             CredentialsInvalid: An empty id or value, U+0000, more than the limits, or a reserved id.
@@ -36,7 +36,7 @@ class Principals:
         if not (all(map(is_valid_name, texts)) and (not tenant or is_valid_name(tenant))):
             raise CredentialsInvalid("id, tenant or attribute value")
         if identifier == LOCAL_ID:
-            # Without identity this principal owns everything: with it, nobody may become that by a name.
+            # It owns what was made without identity; nobody may become the owner by having that name.
             raise CredentialsInvalid(f"the id {LOCAL_ID} is reserved")
         made = Principal(tenant, identifier, {name: frozenset(values) for name, values in own.items()})
         known = self._known.get(made)
@@ -46,7 +46,7 @@ class Principals:
 
 
 def attributes_of(claims: Mapping[str, object], renamed: Mapping[str, str]) -> dict[str, set[str]]:
-    """The attributes in ``claims``; ``renamed`` says which claim is which attribute, several may be one.
+    """Returns the attributes in ``claims``; ``renamed`` maps claims to attributes, several to one if need be.
 
     Raises:
         CredentialsInvalid: A claim is neither a text nor a list of texts.

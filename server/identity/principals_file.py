@@ -1,4 +1,4 @@
-"""The file that gives principals their tenant and attributes.
+"""The file that gives principals of `mtls` their tenant and attributes.
 
 In YAML, by id: `spiffe://prod.example/cart: {tenant: shop, attributes: {roles: [writer]}}`.
 """
@@ -21,10 +21,10 @@ log = structlog.get_logger(__name__)
 
 
 class PrincipalsFile:
-    """The principals of a file, read again when it changes; a broken one never replaces a good one.
+    """The principals of a file, which is read again when it changes; an invalid file changes nothing.
 
     Raises:
-        IdentityConfigError: It is broken to begin with.
+        IdentityConfigError: The file is invalid at startup.
     """
 
     def __init__(self, path: Path, principals: Principals, clock: Callable[[], float] = monotonic) -> None:
@@ -32,40 +32,40 @@ class PrincipalsFile:
         self._principals = principals
         self._by_id: dict[str, Principal] = {}
         try:
-            self._look()
+            self._reload_if_changed()
         except OSError as error:
             raise IdentityConfigError(
                 f"principals_file: the file cannot be read ({error.strerror or error})."
             ) from None
 
     def get(self, identifier: str) -> Principal | None:
-        """The principal, if it is listed."""
+        """Returns the principal, or None if it is not in the file."""
         try:
-            self._look()
+            self._reload_if_changed()
         except IdentityConfigError as error:
             log.warning("the file of principals cannot be used", why=str(error))
         except OSError as error:
             log.warning("the file of principals cannot be read", why=error.strerror or str(error))
         return self._by_id.get(identifier)
 
-    def _look(self) -> None:
+    def _reload_if_changed(self) -> None:
         if (body := self._file.read_if_changed()) is not None:
-            self._by_id = parsed(body, self._principals)
+            self._by_id = parse_principals(body, self._principals)
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML libraries take the last."""
+    """Refuses a key that occurs twice; PyYAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
-        """The mapping of ``node``."""
+        """Returns the mapping of ``node``."""
         names = [str(key.value) for key, _ in node.value]
         if len(names) != len(set(names)):
-            raise yaml.YAMLError("a key stands twice")
+            raise yaml.YAMLError("a key occurs twice")
         return super().construct_mapping(node, deep)
 
 
-def parsed(body: bytes, principals: Principals) -> dict[str, Principal]:
-    """The principals by id.
+def parse_principals(body: bytes, principals: Principals) -> dict[str, Principal]:
+    """Returns the principals by id.
 
     Raises:
         IdentityConfigError: Names the entry that is wrong.
@@ -73,7 +73,7 @@ def parsed(body: bytes, principals: Principals) -> dict[str, Principal]:
     try:
         entries = yaml.load(body, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise IdentityConfigError("principals_file: not YAML, or a key stands twice.") from None
+        raise IdentityConfigError("principals_file: not YAML, or a key occurs twice.") from None
     if not isinstance(entries, dict):
         raise IdentityConfigError("principals_file: not a mapping of ids.")
     return {name: _principal(name, entry or {}, principals) for name, entry in entries.items()}

@@ -1,4 +1,4 @@
-"""Metadata of a proxy beside us, which has checked who the caller is.
+"""Identity from the metadata of a proxy, which has authenticated the caller.
 
     x-principal:  alice
     x-tenant:     acme                       (optional, unless it is required)
@@ -47,7 +47,7 @@ class Proxy(Idle):
         self._certificates = PeerCertificates()
 
     async def principal(self, call: Call) -> Principal:
-        """Who the proxy says it is."""
+        """Returns the principal that the proxy names; raises as `Source.principal`."""
         metadata = identity_metadata(call, _OWN)
         if not metadata:
             raise CredentialsMissing
@@ -77,14 +77,14 @@ class Proxy(Idle):
         # Without the header the tenant is ''; an empty header is the mistake of a proxy.
         if identifier is None or not all(_PLAIN.fullmatch(text) for text in (identifier, tenant) if text is not None):
             raise CredentialsInvalid("id or tenant")
-        return self._principals.of(tenant or "", identifier, parsed(attributes or ""))
+        return self._principals.of(tenant or "", identifier, parse_attributes(attributes or ""))
 
 
-def parsed(attributes: str) -> dict[str, set[str]]:
-    """The values by name of `x-attributes`.
+def parse_attributes(attributes: str) -> dict[str, set[str]]:
+    """Returns the values in `x-attributes` by name.
 
     Raises:
-        CredentialsInvalid: It is not written as above.
+        CredentialsInvalid: It does not have the form above.
     """
     found: dict[str, set[str]] = {}
     for pair in attributes.split(";") if attributes else ():

@@ -1,4 +1,4 @@
-"""What a source of identity is, and the metadata that speaks of identity."""
+"""The interface of identity sources, and the metadata that can carry credentials."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -9,29 +9,29 @@ from server.observability.stats import JwksStats
 from server.policy.principal import Principal
 
 _NAMES = ("authorization", "x-principal", "x-tenant", "x-attributes", "x-forwarded-client-cert")
-# gRPC takes `-bin` for another key with bytes as its value.
+# The suffix `-bin` makes a different key, whose value is bytes.
 _IDENTITY = frozenset(_NAMES) | {f"{name}-bin" for name in _NAMES}
 
 
 class IdentityConfigError(OperatorError):
-    """A file that identity is configured with cannot be used; the text is for the operator."""
+    """A file that configures identity cannot be used; the text is for the operator."""
 
 
 class Call(Protocol):
-    """What a source sees of a call; a `grpc.aio.ServicerContext` is one."""
+    """What a source reads of a call; `grpc.aio.ServicerContext` has it."""
 
     def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
-        """All pairs, in the order they came."""
+        """Returns all pairs in the order of arrival."""
 
     def peer(self) -> str:
-        """The other end, as `ipv4:…`, `ipv6:…` or `unix:…`."""
+        """Returns the address of the other end, as `ipv4:…`, `ipv6:…` or `unix:…`."""
 
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
-        """What TLS proved of the other end."""
+        """Returns what TLS has verified of the other end."""
 
 
 class Source(Protocol):
-    """The one place that principals come from; open while the server serves."""
+    """Authenticates callers; open while the server serves."""
 
     name: str
 
@@ -40,25 +40,25 @@ class Source(Protocol):
         """Counts of the fetches of an issuer's keys; None for a source that fetches none."""
 
     async def principal(self, call: Call) -> Principal:
-        """Who makes ``call``.
+        """Returns who makes ``call``.
 
         Raises:
-            CredentialsMissing: The call brings none.
-            CredentialsInvalid: Whatever else is wrong with them.
+            CredentialsMissing: The call has no credentials.
+            CredentialsInvalid: Its credentials are not accepted.
             IdentityUnavailable: They cannot be checked now.
         """
 
     async def __aenter__(self) -> Self:
-        """Starts what runs beside the calls."""
+        """Starts background work."""
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends it."""
+        """Stops background work."""
 
 
 class Idle:
-    """A source with nothing beside the calls."""
+    """A source without background work."""
 
     jwks: JwksStats | None = None
 
@@ -72,13 +72,13 @@ class Idle:
 
 
 def identity_metadata(call: Call, own: Sequence[str] = ()) -> dict[str, str]:
-    """The metadata of ``call`` under the keys in ``own``.
+    """Returns the metadata of ``call`` under the keys in ``own``.
 
-    Metadata may repeat a key, and a proxy may pass on what a client made up: a
-    key twice, or one that belongs to another source, is refused, not ignored.
+    A client may repeat a key, or send one of another source that a proxy passes on. Both are
+    refused: if they were ignored, somebody could take them for checked.
 
     Raises:
-        CredentialsInvalid: Then.
+        CredentialsInvalid: A key occurs twice, or belongs to another source.
     """
     found: dict[str, str] = {}
     for key, value in call.invocation_metadata() or ():

@@ -8,16 +8,15 @@ _SPIFFE_ID = re.compile(rf"spiffe://([a-z0-9._-]{{1,255}})((?:/{_SEGMENT})*)")
 
 
 def trust_domain(identifier: str) -> str | None:
-    """The trust domain of a SPIFFE id, None when it is not one."""
+    """Returns the trust domain of a SPIFFE id, or None if it is none."""
     match = _SPIFFE_ID.fullmatch(identifier)
     return match[1] if match else None
 
 
 def peer_spiffe_id(auth: Mapping[str, Iterable[bytes]]) -> str | None:
-    """The SPIFFE id of the other end's certificate.
+    """Returns the SPIFFE id in a certificate.
 
-    None when it has no URI name or several, one of them being right does not
-    help (X509-SVID §2), or when its only one is not a SPIFFE id.
+    None if it has no URI name, more than one (X509-SVID §2 allows one), or one that is no SPIFFE id.
     """
     names = list(auth.get("peer_uri", ()))
     if len(names) != 1:

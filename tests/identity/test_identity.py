@@ -28,7 +28,7 @@ from server import errors
 from server.app.service import run_service
 from server.identity import IdentityConfigError, source_of
 from server.identity import jwks_url as jwks_module
-from server.identity.jwks import FileKeys, JwksInvalid, parsed
+from server.identity.jwks import FileKeys, JwksInvalid, parse_jwk_set
 from server.identity.jwks_url import UrlKeys
 from server.identity.jwt import Jwt
 from server.identity.principals import Principals
@@ -566,9 +566,9 @@ def test_only_fit_keys_are_taken() -> None:
         "text",
         OKP.as_dict(private=False),
     ]
-    assert [("okp", "OKP")] == list(parsed(json.dumps({"keys": members}).encode()))
+    assert [("okp", "OKP")] == list(parse_jwk_set(json.dumps({"keys": members}).encode()))
     with pytest.raises(JwksInvalid):
-        parsed(json.dumps({"keys": [{}] * 257}).encode())
+        parse_jwk_set(json.dumps({"keys": [{}] * 257}).encode())
 
 
 async def test_a_key_file_is_read_again(tmp_path: Path) -> None:
