@@ -4,9 +4,11 @@ Whatever comparisons a filter has, and in whatever order, the statement is the s
 cannot have new ones compiled.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 LATEST, EARLIEST = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 _TICK = timedelta(microseconds=1)  # PostgreSQL knows no smaller one
@@ -47,3 +49,35 @@ def time_range(comparisons: Iterable[Comparison]) -> tuple[datetime, datetime]:
             case "<=":
                 end = min(end, after)
     return start, end
+
+
+def conversation_filter(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The parameters of a filtered list of conversations."""
+    start, end = time_range(comparisons)
+    values: dict[str, Any] = {"start_time": start, "end_time": end}
+    for name in ("owners", "other_owners", "metadata", "other_metadata", "with_attributes", "other_attributes"):
+        values[name] = []
+    for comparison in comparisons:
+        equal = comparison.operator == "="
+        match comparison.name:
+            case "owner":
+                values["owners" if equal else "other_owners"].append(comparison.value)
+            case "metadata":
+                pair = json.dumps({comparison.key: comparison.value}, ensure_ascii=False)
+                values["metadata" if equal else "other_metadata"].append(pair)
+            case "attributes":
+                pair = f"{comparison.key}={comparison.value}"
+                values["with_attributes" if equal else "other_attributes"].append(pair)
+    values["filter_owner"] = next(iter(values["owners"]), "")
+    return values
+
+
+def item_filter(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The parameters of a filtered list of items."""
+    start, end = time_range(comparisons)
+    values: dict[str, Any] = {"start_time": start, "end_time": end}
+    for name in ("type", "role", "status"):
+        for suffix, operator in (("is", "="), ("is_not", "!=")):
+            same = [each.value for each in comparisons if (each.name, each.operator) == (name, operator)]
+            values[f"{name}_{suffix}"] = same
+    return values

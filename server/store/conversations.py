@@ -22,7 +22,7 @@ from server.errors import (
 from server.policy.principal import Principal
 from server.policy.residual import Row
 from server.store.batch import Batch
-from server.store.comparison import EARLIEST, LATEST, Comparison, time_range
+from server.store.comparison import EARLIEST, LATEST, Comparison, conversation_filter
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.conversation_locks import ConversationLocks
@@ -123,21 +123,22 @@ class ConversationStore:
             **_batch_values(batch, now),
             **reservation_values(access.principal, reservation),
         }
+        row: asyncpg.Record | None = None
+        error: asyncpg.UniqueViolationError | None = None
         try:
             async with self.locks.hold(conversation_id):
                 row = await self._database.fetchrow(statement, values, repeatable=reservation is not None)
-        except asyncpg.UniqueViolationError as error:
-            if reservation and error.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
-                if (existing := await self._find_created(access, conversation_id, reservation)) is not None:
-                    return existing
-                raise ConversationNotFound(conversation_id) from error
-            raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes) from error
-        if row is None:  # a reference was not found; an earlier call may have found it
-            if reservation and (existing := await self._find_created(access, conversation_id, reservation)) is not None:
+        except asyncpg.UniqueViolationError as violation:
+            error = violation
+        if row is not None:
+            self._database.stats.items += values["last_sequence"]
+            return _new_row(values, metadata)
+        if reservation:
+            if (existing := await self._find_created(access, conversation_id, reservation)) is not None:
                 return existing
-            raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes)
-        self._database.stats.items += values["last_sequence"]
-        return _new_row(values, metadata)
+            if error and error.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
+                raise ConversationNotFound(conversation_id) from error
+        raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes) from error
 
     async def _find_created(
         self, access: Access, conversation_id: str, reservation: Reservation
@@ -284,7 +285,7 @@ class ConversationStore:
             "count": count + 1,
             "page_bytes": self._max_bytes,
             **(ranges.values() if ranges else {}),
-            **(_filter_values(comparisons) if comparisons else {}),
+            **(conversation_filter(comparisons) if comparisons else {}),
         }
         filters_owner = any(each.name == "owner" and each.operator == "=" for each in comparisons)
         statement = sql.page(
@@ -393,27 +394,6 @@ def etag_of(revision: int) -> str:
 
 def _batch_values(batch: Batch | None, now: datetime) -> dict[str, Any]:
     return batch.values(now) if batch else {}
-
-
-def _filter_values(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """The parameters of the filter of `sql.page`."""
-    start, end = time_range(comparisons)
-    values: dict[str, Any] = {"start_time": start, "end_time": end}
-    for name in ("owners", "other_owners", "metadata", "other_metadata", "with_attributes", "other_attributes"):
-        values[name] = []
-    for comparison in comparisons:
-        equal = comparison.operator == "="
-        match comparison.name:
-            case "owner":
-                values["owners" if equal else "other_owners"].append(comparison.value)
-            case "metadata":
-                pair = json.dumps({comparison.key: comparison.value}, ensure_ascii=False)
-                values["metadata" if equal else "other_metadata"].append(pair)
-            case "attributes":
-                pair = f"{comparison.key}={comparison.value}"
-                values["with_attributes" if equal else "other_attributes"].append(pair)
-    values["filter_owner"] = next(iter(values["owners"]), "")
-    return values
 
 
 def _read(access: Access) -> Permission:

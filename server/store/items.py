@@ -22,7 +22,7 @@ from server.errors import (
 from server.store.append_batching import AppendBatcher
 from server.store.appends import Append
 from server.store.batch import Batch
-from server.store.comparison import Comparison, time_range
+from server.store.comparison import Comparison, item_filter
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
@@ -223,7 +223,7 @@ class ItemStore:
             **access.values,
             "conversation_id": conversation_id,
             "count": count + 1,
-            **(_filter_values(comparisons) if comparisons else {}),
+            **(item_filter(comparisons) if comparisons else {}),
         }
         if isinstance(cursor, str):
             values["after"] = cursor
@@ -355,14 +355,3 @@ class ItemStore:
 def _read_permissions(access: Access) -> tuple[Permission, Permission]:
     """The permissions of every read of items: to read the conversation, and its items."""
     return access.demand("conversation", "read"), access.demand("item", "read")
-
-
-def _filter_values(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """The parameters of the filter of `sql.page`."""
-    start, end = time_range(comparisons)
-    values: dict[str, Any] = {"start_time": start, "end_time": end}
-    for name in ("type", "role", "status"):
-        for suffix, operator in (("is", "="), ("is_not", "!=")):
-            same = [each.value for each in comparisons if (each.name, each.operator) == (name, operator)]
-            values[f"{name}_{suffix}"] = same
-    return values

@@ -99,7 +99,7 @@ requests = Table(
     metadata,
     Column("conversation_id", Name, primary_key=True),
     Column("principal", Name, primary_key=True),
-    Column("method", SmallInteger, primary_key=True),  # store.requests.Method
+    Column("method", SmallInteger, primary_key=True),  # server.store.idempotency.Method
     Column("request_id", UUID(as_uuid=False), primary_key=True),
     Column("fingerprint", LargeBinary, nullable=False),  # of the whole request
     Column("first_sequence", BigInteger, nullable=False),  # of the items it made, 0 when none
