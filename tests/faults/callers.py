@@ -28,6 +28,7 @@ from tests.faults.history import (
     Outcome,
     Placement,
     Read,
+    code_of,
     reason_of,
 )
 from tests.faults.workload import DEADLINE, Caller, Tenant
@@ -119,7 +120,7 @@ class Streamer(Caller):
             await call.done_writing()
         except (grpc.aio.AioRpcError, TimeoutError) as error:
             if isinstance(error, grpc.aio.AioRpcError):
-                code, reason = error.code().name, reason_of(error)
+                code, reason = code_of(error), reason_of(error)
         except asyncio.InvalidStateError:  # written to after its end
             code = "UNAVAILABLE"
         finally:

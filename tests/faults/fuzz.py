@@ -18,6 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from tests.faults.history import ABANDONED, code_of
 from tests.faults.scene import Scene
 from tests.faults.workload import CHANNEL_OPTIONS
 
@@ -29,6 +30,7 @@ _FILES = (conversations_service_pb2, access_service_pb2, health_pb2, reflection_
 # What docs/clients.md promises that a call may end with.
 DOCUMENTED = frozenset(
     (
+        ABANDONED,
         "OK",
         "INVALID_ARGUMENT",
         "NOT_FOUND",
@@ -221,7 +223,7 @@ async def _call(channel: grpc.aio.Channel, method: Method, fuzzer: Fuzzer, metad
                 stream = channel.stream_stream(method.path, same, same)
                 await _until_end(stream(_each(bodies), metadata=metadata, timeout=deadline))
     except grpc.aio.AioRpcError as error:
-        return error.code().name
+        return code_of(error)
     except asyncio.CancelledError:  # how grpc.aio tells of a call that ended as CANCELLED
         if (task := asyncio.current_task()) and task.cancelling():
             raise

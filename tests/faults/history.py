@@ -155,7 +155,7 @@ class History:
         try:
             answer = await send()
         except grpc.aio.AioRpcError as error:
-            self.end(attempt, error.code().name, reason_of(error))
+            self.end(attempt, code_of(error), reason_of(error))
             return attempt, None
         except asyncio.CancelledError:
             self.end(attempt, "CANCELLED")
@@ -194,6 +194,14 @@ def outcome_of(code: str, reason: str) -> Outcome:
     if code == "OK":
         return Outcome.OK
     return Outcome.REFUSED if code in REFUSALS or reason == "SHUTTING_DOWN" else Outcome.UNKNOWN
+
+
+def code_of(error: grpc.aio.AioRpcError) -> str:
+    """The code that the server sent; `ABANDONED` where grpc.aio made one up.
+
+    It does so for a write to a stream that has just ended, and what the server had sent is lost.
+    """
+    return ABANDONED if error.details() == "Internal error from Core" else error.code().name
 
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
