@@ -60,6 +60,12 @@ class Health(grpc_health.HealthServicer):  # type: ignore[misc] # not typed
         """Ends every watch: an endless stream would hold up the drain for the whole grace (grpc/grpc-go#8776)."""
         self._end_watches.set()
 
+    async def List(self, request: Any, context: Context) -> health_pb2.HealthListResponse:  # noqa: N802, ARG002 - gRPC's
+        """Returns the status of every name; the package's service has no such method yet."""
+        names = (LIVENESS, STARTUP, *self._ready_names)
+        asked = {name: await self.Check(health_pb2.HealthCheckRequest(service=name), context) for name in names}
+        return health_pb2.HealthListResponse(statuses=asked)
+
     async def Watch(self, request: Any, context: Context) -> None:  # noqa: N802 - gRPC's name
         """Streams the status of a name until the caller leaves.
 

@@ -224,10 +224,10 @@ async def _call(channel: grpc.aio.Channel, method: Method, fuzzer: Fuzzer, metad
                 await _until_end(stream(_each(bodies), metadata=metadata, timeout=deadline))
     except grpc.aio.AioRpcError as error:
         return code_of(error)
-    except asyncio.CancelledError:  # how grpc.aio tells of a call that ended as CANCELLED
-        if (task := asyncio.current_task()) and task.cancelling():
+    except asyncio.CancelledError:  # grpc.aio leaves a stream that ends while it is written to
+        if not method.streams[0] or ((task := asyncio.current_task()) and task.cancelling()):
             raise
-        return "CANCELLED"
+        return ABANDONED
     return "OK"
 
 

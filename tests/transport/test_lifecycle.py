@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import grpc.aio
 import pytest
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from server.app.service import SERVICES, run_service
@@ -199,6 +199,13 @@ async def drained(
         yield channel, begin, task
     begin.set()
     await task
+
+
+async def test_health_lists_its_names(service: Service) -> None:
+    """All names are listed with the status that each of them has."""
+    listed = (await HealthStub(service.channel).List(HealthListRequest())).statuses
+    assert {"", "liveness", "startup", "readiness", *SERVICES} == set(listed)
+    assert {SERVING} == {each.status for each in listed.values()} == await health(service, *listed)
 
 
 async def test_watches_end_with_the_drain(service: Service) -> None:
