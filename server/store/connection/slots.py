@@ -14,6 +14,9 @@ from server.observability.stats import StoreStats
 class ConnectionSlots:
     """As many slots as the pool has connections; asyncpg's own wait for one makes a task for each call.
 
+    When none has come free for as long as a statement may wait, the next ones are refused at once: a call that has
+    waited behind another call's statement does not wait a second time.
+
     Args:
         size: Slots.
         wait: Seconds to wait for one.
@@ -25,8 +28,8 @@ class ConnectionSlots:
 
     def __init__(self, size: int, wait: float, stats: StoreStats) -> None:
         self.waiting = 0
-        self._free = asyncio.Semaphore(size)
-        self._for_locks = asyncio.Semaphore(max(1, size - max(1, size // 4)))
+        self._free = _Limit(size)
+        self._for_locks = _Limit(max(1, size - max(1, size // 4)))
         self._wait = wait
         self._stats = stats
 
@@ -62,9 +65,10 @@ class ConnectionSlots:
 
     async def _wait_for_one(self, *, waits: bool) -> None:
         began = time.perf_counter()
+        stuck = self._free.is_stuck(self._wait) or (waits and self._for_locks.is_stuck(self._wait))
         self.waiting += 1
         try:
-            async with asyncio.timeout(self._wait):
+            async with asyncio.timeout(0 if stuck else self._wait):
                 await self._take(waits=waits)
         except TimeoutError:
             self._stats.failures["pool"] += 1
@@ -72,3 +76,27 @@ class ConnectionSlots:
         finally:
             self.waiting -= 1
             self._stats.waits.add(time.perf_counter() - began)
+
+
+class _Limit:
+    """A semaphore that knows since when there is none left."""
+
+    def __init__(self, size: int) -> None:
+        self._semaphore = asyncio.Semaphore(size)
+        self._changed = 0.0
+
+    def locked(self) -> bool:
+        """Whether none is left."""
+        return self._semaphore.locked()
+
+    def is_stuck(self, seconds: float) -> bool:
+        """Whether none is left, and none was taken or given back for so long."""
+        return self.locked() and time.perf_counter() - self._changed >= seconds
+
+    async def acquire(self) -> None:
+        await self._semaphore.acquire()
+        self._changed = time.perf_counter()
+
+    def release(self) -> None:
+        self._changed = time.perf_counter()
+        self._semaphore.release()
