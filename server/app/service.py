@@ -16,6 +16,7 @@ from server.app import instrumentation, version_check
 from server.app.admin_listener import admin
 from server.app.background import purge_periodically
 from server.app.database import Store, open_store, prepare_schema
+from server.app.memory import find_glibc, give_memory_back, limit_arenas
 from server.authorization.policy_file import PolicyFile
 from server.authorization.requirements import needs
 from server.identity import Source, source_of
@@ -120,6 +121,8 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         DatabaseConfigError, MigrationFailed: Waiting would not help.
     """
     version_check.check()
+    if glibc := find_glibc():
+        limit_arenas(glibc)
     async with AsyncExitStack() as stack:
         parts = await _open_parts(settings, stack)
         server = _build_server(settings, parts)
@@ -227,6 +230,8 @@ def _background_work(
     yield "policy", served.policy.watch
     if served.certificate:
         yield "certificate", served.certificate.watch
+    if glibc := find_glibc():
+        yield "memory", partial(give_memory_back, glibc)
     if settings.purge_every_minutes and not worker:
         yield "purge", partial(purge_periodically, settings, served.store.url, purges)
 

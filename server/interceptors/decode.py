@@ -14,33 +14,46 @@ from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
 from server.authorization.audit_log import current_request
-from server.errors import FieldInvalid, Violation
+from server.errors import FieldInvalid, ServiceError, Violation
+from server.interceptors.body_budget import BodyBudget, SlowReads
 from server.interceptors.chain import Context, Handler, Interceptor, is_contract_method
+from server.requests.elements import check_elements
+from server.requests.large import LARGE_BYTES, run_sized
 from server.requests.sizes import SMALL_REQUEST_BYTES, check_size, max_request_bytes
 from server.requests.validation import validate
 
 Parse = Callable[[bytes], Any]
+
+_ARRIVING = 16  # requests at once, of up to max_message_bytes each
+_BODIES = 2  # of max_message_bytes, in memory at once
 
 
 class Decode(Interceptor):
     """Reads, parses and validates requests in place of grpc.aio.
 
     Requests of other services than the contract's, such as health, are parsed here too:
-    a malformed one is INVALID_ARGUMENT, whichever service it was sent to.
+    a malformed one is INVALID_ARGUMENT, whichever service it was sent to. A large request is parsed
+    and validated in a thread, one after the other, so that other calls go on meanwhile.
     """
 
     def __init__(self, max_message_bytes: int = SMALL_REQUEST_BYTES) -> None:
         """``max_message_bytes``: of a request that carries items; any other has 64 KiB at most."""
         self._max_message_bytes = max_message_bytes
+        self._budget = BodyBudget(_BODIES * max_message_bytes, max_message_bytes)
+        self._slow_reads = SlowReads(_ARRIVING)
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Returns ``handler`` taking bytes."""
         parse = self._parser(method, handler)
         if handler.request_streaming:
-            return _decode_requests(handler, parse)
+            return self._decode_requests(handler, parse)
         if handler.response_streaming:
             return _decode_request_of_stream(handler, parse)
-        return _decode_request(handler, parse, validated=is_contract_method(method))
+        if not is_contract_method(method):
+            return _decode_request(handler, parse)
+        if self._limit(method) > SMALL_REQUEST_BYTES:
+            return self._decode_large(handler, parse)
+        return _validate_request(handler, parse)
 
     def _parser(self, method: str, handler: Handler) -> Parse:
         from_bytes: Any = handler.request_deserializer
@@ -61,15 +74,110 @@ class Decode(Interceptor):
         described = descriptor_pool.Default().FindMethodByName(method.removeprefix("/").replace("/", "."))
         return max_request_bytes(described.input_type, self._max_message_bytes)
 
+    def _decode_large(self, handler: Handler, parse: Parse) -> Handler:
+        """Returns ``handler`` for requests that may be large."""
+        method: Any = handler.unary_unary
 
-def _decode_request(handler: Handler, parse: Parse, *, validated: bool) -> Handler:
+        async def call(_requests: Any, context: Context) -> Any:
+            body = await self._slow_reads.read(context, lambda: _read(context))
+            if len(body) <= LARGE_BYTES:
+                request = _load(parse, body)
+                current_request.set(request)
+                return await method(request, context)
+            with self._budget.room_for(context.peer(), len(body)) as room:
+                if not room:
+                    del body
+                    raise self._budget.no_room()
+                loaded = await run_sized(len(body), _try_load, parse, body)
+                del body
+                if isinstance(loaded, ServiceError):
+                    raise loaded
+                current_request.set(_outline(loaded))
+                return await method(loaded, context)
+
+        return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+
+    def _decode_requests(self, handler: Handler, parse: Parse) -> Handler:
+        """Returns ``handler`` taking a stream of bytes; the method validates, for not every bad one ends a stream."""
+        method: Any = handler.stream_stream
+
+        async def requests(bodies: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+            async for body in bodies:
+                if len(body) <= LARGE_BYTES:
+                    yield parse(body)
+                    continue
+                with self._budget.room_for(context.peer(), len(body)) as room:
+                    size, read = len(body), [body]
+                    del body
+                    if not room:
+                        read.clear()
+                        raise self._budget.no_room()
+                    parsed = await run_sized(size, _try_parse, parse, read.pop())
+                    if isinstance(parsed, ServiceError):
+                        raise parsed
+                    yield parsed
+                    del parsed
+
+        def stream(bodies: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+            return method(requests(bodies, context), context)  # type: ignore[no-any-return]
+
+        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+
+def _outline(request: Any) -> Any:
+    """Returns a request with the ids of ``request`` only.
+
+    A context variable lives on in every timer, task and connection that is made during the call, and would keep
+    the items with it.
+    """
+    ids = {field.name: value for field, value in request.ListFields() if isinstance(value, str)}
+    return type(request)(**ids)
+
+
+def _load(parse: Parse, body: bytes) -> Any:
+    request = parse(body)
+    validate(request)
+    return request
+
+
+def _try_load(parse: Parse, body: bytes) -> Any:
+    """Returns a valid request, or the error; a raised one would keep the request in memory with its traceback."""
+    request = _try_parse(parse, body)
+    if isinstance(request, ServiceError):
+        return request
+    try:
+        validate(request)
+    except ServiceError as error:
+        return error.with_traceback(None)
+    return request
+
+
+def _try_parse(parse: Parse, body: bytes) -> Any:
+    """Returns a request with few enough elements, or the error."""
+    try:
+        request = parse(body)
+        check_elements(request)
+    except ServiceError as error:
+        return error.with_traceback(None)
+    return request
+
+
+def _decode_request(handler: Handler, parse: Parse) -> Handler:
+    method: Any = handler.unary_unary
+
+    async def call(_requests: Any, context: Context) -> Any:
+        return await method(parse(await _read(context)), context)
+
+    return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+
+
+def _validate_request(handler: Handler, parse: Parse) -> Handler:
     method: Any = handler.unary_unary
 
     async def call(_requests: Any, context: Context) -> Any:
         request = parse(await _read(context))
-        if validated:
-            validate(request)
-            current_request.set(request)
+        validate(request)
+        current_request.set(request)
         return await method(request, context)
 
     return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
@@ -95,13 +203,3 @@ async def _read(context: Context) -> bytes:
     if body is grpc.aio.EOF:
         raise FieldInvalid(Violation("", "the call has no request", "decode"))
     return body  # type: ignore[no-any-return]
-
-
-def _decode_requests(handler: Handler, parse: Parse) -> Handler:
-    """Returns ``handler`` taking a stream of bytes; the method validates, for not every bad message ends a stream."""
-    method: Any = handler.stream_stream
-
-    def stream(bodies: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        return method((parse(body) async for body in bodies), context)  # type: ignore[no-any-return]
-
-    return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)

@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from typing import NoReturn, TypeAlias
 
 from server.items.errors import ItemJsonError
@@ -11,6 +13,10 @@ from server.items.errors import ItemJsonError
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
 MAX_DEPTH = 100
+MAX_VALUES = 100_000  # in one JSON text: bytes do not bound the work that small values make
+_SMALL_BYTES = 16 * 1024  # too few for many values
+# A string, closed or not, or a sign that a value follows. Possessive: no text is tried twice.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
 # Python converts integers of at most 4300 decimal digits to text; 14,000 bits stay below that.
 _MAX_BITS = 14_000
 
@@ -19,8 +25,11 @@ def loads(text: bytes | str) -> Json:
     """Parses JSON text. The value is not checked yet: see `check`.
 
     Raises:
-        ItemJsonError: Not UTF-8, not JSON, a key twice in one object, or JSON that Python cannot parse.
+        ItemJsonError: Not UTF-8, not JSON, a key twice in one object, more than `MAX_VALUES` values, or JSON that
+            Python cannot parse.
     """
+    if len(text) > _SMALL_BYTES:
+        _check_values(text.encode() if isinstance(text, str) else text)
     try:
         value: Json = json.loads(_decoded(text), parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except json.JSONDecodeError:
@@ -32,6 +41,19 @@ def loads(text: bytes | str) -> Json:
     except ValueError:  # int() beyond 4300 digits
         raise ItemJsonError("has a number that is too long") from None
     return value
+
+
+def _check_values(text: bytes) -> None:
+    """Checks how many values a text has, before any is made of it; stops counting at the limit.
+
+    Raises:
+        ItemJsonError: There are more than `MAX_VALUES`.
+    """
+    if sum(map(text.count, (b"[", b"{", b","))) < MAX_VALUES:
+        return  # though some of them may stand inside of strings
+    signs = (1 for match in _STRUCTURE.finditer(text) if match[0][0] != ord('"'))
+    if next(islice(signs, MAX_VALUES - 1, None), None):
+        raise ItemJsonError(f"has more than {MAX_VALUES} values")
 
 
 def dumps(value: Json) -> bytes:

@@ -6,7 +6,6 @@ Of any other it gets the first message that breaks a rule, without what is insid
 more of its lists than it takes to break a limit.
 """
 
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -17,6 +16,7 @@ from protovalidate import Validator
 from protovalidate import Violation as ProtovalidateViolation
 
 from server.errors import FieldInvalid, Violation
+from server.requests.elements import children, has_at_most, is_map, quoted
 from server.requests.validation_fast_path import FastPath
 
 FEW_ELEMENTS = 200  # of lists and maps; 3 ms of protovalidate at most
@@ -35,7 +35,7 @@ def validate(request: Message) -> None:
     """
     if certainly_valid(request):
         return
-    if _has_few_elements(request):
+    if has_at_most(FEW_ELEMENTS, request):
         violations = [_violation(each) for each in _validator.collect_violations(request)]
     else:
         violations = _first_violations(request)
@@ -43,24 +43,12 @@ def validate(request: Message) -> None:
         raise FieldInvalid(*violations)
 
 
-def _has_few_elements(message: Message) -> bool:
-    """Whether all lists and maps in ``message`` together have at most `FEW_ELEMENTS`; visits no more than that."""
-    count, ahead = 0, [message]
-    for each in ahead:  # the list grows meanwhile
-        for field, value in each.ListFields():
-            count += len(value) if field.is_repeated else 0
-            if count > FEW_ELEMENTS:
-                return False
-            ahead += [child for _, child in _children(field, value)]
-    return True
-
-
 def _first_violations(request: Message) -> list[Violation]:
     """Returns the violations of the first invalid message in ``request``; none if it is valid after all."""
     path, message = _first_invalid(request)
     violations = []
     if message.DESCRIPTOR.full_name not in _fast_path.unknown:
-        own = _validator.collect_violations(_without_children(message))
+        own = _validator.collect_violations(_withoutchildren(message))
         violations = [_violation(each, path) for each in own if _depth(each) <= 1]
     return violations or [_violation(each) for each in _validator.collect_violations(request, fail_fast=True)]
 
@@ -73,30 +61,17 @@ def _first_invalid(message: Message) -> tuple[str, Message]:
     """Returns the path and the message that breaks a rule itself, and not only in its children."""
     path = ""
     while not _exceeds_limit(message):
-        children = (
+        invalid = (
             (f".{field.name}{key}", child)
             for field, value in message.ListFields()
-            for key, child in _children(field, value)
+            for key, child in children(field, value)
             if not certainly_valid(child)
         )
-        step, child = next(children, ("", None))
+        step, child = next(invalid, ("", None))
         if child is None:
             break
         path, message = path + step, child
     return path, message
-
-
-def _children(field: FieldDescriptor, value: Any) -> Iterator[tuple[str, Message]]:
-    """Yields the messages in the value of a field, each with its key as it stands in a path."""
-    if not field.message_type:
-        return
-    if _is_map(field):
-        if field.message_type.fields_by_name["value"].message_type:
-            yield from ((f"[{_quoted(key)}]", child) for key, child in value.items())
-    elif field.is_repeated:
-        yield from ((f"[{index}]", child) for index, child in enumerate(value))
-    else:
-        yield "", value
 
 
 def _exceeds_limit(message: Message) -> bool:
@@ -110,7 +85,7 @@ def _limit(field: FieldDescriptor) -> int:
     return rules.map.max_pairs or rules.repeated.max_items
 
 
-def _without_children(message: Message) -> Message:
+def _withoutchildren(message: Message) -> Message:
     """Returns a copy with empty messages in place of its children.
 
     Of each list there is one element more than its limit; of a list without a limit, one.
@@ -120,7 +95,7 @@ def _without_children(message: Message) -> Message:
         name = field.name
         most = _limit(field) + 1
         copy = getattr(shell, name)
-        if _is_map(field):
+        if is_map(field):
             for key in islice(value, most):
                 _copy_pair(copy, key, value)
         elif field.is_repeated and field.message_type:
@@ -141,10 +116,6 @@ def _copy_pair(copy: Any, key: Any, pairs: Any) -> None:
         copy[key] = pairs[key]
 
 
-def _is_map(field: FieldDescriptor) -> bool:
-    return bool(field.message_type and field.message_type.GetOptions().map_entry)
-
-
 def _violation(violation: ProtovalidateViolation, path: str = "") -> Violation:
     """Returns a violation in our words; ``path`` leads to the message that was validated."""
     proto = violation.proto
@@ -156,8 +127,4 @@ def _violation(violation: ProtovalidateViolation, path: str = "") -> Violation:
 def _step(element: object) -> str:
     """Returns one step of a field path, as in ``items[0]`` or ``metadata["key"]``."""
     name, subscript = getattr(element, "field_name", ""), getattr(element, "subscript", None)
-    return f".{name}" if subscript is None else f".{name}[{_quoted(subscript.value)}]"
-
-
-def _quoted(key: object) -> str:
-    return f'"{key}"' if isinstance(key, str) else str(key)
+    return f".{name}" if subscript is None else f".{name}[{quoted(subscript.value)}]"

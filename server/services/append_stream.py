@@ -25,6 +25,7 @@ from server.errors import (
     Violation,
 )
 from server.identity.caller import Caller
+from server.requests.large import LARGE_BYTES, run_sized
 from server.requests.validation import validate
 from server.services.new_items import BatchBuilder
 from server.store.appends import Append
@@ -117,6 +118,9 @@ class AppendStream:
             async for request in requests:
                 await self._slots.acquire()
                 await self._begin(request)
+                if request.ByteSize() > LARGE_BYTES:
+                    await self._settled()
+                del request
         except asyncio.CancelledError:
             if not self._draining.is_set():
                 raise
@@ -125,12 +129,17 @@ class AppendStream:
             end = error
         self._queue.put_nowait(end)
 
+    async def _settled(self) -> None:
+        """Waits for the last append: large requests are not read ahead."""
+        if self._latest:
+            await asyncio.wait((self._latest.base,))
+
     async def _begin(self, request: pb.AppendItemsRequest) -> None:
         """Begins the append of a request, in its turn, and queues its response."""
         self._identify(request)
         access = self._access.renewed(await self._caller.principal())
         try:
-            append = self._append(request, access)
+            append = await self._append(request, access)
         except ServiceError as error:
             self._record(access, error)
             if isinstance(error, _FATAL) or _is_about_conversation(error):
@@ -143,8 +152,7 @@ class AppendStream:
             self._latest = append
             return
         # By itself: after all appends before it, and before all that follow.
-        if self._latest:
-            await asyncio.wait((self._latest.base,))
+        await self._settled()
         task = asyncio.create_task(self._await_response(append, self._items.append_ids(append)))
         self._queue.put_nowait(task)
         await asyncio.wait((task,))
@@ -178,11 +186,11 @@ class AppendStream:
         # Set on every request, so that its fingerprint does not depend on its place in a stream.
         request.conversation_id = self._conversation_id = sent or self._conversation_id
 
-    def _append(self, request: pb.AppendItemsRequest, access: Access) -> Append:
-        validate(request)
+    async def _append(self, request: pb.AppendItemsRequest, access: Access) -> Append:
+        await run_sized(request.ByteSize(), validate, request)
         now = datetime.now(UTC)
         reserved = reservation_for(Method.APPEND_ITEMS, request)
-        batch = self._batches.build(request.items, self._conversation_id, access.principal.id, now)
+        batch = await self._batches.prepare(request.items, self._conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         on_stored = self._audit.record_stored
         return Append(access, self._conversation_id, batch, expected, reserved, now, on_stored=on_stored)

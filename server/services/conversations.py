@@ -76,7 +76,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         conversation_id = new_id(access.principal, reserved)
         batch = None
         if request.items:
-            batch = self._batches.build(request.items, conversation_id, access.principal.id, now)
+            batch = await self._batches.prepare(request.items, conversation_id, access.principal.id, now)
         current_audit.get().created = conversation_id
         metadata, attributes = dict(request.conversation.metadata), _attributes(request.conversation, access.principal)
         row = await self._conversations.create(access, metadata, attributes, batch, reserved, conversation_id, now)
@@ -169,7 +169,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         """
         access, now = current_access.get(), datetime.now(UTC)
         reserved = reservation_for(Method.CREATE_ITEMS, request)
-        batch = self._batches.build(request.items, request.conversation_id, access.principal.id, now)
+        batch = await self._batches.prepare(request.items, request.conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         on_stored = current_audit.get().record_stored
         append = Append(access, request.conversation_id, batch, expected, reserved, now, on_stored=on_stored)

@@ -13,10 +13,10 @@ class LimitSettings(BaseSettings):
     """The most that a peer can make the server do."""
 
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = Field(
-        32 * 1024 * 1024, description="Largest request and response."
+        16 * 1024 * 1024, description="Largest request and response."
     )
     max_item_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(
-        16 * 1024 * 1024, description="Largest item, serialized."
+        12 * 1024 * 1024, description="Largest item, serialized."
     )
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=2**20)] = Field(
         16 * 1024, description="Largest metadata of a call; a token may have 8 KiB of it."

@@ -8,15 +8,17 @@
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Self
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as grpc_health
 
-from server.errors import ShuttingDown
+from server.errors import Overloaded, ShuttingDown
 from server.interceptors.chain import Context
 
+MAX_WATCHES, MAX_WATCHES_OF_CONNECTION = 1000, 10  # nobody is authenticated for them
 LIVENESS, STARTUP, READINESS = "liveness", "startup", "readiness"
 _STATUSES = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
 
@@ -30,6 +32,7 @@ class Health(grpc_health.HealthServicer):  # type: ignore[misc] # not typed
         self._ready_names = ("", READINESS, *services)
         self._draining = False
         self._end_watches = asyncio.Event()
+        self._watches: Counter[str] = Counter()  # by connection
 
     @classmethod
     async def create(cls, services: Iterable[str]) -> Self:
@@ -70,8 +73,21 @@ class Health(grpc_health.HealthServicer):  # type: ignore[misc] # not typed
         """Streams the status of a name until the caller leaves.
 
         Raises:
+            Overloaded: As many watches run as may.
             ShuttingDown: The drain has reached its end.
         """
+        connection = context.peer()
+        if self._watches.total() >= MAX_WATCHES or self._watches[connection] >= MAX_WATCHES_OF_CONNECTION:
+            raise Overloaded("health watches", MAX_WATCHES)
+        self._watches[connection] += 1
+        try:
+            await self._watch(request, context)
+        finally:
+            self._watches[connection] -= 1
+            if not self._watches[connection]:
+                del self._watches[connection]
+
+    async def _watch(self, request: Any, context: Context) -> None:
         watch = asyncio.ensure_future(super().Watch(request, context))
         end = asyncio.ensure_future(self._end_watches.wait())
         try:

@@ -19,6 +19,7 @@ from server.transport import reflection
 log = structlog.get_logger(__name__)
 
 
+_UNREAD_BYTES = 64 * 1024  # of each call
 _MAX_PENDING_CALLS = 1_000_000  # that wait in gRPC for this process to take them
 
 
@@ -35,6 +36,9 @@ def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server
         # gRPC refuses calls beyond these with CANCELLED or UNAVAILABLE; ours end as RESOURCE_EXHAUSTED (docs/adr/0025).
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        # Of a request that nobody reads yet; 4 MiB by default. The rest of it may come once it is read.
+        ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+        ("grpc.http2.bdp_probe", 0),  # would raise it again
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
         ("grpc.max_connection_age_ms", _milliseconds(settings.connection_age_seconds)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(settings.connection_age_grace_seconds)),

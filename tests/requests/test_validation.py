@@ -16,6 +16,7 @@ from protovalidate import Validator
 
 from server.errors import FieldInvalid
 from server.requests import validation
+from server.requests.elements import children
 from server.requests.validation import FEW_ELEMENTS, validate
 from tests.support.build import append, new_item, user_message
 from tests.support.random_messages import REQUEST_TYPES, MessageGenerator, types_below
@@ -114,8 +115,7 @@ def test_protovalidate_visits_little(case: str, recorder: Recorder) -> None:
 def elements(message: Any) -> int:
     """How many elements the lists and maps of a message have, all together."""
     return sum(
-        (len(value) if field.is_repeated else 0)
-        + sum(elements(child) for _, child in validation._children(field, value))
+        (len(value) if field.is_repeated else 0) + sum(elements(child) for _, child in children(field, value))
         for field, value in message.ListFields()
     )
 

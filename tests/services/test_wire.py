@@ -252,8 +252,8 @@ async def test_any_attribute_comes_back(stub: Any, text: str) -> None:
 
 async def test_a_message_beyond_the_limit(service: Service) -> None:
     """A request that is too big is refused before anything reads it."""
-    assert (await problem(raw(service.channel, "GetConversation")(bytes(32 * MIB + 1)))).code == "RESOURCE_EXHAUSTED"
-    assert (await problem(raw(service.channel, "GetConversation")(bytes(32 * MIB)))).code == "INVALID_ARGUMENT"
+    assert (await problem(raw(service.channel, "GetConversation")(bytes(16 * MIB + 1)))).code == "RESOURCE_EXHAUSTED"
+    assert (await problem(raw(service.channel, "GetConversation")(bytes(16 * MIB)))).code == "INVALID_ARGUMENT"
 
 
 async def sized(stub: Any, size: int) -> Any:
@@ -331,8 +331,8 @@ async def read_through(stub: Any, conversation_id: str) -> list[list[str]]:
 
 
 async def test_a_page_ends_before_it_is_too_big(service: Service) -> None:
-    """Fifteen items of 2 MiB come in two pages that miss none, and are too many for one batch."""
-    conversation_id = await filled(service.stub, [2 * MIB] * 15)
+    """Fifteen items of 1 MiB come in two pages that miss none, and are too many for one batch."""
+    conversation_id = await filled(service.stub, [MIB] * 15)
     found = await read_through(service.stub, conversation_id)
     assert list(chain(*found)) == [f"msg_{number}" for number in reversed(range(15))]
     assert len(found) == 2
@@ -345,7 +345,7 @@ async def test_a_page_ends_before_it_is_too_big(service: Service) -> None:
 
 async def test_a_page_of_items_of_any_size_can_be_sent(service: Service) -> None:
     """Large items after smaller ones do not make a page that is bigger than a message may be."""
-    conversation_id = await filled(service.stub, [16 * MIB - 1024, 11 * MIB, 12 * MIB])
+    conversation_id = await filled(service.stub, [12 * MIB - 1024, 6 * MIB, 11 * MIB])
     assert list(chain(*await read_through(service.stub, conversation_id))) == ["msg_2", "msg_1", "msg_0"]
     failure = await problem(service.stub.BatchGetItems(batch_get(conversation_id, "msg_2", "msg_1", "msg_0")))
     assert (failure.code, failure.reason) == ("RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED")

@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from tests.support.build import ahead, append, create, get, user_message
-from tests.support.problems import problem
+from tests.support.problems import problem, problem_of
 from tests.support.service import Service, running_service
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -92,6 +92,22 @@ async def test_streams_at_once(service: Service, limits: dict[str, Any], limit: 
 
 async def _answered(stub: Any, name: str) -> bool:
     return bool([each async for each in stub.AppendItems(iter([ahead(name, user_message())]))])
+
+
+async def test_watches_of_a_connection(service: Service) -> None:
+    """A connection has ten watches of health; an eleventh is refused, and a place that is free is given."""
+    async with grpc.aio.insecure_channel(service.address) as channel:
+        watches = [HealthStub(channel).Watch(HealthCheckRequest()) for _ in range(10)]
+        for each in watches:
+            assert HealthCheckResponse.SERVING == (await each.read()).status
+        refused = HealthStub(channel).Watch(HealthCheckRequest())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await refused.read()
+        assert "RATE_LIMITED" == problem_of(caught.value).reason
+        assert await answers(service)
+        watches[0].cancel()
+        await asyncio.sleep(0.1)
+        assert HealthCheckResponse.SERVING == (await HealthStub(channel).Watch(HealthCheckRequest()).read()).status
 
 
 # -- sizes

@@ -1,0 +1,55 @@
+"""Gives memory back to the system after large requests (docs/adr/0026).
+
+glibc keeps what is freed, in an arena for each thread, and from the first large block that is freed it takes blocks of
+that size from the arenas too. After a burst of large requests several hundred mebibytes stayed resident for good.
+"""
+
+import asyncio
+import ctypes
+import gc
+import resource
+from pathlib import Path
+from typing import Any
+
+_STATM = Path("/proc/self/statm")
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # <malloc.h>
+_LARGE_BLOCK = 128 * 1024  # bytes; the threshold that glibc begins with, and then moves unless it is set
+_ARENAS = 2
+_GROWTH_BYTES = 16 * 1024 * 1024  # that is worth a look
+_SHORTEST, _LONGEST = 2.0, 16.0  # seconds between two looks
+
+
+def find_glibc() -> Any:
+    """Returns the C library if it is glibc and there is a /proc; else None."""
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "malloc_trim") and _STATM.exists() else None
+
+
+def limit_arenas(glibc: Any) -> None:
+    """Has large blocks returned to the system as soon as they are freed, and small ones kept in two arenas."""
+    glibc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+    glibc.mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def resident_bytes() -> int:
+    """Returns the resident memory of this process."""
+    return int(_STATM.read_bytes().split()[1]) * resource.getpagesize()
+
+
+async def give_memory_back(glibc: Any) -> None:
+    """Trims the arenas while the process is larger than it was, until it is cancelled.
+
+    Looks seldom when the last time did not help: then memory is in use.
+    """
+    least, pause = resident_bytes(), _SHORTEST
+    while True:
+        await asyncio.sleep(pause)
+        before = resident_bytes()
+        if before < least + _GROWTH_BYTES:
+            pause = _SHORTEST
+            continue
+        gc.collect()  # what was made at start is frozen, so this takes a few milliseconds
+        await asyncio.to_thread(glibc.malloc_trim, 0)  # without the interpreter lock
+        after = resident_bytes()
+        pause = _SHORTEST if after < before - _GROWTH_BYTES // 4 else min(2 * pause, _LONGEST)
+        least = min(least, after)

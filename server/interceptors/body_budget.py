@@ -1,0 +1,119 @@
+"""Body budget: how many bytes of large requests are in memory at once, in all and of one connection.
+
+A large request takes about eight times its size while it is parsed, validated and written. The budget holds what
+has been received; a request that is still on its way is limited by `SlowReads` (docs/adr/0026).
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+import grpc.aio
+
+from server.errors import Overloaded
+from server.interceptors.chain import Context
+from server.interceptors.error_status import trailers_of
+
+SLOW_SECONDS = 0.1  # that a small request never takes to arrive, and a large one may
+
+Body = TypeVar("Body")
+
+
+class BodyBudget:
+    """Counts the bytes of large requests from their arrival to the end of their calls."""
+
+    def __init__(self, limit: int, limit_per_connection: int) -> None:
+        self._limit = limit
+        self._limit_per_connection = limit_per_connection
+        self._per_connection: Counter[str] = Counter()
+        self.bytes = 0
+
+    @contextmanager
+    def room_for(self, connection: str, size: int) -> Iterator[bool]:
+        """Counts a request of ``size`` bytes while this is open; yields False, and counts nothing, without room."""
+        taken = self._per_connection[connection]
+        if self.bytes + size > self._limit or taken + size > self._limit_per_connection:
+            yield False
+            return
+        self._count(connection, size)
+        try:
+            yield True
+        finally:
+            self._count(connection, -size)
+
+    def no_room(self) -> Overloaded:
+        """Returns the error of a request that there is no room for."""
+        return Overloaded("bytes of large requests", self._limit)
+
+    def _count(self, connection: str, size: int) -> None:
+        self.bytes += size
+        self._per_connection[connection] += size
+        if not self._per_connection[connection]:
+            del self._per_connection[connection]
+
+
+class SlowReads:
+    """Limits the requests that arrive at once, each of which may hold as many bytes as a message may have.
+
+    A small request arrives with its headers and takes its place for a moment only. One that takes longer than
+    `SLOW_SECONDS` is large or dripping; those get a quarter of the places, so that small ones hardly wait for them.
+    """
+
+    def __init__(self, places: int) -> None:
+        """``places``: requests at once."""
+        self._limit = max(1, places // 4)
+        self._places = asyncio.Semaphore(places)
+        self.count = 0  # that have taken longer
+
+    async def read(self, context: Context, read: Callable[[], Awaitable[Body]]) -> Body:
+        """Returns what ``read`` reads from ``context``.
+
+        Raises:
+            grpc.aio.AbortError: It is slow, and as many slow requests as may be are on their way. The call has been
+                ended with RESOURCE_EXHAUSTED.
+        """
+        async with self._places:
+            watch = _Watch(self, context)
+            timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, watch.is_slow)
+            try:
+                return await read()
+            finally:
+                timer.cancel()
+                watch.end()
+
+    async def refuse(self, context: Context) -> None:
+        """Ends a call, and with it the read; a read that is cancelled leaks what it would have received."""
+        error = Overloaded("slow requests", self._limit)
+        with suppress(grpc.aio.AbortError, grpc.aio.BaseError):
+            await context.abort(error.code, str(error), trailers_of(error))
+
+    def begin(self) -> bool:
+        """Counts a slow request in, if there is room."""
+        if self.count >= self._limit:
+            return False
+        self.count += 1
+        return True
+
+
+class _Watch:
+    """One request on its way."""
+
+    __slots__ = ("_context", "_counted", "_reads", "_refusal")
+
+    def __init__(self, reads: SlowReads, context: Context) -> None:
+        self._reads = reads
+        self._context = context
+        self._counted = False
+        self._refusal: asyncio.Task[None] | None = None
+
+    def is_slow(self) -> None:
+        """Called when it has taken too long to be small."""
+        self._counted = self._reads.begin()
+        if not self._counted:
+            self._refusal = asyncio.get_running_loop().create_task(self._reads.refuse(self._context))
+
+    def end(self) -> None:
+        """Called when it has arrived, or will not."""
+        self._reads.count -= self._counted
