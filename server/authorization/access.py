@@ -1,4 +1,4 @@
-"""What one principal may do, as the store needs it."""
+"""The permissions of one principal, as interceptors and the store use them."""
 
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -16,17 +16,16 @@ from server.policy.rules import Policy
 
 
 class Access:
-    """The permissions of one principal under one policy, each planned when it is first asked for.
+    """The permissions of one principal under one policy, each planned at first use.
 
-    It is made once for a principal and kept until the policy changes; what it
-    holds is a function of these two alone.
+    It is a function of the two, so it is kept until the policy changes.
     """
 
     def __init__(self, principal: Principal, policy: Policy, accesses: "AccessCache | None" = None) -> None:
         self.principal = principal
         self.policy = policy
         self._accesses = accesses
-        self.values: dict[str, Any] = {"tenant": principal.tenant}  # the parameters of all its permissions
+        self.values: dict[str, Any] = {"tenant": principal.tenant}  # SQL parameters of all planned permissions
         self._permissions: dict[tuple[str, str], Permission] = {}
 
     def renewed(self, principal: Principal) -> "Access":
@@ -34,7 +33,7 @@ class Access:
         return self._accesses.of(principal) if self._accesses else Access(principal, self.policy)
 
     def may(self, resource: str, action: str) -> Permission:
-        """The permission; its parameters are in `values` from then on."""
+        """Returns the permission, and adds its parameters to `values`."""
         found = self._permissions.get((resource, action))
         if found is None:
             found = Permission(resource, action, plan(self.policy, self.principal, resource, action))
@@ -43,10 +42,10 @@ class Access:
         return found
 
     def demand(self, resource: str, action: str) -> Permission:
-        """The permission, when it is not for nothing.
+        """Returns the permission, unless it is one for no row at all.
 
         Raises:
-            ActionDenied: The plan is never; nothing needs to be looked up to know.
+            ActionDenied: The plan is "never", which is known without reading a row.
         """
         permission = self.may(resource, action)
         if isinstance(permission.plan, Never):
@@ -54,32 +53,32 @@ class Access:
         return permission
 
     def decide(self, resource: str, action: str, row: Row) -> None:
-        """Decides on a row that is at hand, such as one that is about to be made.
+        """Decides about a row in memory, such as one that is about to be inserted.
 
         Raises:
-            ActionDenied: The policy does not let the principal.
+            ActionDenied: The policy refuses it.
         """
         if not evaluate(self.may(resource, action).plan, row):
             raise ActionDenied(resource, action)
 
     def decide_values(self, attributes: Sequence[str]) -> None:
-        """Decides on attribute values, ``name=value``, that a conversation is to have.
+        """Decides whether the principal may give a conversation these attributes, each ``name=value``.
 
         Raises:
             ActionDenied: Some are not the principal's own, and it may not share everything.
         """
-        strange = set(attributes) - pairs(self.principal.attributes)
-        if strange and not isinstance(self.may("conversation", "share").plan, Always):
+        foreign = set(attributes) - pairs(self.principal.attributes)
+        if foreign and not isinstance(self.may("conversation", "share").plan, Always):
             raise ActionDenied("conversation", "share")
 
     @cached_property
     def index_ranges(self) -> IndexRanges | None:
-        """Where the conversations are that the principal may read."""
+        """The index ranges of all conversations that the principal may read; None for the whole tenant."""
         return index_ranges(self.may("conversation", "read").plan)
 
 
 class AccessCache:
-    """The access of principals under the policy in force, made once while they keep calling."""
+    """A bounded cache of the access of principals under the policy in force."""
 
     def __init__(self, policy: Policy, size: int = 4096) -> None:
         self._size = size
@@ -91,20 +90,20 @@ class AccessCache:
         return self._current[0]
 
     def replace(self, policy: Policy) -> None:
-        """Decides by ``policy`` from the next call on, and forgets what followed from the one before."""
-        made: dict[Principal, Access] = {}
-        self._current = policy, made  # one assignment: a call sees a policy with what follows from it
+        """Puts ``policy`` in force from the next call on, and empties the cache."""
+        accesses: dict[Principal, Access] = {}
+        self._current = policy, accesses  # one assignment, so that no call sees plans of another policy
 
     def of(self, principal: Principal) -> Access:
-        """What ``principal`` may do."""
-        policy, made = self._current
-        access = made.get(principal)
+        """Returns what ``principal`` may do."""
+        policy, accesses = self._current
+        access = accesses.get(principal)
         if access is None:
-            if len(made) >= self._size:
-                del made[next(iter(made))]
-            access = made[principal] = Access(principal, policy, self)
+            if len(accesses) >= self._size:
+                del accesses[next(iter(accesses))]
+            access = accesses[principal] = Access(principal, policy, self)
         return access
 
 
-# Set once per call by the Access interceptor.
+# Set once per call by the interceptor `Authorization`.
 current_access: ContextVar[Access] = ContextVar("current_access")

@@ -1,4 +1,4 @@
-"""Where a list finds what a caller may see: a few short ranges of indexes instead of the whole tenant."""
+"""Index ranges: where a list finds what its caller may see, without reading the whole tenant (ADR 7)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,19 +10,24 @@ from server.policy.residual import And, HasId, IdMatches, Not, Or, Owned, Residu
 
 @dataclass(frozen=True)
 class IndexRanges:
-    """Every row that a residual lets through has one of these owners, attributes or ids."""
+    """Every row that a residual permits has one of these owners, attributes or ids.
 
-    owners: frozenset[str] = frozenset()  # '' for rows of nobody
-    attributes: frozenset[str] = frozenset()  # name=value
+    Attributes:
+        owners: '' for unowned rows.
+        attributes: Each ``name=value``.
+    """
+
+    owners: frozenset[str] = frozenset()
+    attributes: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
-        """How many ranges there are to read."""
+        """The number of ranges to read."""
         return len(self.owners) + len(self.attributes) + len(self.ids)
 
     def values(self) -> dict[str, Any]:
-        """The parameters of the ranges."""
+        """Returns the SQL parameters of the ranges."""
         return {
             "cover_owners": list(self.owners),
             "cover_attributes": list(self.attributes),
@@ -31,11 +36,11 @@ class IndexRanges:
 
 
 def index_ranges(plan: Plan) -> IndexRanges | None:
-    """The ranges that hold all that ``plan`` lets through; None when only the tenant as a whole does."""
-    return _cover(plan.residual) if isinstance(plan, Conditional) else None
+    """Returns ranges that contain every row ``plan`` permits, or None if only the whole tenant does."""
+    return _ranges_of(plan.residual) if isinstance(plan, Conditional) else None
 
 
-def _cover(residual: Residual) -> IndexRanges | None:
+def _ranges_of(residual: Residual) -> IndexRanges | None:
     match residual:
         case Owned(by):
             return IndexRanges(owners=frozenset((by,)))
@@ -46,19 +51,19 @@ def _cover(residual: Residual) -> IndexRanges | None:
         case HasId(ids):
             return IndexRanges(ids=frozenset(ids))
         case And(parts):
-            return min((each for each in map(_cover, parts) if each), key=lambda each: each.size, default=None)
+            return min((each for each in map(_ranges_of, parts) if each), key=lambda each: each.size, default=None)
         case Or(parts):
-            return _union(map(_cover, parts))
+            return _union(map(_ranges_of, parts))
         case Not() | IdMatches():
             return None
 
 
-def _union(covers: Iterable[IndexRanges | None]) -> IndexRanges | None:
-    """All of ``covers`` together; None if one of them is unbounded."""
+def _union(ranges: Iterable[IndexRanges | None]) -> IndexRanges | None:
+    """All of ``ranges`` together; None if one of them is unbounded."""
     owners: set[str] = set()
     attributes: set[str] = set()
     ids: set[str] = set()
-    for each in covers:
+    for each in ranges:
         if each is None:
             return None
         owners |= each.owners

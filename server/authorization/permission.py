@@ -1,4 +1,4 @@
-"""A permission: what a plan allows, and the values its SQL takes."""
+"""A permission: a resource, an action, and the plan for them with its SQL parameters."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from server.policy.plan import Always, Conditional, Never, Plan
 
 
 class Permission:
-    """What a plan allows, ready for SQL.
+    """What a plan permits, ready for SQL.
 
     Two are equal when their SQL is: they have the same name and the same shape.
     So statements are compiled once for all callers whose plans look alike, and
@@ -18,7 +18,7 @@ class Permission:
     def __init__(self, resource: str, action: str, plan: Plan) -> None:
         self.resource = resource
         self.action = action
-        self.name = name = f"{resource}_{action}"  # its parameters begin with it
+        self.name = name = f"{resource}_{action}"  # the prefix of its SQL parameters
         self.plan = plan
         self.values: dict[str, Any] = {}
         if isinstance(plan, Conditional):

@@ -1,4 +1,4 @@
-"""The policy in force: read at the start, and again whenever its file changes."""
+"""The policy in force, read at startup and again whenever its file changes."""
 
 import asyncio
 import time
@@ -15,24 +15,38 @@ from server.settings.watched_file import FileVersion, WakeableSleep, file_versio
 
 log = structlog.get_logger(__name__)
 
-# With no identity there is one user, who may do everything; any policy file replaces this.
+# Without identity there is one principal, who may do everything; a policy file replaces this.
 ONE_USER = Policy(
     (Rule(1, Effect.PERMIT, Scope(frozenset(ACTIONS)), description="the one user may do everything"),),
     digest="one-user",
     source="built in, for identity=none",
 )
-_PERIOD = 1.0  # seconds between two looks at the file
+_POLL_SECONDS = 1.0
 
 
 class PolicyConfigError(OperatorError):
-    """The policy cannot be read or has errors; the text has all of them with their places."""
+    """The policy cannot be read or has mistakes; the text lists all of them with their places."""
 
 
 class PolicyFile:
-    """Watches a policy file: a good change is in force at the next call, a broken one changes nothing."""
+    """Watches a policy file: a valid change is in force at the next call, an invalid one changes nothing.
+
+    Args:
+        path: None for a built-in policy.
+        attributes: Names of attributes beside the four standard ones.
+        anonymous: Whether the service runs without identity, so that the built-in policy permits everything.
+
+    Attributes:
+        reloads: How many changes were put in force.
+        refused: How many changes were invalid.
+        stale: Whether the file now holds a policy that was refused.
+        loaded_at: When the policy in force was loaded, in seconds since 1970.
+
+    Raises:
+        PolicyConfigError: The file is invalid at startup.
+    """
 
     def __init__(self, path: Path | None, attributes: Collection[str], *, anonymous: bool) -> None:
-        """``path`` may be None: the policy is then built in. ``anonymous``: without identity, so for one user."""
         self._path = path
         self._attributes = attributes
         self._anonymous = anonymous
@@ -41,8 +55,8 @@ class PolicyFile:
         self.accesses = AccessCache(self._read())
         _log_notes(self.policy)
         self.reloads = 0
-        self.refused = 0  # changes that were broken
-        self.stale = False  # whether the last change was
+        self.refused = 0
+        self.stale = False
         self.loaded_at = time.time()
 
     @property
@@ -51,21 +65,21 @@ class PolicyFile:
         return self.accesses.policy
 
     def reload(self) -> None:
-        """Has the file read soon, changed or not; safe in a signal handler."""
+        """Reads the file soon, whether it changed or not; safe in a signal handler."""
         self._sleep.wake()
 
     async def watch(self) -> None:
-        """Reads the file after every change, for ever; a broken one leaves the last good policy in force."""
+        """Reads the file after every change, until it is cancelled; an invalid file leaves the policy in force."""
         while True:
-            asked = await self._sleep.sleep(_PERIOD)
+            woken = await self._sleep.sleep(_POLL_SECONDS)
             version = self._file_version()
-            if asked or version != self._version:
+            if woken or version != self._version:
                 self._version = version
-                await self._renew()
+                await self._reload()
 
-    async def _renew(self) -> None:
+    async def _reload(self) -> None:
         try:
-            policy = await asyncio.to_thread(self._read)  # a long policy takes a while to check
+            policy = await asyncio.to_thread(self._read)  # in a thread: a long policy takes a while to check
         except PolicyConfigError as error:
             self.refused += 1
             self.stale = True
@@ -83,7 +97,7 @@ class PolicyFile:
         if self._path is None:
             return ONE_USER if self._anonymous else DEFAULT
         try:
-            text = self._path.read_bytes().decode()  # line ends as they are: the digest is that of the file
+            text = self._path.read_bytes().decode()  # line ends unchanged, for the digest of the file
             return load(text, str(self._path), attributes=self._attributes)
         except PolicyInvalid as error:
             raise PolicyConfigError(str(error)) from None

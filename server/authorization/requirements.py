@@ -1,4 +1,4 @@
-"""What each method of the contract needs to be allowed."""
+"""The permission that each method of the contract needs, from its option `access`."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,23 @@ from server.errors import OperatorError
 
 
 class AccessUndeclared(OperatorError):
-    """A method of the contract has no access option: the server must not start."""
+    """A method of the contract declares no permission, so the server must not start."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a caller must be allowed to do for a method to run; ``actions`` are alternatives."""
+    """The permission that a method needs.
+
+    Attributes:
+        actions: Alternatives; empty for a method that is open to every principal.
+    """
 
     resource: str
-    actions: tuple[str, ...]  # none: the method is open to every principal
+    actions: tuple[str, ...]
 
 
 def needs(*files: FileDescriptor) -> dict[str, Need]:
-    """The need of every method in ``files``, by ``/package.Service/Method``.
+    """Returns the need of every method in ``files``, by ``/package.Service/Method``.
 
     Raises:
         AccessUndeclared: A method has no `conversations.v1.access` option.

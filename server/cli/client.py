@@ -1,4 +1,4 @@
-"""How a command of the command line reaches a service: the options that say so, and the channel they make."""
+"""The client of commands: options that name a running service, and the channel to it."""
 
 import functools
 import inspect
@@ -20,13 +20,13 @@ from server.settings.service import Settings
 from server.transport.certificates import PemFile, host_name, load_authorities, load_key_pair
 
 DEFAULT_TARGET = "127.0.0.1:50051"
-TOKEN = f"{PREFIX}TARGET_TOKEN"  # no option takes a token: what runs, and with what, is seen by all
-_LARGEST = 64 * 1024 * 1024  # bytes of a message
+TOKEN = f"{PREFIX}TARGET_TOKEN"  # not an option: other users see the arguments of a process
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _PROBE_SECONDS = 2.0  # for a server on this machine to show its certificate
 
 
 class TargetConfigError(OperatorError):
-    """It cannot be said how to connect; the text names the option."""
+    """The options do not say how to connect; the text names the option at fault."""
 
 
 def _option(name: str, help_text: str) -> Any:
@@ -36,7 +36,7 @@ def _option(name: str, help_text: str) -> Any:
 
 @dataclass(frozen=True)
 class Target:
-    """A running service, as the options and variables say; all of them may be left out."""
+    """A running service as options and variables describe it; all of them are optional."""
 
     target: Annotated[str | None, _option("target", f"Address of a running service. [{DEFAULT_TARGET}]")] = None
     tls: Annotated[bool, _option("tls", "Connect by TLS, with the CAs of this system.")] = False
@@ -52,7 +52,7 @@ class Target:
 
 
 def targeted(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options of `Target`, which it takes as one parameter, ``target``."""
+    """Decorates a command that takes a `Target` as its parameter ``target`` with the options of `Target`."""
     signature, options = inspect.signature(command), inspect.signature(Target).parameters.values()
     own = [each for each in signature.parameters.values() if each.name != "target"]
     keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *options)]
@@ -69,19 +69,28 @@ def targeted(command: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass(frozen=True)
 class Connection:
-    """What a channel is made of."""
+    """What a channel is made of.
 
-    address: str  # a target in gRPC's own words: `host:port`, `unix:path`, `dns:///name` and others
-    roots: bytes | None = None  # None, with TLS: those of the system
-    client: tuple[bytes, bytes] | None = None  # private key and certificate chain
+    Attributes:
+        address: A target of gRPC: `host:port`, `unix:path`, `dns:///name` and others.
+        roots: CAs, PEM; None for those of gRPC.
+        client: Private key and certificate chain.
+    """
+
+    address: str
+    roots: bytes | None = None
+    client: tuple[bytes, bytes] | None = None
     tls: bool = False
     authority: str | None = None
     token: str | None = None
 
     def open(self) -> grpc.Channel:
-        """A channel, which connects when it is used."""
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is told once, by the command
-        options = [("grpc.max_receive_message_length", _LARGEST), ("grpc.max_send_message_length", _LARGEST)]
+        """Returns a channel, which connects at its first use."""
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the command reports the error itself
+        options = [
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ]
         if name := self.authority or ("localhost" if _is_unix(self.address) else None):
             # Without it the path of a socket is sent as authority, which proxies refuse (grpc/grpc#38142).
             options.append(("grpc.default_authority", name))  # type: ignore[arg-type]
@@ -94,10 +103,10 @@ class Connection:
 
 
 def connection(target: Target) -> Connection:
-    """To the service that the options say, else to the default address.
+    """Returns a connection to the service in the options, else to the default address.
 
     Raises:
-        TargetConfigError, TlsConfigError: An option cannot be meant, or its file not be used.
+        TargetConfigError, TlsConfigError: Options contradict each other, or a file cannot be used.
     """
     _check(target)
     address = target.target or DEFAULT_TARGET
@@ -112,14 +121,14 @@ def connection(target: Target) -> Connection:
 
 
 def own_connection(settings: Settings, target: Target) -> Connection:
-    """To the service that these settings start, on this machine; options replace what follows from them.
+    """Returns a connection to the service that these settings start on this machine; options take precedence.
 
     A Unix socket is preferred: it needs nothing else. By TLS, whatever certificate
-    is shown there is taken, as the kubelet does: files that were just replaced, or
+    is presented there is taken, as the kubelet does: files that were just replaced, or
     that the server refuses to take, say nothing of its health. So nothing secret is sent.
 
     Raises:
-        TargetConfigError, TlsConfigError: It cannot be told how, or nobody is there.
+        TargetConfigError, TlsConfigError: The settings do not say how to connect, or nothing answers.
     """
     _check(target)
     address = next((each for each in settings.listen if each.is_unix), None) or _reachable(settings.listen[0])
@@ -128,11 +137,11 @@ def own_connection(settings: Settings, target: Target) -> Connection:
     if settings.tls_client_ca and not target.cert:
         target = replace(target, cert=settings.tls_certificate, key=settings.tls_key)
     client = _client(target)
-    shown = _shown(address, target)
-    name = target.authority or host_name(shown)
+    presented = _fetch_certificate(address, target)
+    name = target.authority or host_name(presented)
     if name is None:
         raise TargetConfigError("--target: the server's certificate has no host name to check; name another address.")
-    return Connection(str(address), _roots(target) if target.ca else shown, client, tls=True, authority=name)
+    return Connection(str(address), _roots(target) if target.ca else presented, client, tls=True, authority=name)
 
 
 def _check(target: Target) -> None:
@@ -155,7 +164,7 @@ def _client(target: Target) -> tuple[bytes, bytes] | None:
 
 
 def _token(file: Path | None) -> str | None:
-    """The token, without the end of line that editors and `echo` add."""
+    """Returns the token, without the line end that editors and `echo` add."""
     try:
         text = file.read_text(encoding="latin-1") if file else os.environ.get(TOKEN, "")
     except OSError as error:
@@ -171,7 +180,7 @@ def _is_unix(target: str) -> bool:
 
 
 def _is_local(target: str) -> bool:
-    """Whether only this machine can reach a target; gRPC knows forms that are no address, which may lead anywhere."""
+    """Returns whether a target is local; forms of gRPC other than addresses may lead anywhere."""
     try:
         return Address.parse(target).is_local
     except ValueError:
@@ -179,14 +188,14 @@ def _is_local(target: str) -> bool:
 
 
 def _reachable(listen: Address) -> Address:
-    """An address that connects to what listens on ``listen``."""
+    """Returns an address that connects to a server which listens on ``listen``."""
     if listen.port == 0:
         raise TargetConfigError(f"--target: needed, for any port may be served ({variable_of('listen')}).")
     return Address("127.0.0.1", listen.port) if listen.is_wildcard else listen
 
 
-def _shown(address: Address, target: Target) -> bytes:
-    """The certificate that is served there, unchecked."""
+def _fetch_certificate(address: Address, target: Target) -> bytes:
+    """Returns the certificate that a server presents, without verifying it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -205,8 +214,8 @@ def _shown(address: Address, target: Target) -> bytes:
         ) from None
 
 
-class _Call(NamedTuple):
-    """What an interceptor says of a call: gRPC takes anything with these names."""
+class _CallDetails(NamedTuple):
+    """The details of a call; gRPC accepts any object with these attributes."""
 
     method: str
     timeout: float | None
@@ -217,14 +226,16 @@ class _Call(NamedTuple):
 
 
 class _Bearer(grpc.UnaryUnaryClientInterceptor):
-    """Sends a token with each call; all that commands make are unary."""
+    """Sends a token with each call; commands make unary calls only."""
 
     def __init__(self, token: str) -> None:
         self._sent = ("authorization", f"Bearer {token}")
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """As gRPC has it."""
+        """Adds the token to the metadata."""
         told = client_call_details
         metadata = [*(told.metadata or ()), self._sent]
-        call = _Call(told.method, told.timeout, metadata, told.credentials, told.wait_for_ready, told.compression)
+        call = _CallDetails(
+            told.method, told.timeout, metadata, told.credentials, told.wait_for_ready, told.compression
+        )
         return continuation(call, request)

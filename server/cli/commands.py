@@ -37,7 +37,7 @@ Workers = Annotated[int | None, typer.Option(help="Processes that serve the addr
 
 
 def main() -> None:
-    """Runs the command; what an operator can mend is one line on standard error and exit code 1."""
+    """Runs the command; errors that an operator can mend are one line on standard error, with exit code 1."""
     try:
         app()
     except SettingsInvalid as error:
@@ -109,10 +109,10 @@ def item_show(conversation_id: str, item_id: str, target: Target) -> None:
 @targeted
 def export_jsonl(conversation_id: str, target: Target) -> None:
     """Print a conversation's items as OpenAI JSON, oldest first, one a line."""
-    from server.cli.jsonl import exported
+    from server.cli.jsonl import export_lines
 
     with connection(target).open() as channel:
-        for line in exported(channel, conversation_id):
+        for line in export_lines(channel, conversation_id):
             print(line)
 
 
@@ -124,14 +124,14 @@ def import_jsonl(
     conversation: Annotated[str | None, typer.Option(help="Append to this one instead of a new one.")] = None,
 ) -> None:
     """Append the items of a file to a conversation and print the conversation's id."""
-    from server.cli.jsonl import imported
+    from server.cli.jsonl import import_lines
 
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         sys.exit(f"Error: not UTF-8: {file}")
     with connection(target).open() as channel:
-        print(imported(channel, text.split("\n"), conversation))
+        print(import_lines(channel, text.split("\n"), conversation))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Conversations in and out of files: OpenAI items, one JSON object a line."""
+"""Exports conversations to, and imports them from, JSON Lines of OpenAI items."""
 
 import json
 import uuid
@@ -11,12 +11,12 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 
 from server.items import ItemJsonError, new_item_from_json, to_json
 
-_PAGE, _BATCH = 100, 20  # the contract's maxima
+_PAGE, _BATCH = 100, 20  # the limits of the contract
 _SECONDS = 30
 
 
-def exported(channel: grpc.Channel, conversation_id: str) -> Iterator[str]:
-    """Each item as a line of JSON, oldest first."""
+def export_lines(channel: grpc.Channel, conversation_id: str) -> Iterator[str]:
+    """Yields each item as a line of JSON, oldest first."""
     stub, token = ConversationsServiceStub(channel), ""
     while True:
         request = pb.ListItemsRequest(
@@ -30,8 +30,8 @@ def exported(channel: grpc.Channel, conversation_id: str) -> Iterator[str]:
             return
 
 
-def imported(channel: grpc.Channel, lines: Iterable[str], conversation_id: str | None) -> str:
-    """Appends every line's item and gives the conversation's id; nothing is sent while a line is wrong.
+def import_lines(channel: grpc.Channel, lines: Iterable[str], conversation_id: str | None) -> str:
+    """Appends the item of every line and returns the conversation's id; sends nothing if a line is invalid.
 
     Raises:
         ItemJsonError: A line is not an item; its text names the line.

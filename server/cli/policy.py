@@ -1,4 +1,4 @@
-"""Commands about access policies: look for mistakes in one, and explain what it decides.
+"""Commands about access policies: check one for mistakes, and explain what it decides.
 
 Both read a file and nothing else: no database, no running service.
 """
@@ -22,8 +22,8 @@ from server.settings.service import load as load_settings
 
 policy_app = typer.Typer(no_args_is_help=True, help="Look at access policies.")
 
-_OUTCOMES = {Outcome.DEPENDS: "depends"}  # the others are said as they are
-_QUOTED = frozenset(" ,\"'")  # signs with which a value would not be seen to end
+_OUTCOMES = {Outcome.DEPENDS: "depends"}  # the others are printed by their values
+_QUOTED = frozenset(" ,\"'")  # characters after which the end of a value would not be visible
 
 Names = Annotated[
     list[str] | None,
@@ -38,13 +38,13 @@ def check(file: Annotated[Path, typer.Argument(help="The policy, YAML.")], attri
     Rules that have no effect here, or mean something else in OGX, are printed too.
     """
     try:
-        policy = load(_text(file), str(file), attributes=_names(attribute_name))
+        policy = load(_read_text(file), str(file), attributes=_names(attribute_name))
     except PolicyInvalid as invalid:
         typer.echo("\n".join(escape_unprintable(str(problem)) for problem in invalid.problems))
         raise typer.Exit(1) from None
     for note in policy.notes:
         typer.echo(escape_unprintable(note))
-    typer.echo(_described(policy))
+    typer.echo(_summary(policy))
 
 
 @policy_app.command("explain")
@@ -70,45 +70,45 @@ def explained(
     Without --owner the answer is about all conversations: what is left to ask of each is printed.
     """
     names = _names(attribute_name)
-    _one_of(resource, RESOURCES, "resource")
-    _one_of(action, ACTIONS, "action")
+    _require_one_of(resource, RESOURCES, "resource")
+    _require_one_of(action, ACTIONS, "action")
     if not principal:
         raise OperatorError("--principal is empty; nobody has an empty id.")
     asking = Principal("", principal, _attributes(attribute, names))
     row = _row(resource, owner, _attributes(row_attribute, names), row_id)
-    policy = _loaded(file, names)
+    policy = _load_policy(file, names)
     answer = explain(policy, asking, resource, action, row)
-    typer.echo("\n".join(_answer(answer, policy, principal, f"{action} {_article(resource)}", resource)))
+    typer.echo("\n".join(_explanation_lines(answer, policy, principal, f"{action} {_article(resource)}", resource)))
 
 
 def _names(more: Collection[str] | None) -> tuple[str, ...]:
-    """The attributes there are."""
+    """Returns the names of all attributes."""
     return tuple(dict.fromkeys((*ATTRIBUTES, *load_settings().attribute_names, *(more or ()))))
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
-        return file.read_bytes().decode()  # ends of lines as they are: they are in the digest
+        return file.read_bytes().decode()  # line ends unchanged, for the digest
     except UnicodeDecodeError:
         raise OperatorError(f"not UTF-8: {file}") from None
 
 
-def _loaded(file: Path | None, names: Collection[str]) -> Policy:
+def _load_policy(file: Path | None, names: Collection[str]) -> Policy:
     if file is None:
         return DEFAULT
     try:
-        return load(_text(file), str(file), attributes=names)
+        return load(_read_text(file), str(file), attributes=names)
     except PolicyInvalid as invalid:
         raise OperatorError(str(invalid)) from None
 
 
-def _one_of(word: str, known: Collection[str], kind: str) -> None:
+def _require_one_of(word: str, known: Collection[str], kind: str) -> None:
     if word not in known:
         raise OperatorError(f"unknown {kind} {word!r}; there are {', '.join(known)}.")
 
 
 def _attributes(given: Iterable[str] | None, names: Collection[str]) -> dict[str, frozenset[str]]:
-    """The values by name of ``name=value`` texts."""
+    """Returns the values of ``name=value`` texts by name."""
     texts = list(given or ())
     for text in texts:
         if not text.partition("=")[2]:
@@ -121,7 +121,7 @@ def _attributes(given: Iterable[str] | None, names: Collection[str]) -> dict[str
 
 
 def _row(resource: str, owner: str | None, attributes: dict[str, frozenset[str]], row_id: str | None) -> Row | None:
-    """The conversation or item that was described, None when none was."""
+    """Returns the conversation or item that the options describe, or None."""
     if owner is None:
         if attributes or row_id is not None:
             raise OperatorError("--row-attribute and --id need --owner; '' is the owner of what nobody owns.")
@@ -131,12 +131,12 @@ def _row(resource: str, owner: str | None, attributes: dict[str, frozenset[str]]
     return Row(owner, pairs(attributes), row_id or "")
 
 
-def _described(policy: Policy) -> str:
+def _summary(policy: Policy) -> str:
     rules = "1 rule" if len(policy.rules) == 1 else f"{len(policy.rules)} rules"
     return f"{escape_unprintable(policy.source)}: {rules}, digest {policy.digest}"
 
 
-def _answer(answer: Explanation, policy: Policy, who: str, what: str, resource: str) -> Iterator[str]:
+def _explanation_lines(answer: Explanation, policy: Policy, who: str, what: str, resource: str) -> Iterator[str]:
     yield f"May {_quoted(who)} {what}? {_decision(answer)}"
     yield ""
     if resource != "policy":  # there is only one
@@ -146,7 +146,7 @@ def _answer(answer: Explanation, policy: Policy, who: str, what: str, resource: 
     yield "Rules, in the order they are tried:"
     yield from _indented(_rules(answer.rules, resource))
     yield ""
-    yield _described(policy)
+    yield _summary(policy)
 
 
 def _article(resource: str) -> str:
@@ -161,7 +161,7 @@ def _decision(answer: Explanation) -> str:
 
 
 def _without_rule(answer: Explanation) -> str:
-    """Why, when no single rule does."""
+    """Returns the reason of a decision that no single rule made."""
     open_ones = any(rule.outcome is Outcome.DEPENDS for rule in answer.rules)
     return "whichever rule decides" if open_ones else "no rule matches"
 
@@ -173,11 +173,11 @@ def _plan(plan: Plan, resource: str) -> Iterable[str]:
         case Never():
             return ("none",)
         case Conditional(residual):
-            return _words(residual, resource)
+            return _condition_lines(residual, resource)
 
 
-def _words(residual: Residual, resource: str) -> Iterable[str]:
-    """A tree, a line for each node; an item has the owner and attributes of its conversation."""
+def _condition_lines(residual: Residual, resource: str) -> Iterable[str]:
+    """Returns a residual as a tree, a line for each node."""
     match residual:
         case Owned(by):
             return (f"the owner of the conversation is {_quoted(by)}",)
@@ -186,30 +186,30 @@ def _words(residual: Residual, resource: str) -> Iterable[str]:
         case Shares():
             return _group("any of:", _alternatives((residual,), resource))
         case HasId(ids):
-            return (f"the id of the {resource} is {_listed(ids)}",)
+            return (f"the id of the {resource} is {_list_of(ids)}",)
         case IdMatches(pattern):
             return (f"the id of the {resource} matches {pattern}",)
         case Not(Or(parts)):
             return _group("none of:", _alternatives(parts, resource), always=True)
         case Not(part):
-            return _group("not:", (_words(part, resource),), always=True)
+            return _group("not:", (_condition_lines(part, resource),), always=True)
         case And(parts):
-            return _group("all of:", (_words(part, resource) for part in parts))
+            return _group("all of:", (_condition_lines(part, resource) for part in parts))
         case Or(parts):
             return _group("any of:", _alternatives(parts, resource))
 
 
 def _alternatives(parts: Iterable[Residual], resource: str) -> Iterator[Iterable[str]]:
-    """The branches of `any of`, each attribute one of its own."""
+    """Yields the branches of `any of`, one for each attribute."""
     for part in parts:
         if isinstance(part, Shares):
             yield from ([line] for line in _shares(part.pairs))
         else:
-            yield _words(part, resource)
+            yield _condition_lines(part, resource)
 
 
 def _group(head: str, parts: Iterable[Iterable[str]], *, always: bool = False) -> Iterable[str]:
-    """``parts`` under a head; one of them needs none."""
+    """Returns ``parts`` under a head; a single part needs none, unless ``always``."""
     each = list(parts)
     if len(each) == 1 and not always:
         return each[0]
@@ -217,12 +217,12 @@ def _group(head: str, parts: Iterable[Iterable[str]], *, always: bool = False) -
 
 
 def _shares(wanted: Iterable[str]) -> Iterator[str]:
-    """A line for each attribute of ``name=value`` pairs."""
+    """Yields a line for each attribute of ``name=value`` pairs."""
     for name, own in group_pairs(wanted).items():
-        yield f"the {name} of the conversation have {_listed(own)}"
+        yield f"the {name} of the conversation have {_list_of(own)}"
 
 
-def _listed(values: Collection[str]) -> str:
+def _list_of(values: Collection[str]) -> str:
     return ("one of " if len(values) > 1 else "") + ", ".join(map(_quoted, values))
 
 
@@ -230,14 +230,14 @@ def _rules(rules: Collection[RuleOutcome], resource: str) -> Iterator[str]:
     width = len(str(len(rules)))
     for rule in rules:
         outcome = _OUTCOMES.get(rule.outcome, rule.outcome)
-        yield f"{rule.number:>{width}} {rule.effect}  {outcome:<12}  {_said(rule, resource)}".rstrip()
+        yield f"{rule.number:>{width}} {rule.effect}  {outcome:<12}  {_rule_text(rule, resource)}".rstrip()
 
 
-def _said(rule: RuleOutcome, resource: str) -> str:
-    """The rule's own words; without any, what it asks of the row if that is one line."""
+def _rule_text(rule: RuleOutcome, resource: str) -> str:
+    """Returns the rule's description; without one, its condition if that is one line."""
     if rule.description:
         return escape_unprintable(" ".join(rule.description.split()))
-    lines = list(_words(rule.condition, resource)) if rule.condition else []
+    lines = list(_condition_lines(rule.condition, resource)) if rule.condition else []
     return lines[0] if len(lines) == 1 else ""
 
 
@@ -246,5 +246,5 @@ def _indented(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    """``text``, in quotes where it would not be seen where it ends."""
+    """Returns ``text``, in quotes if its end would not be visible without."""
     return repr(text) if not text or _QUOTED.intersection(text) else escape_unprintable(text)

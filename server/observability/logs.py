@@ -1,4 +1,4 @@
-"""Log lines: for people on a console, or JSON; on standard error.
+"""Sets up the log: lines on standard error, for people or as JSON.
 
 Every line goes the same way, those of libraries too, and the level can be changed
 while the service runs. structlog's own filter cannot: loggers keep the class they
@@ -19,29 +19,34 @@ from server.observability.trace_context import trace_fields
 
 LEVELS = ("debug", "info", "warning", "error")
 _NUMBERS = {name: logging.getLevelNamesMapping()[name.upper()] for name in (*LEVELS, "critical")}
-_LONGEST = 256  # characters of a value; what a caller sent may be long
-_FRAMES = 6  # of a traceback, the innermost
+_MAX_CHARACTERS = 256  # of a value; callers may send long ones
+_MAX_FRAMES = 6  # the innermost ones of a traceback
 
 
-class _Now:
-    """What is in force; until `configure`, everything is logged."""
+class _State:
+    """The settings in force; until `configure`, everything is logged."""
 
     level = "debug"
     form = "console"
 
 
 def configure(level: str, form: str) -> None:
-    """Sets up structlog, and the standard library's logging to go through it."""
+    """Configures structlog, and routes the standard library's logging through it.
+
+    Args:
+        level: The lowest level that is logged.
+        form: `console` or `json`.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
         _add_call,
-        _cut,
+        _truncate,
     ]
     last = _renderer(form)
     structlog.configure(
-        processors=[_hidden, *shared, last],
+        processors=[_drop_hidden, *shared, last],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         cache_logger_on_first_use=True,
@@ -54,39 +59,39 @@ def configure(level: str, form: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], force=True)
-    _Now.form = form
+    _State.form = form
     set_level(level)
 
 
 def set_level(level: str) -> None:
-    """Changes the least severe level that is logged, at once and for all; the audit log has none.
+    """Changes the lowest level that is logged, for all loggers at once; audit lines are always logged.
 
     Libraries are heard from `warning` on, whatever the level: below, they say what they work on.
     """
     number = _NUMBERS[level]
-    _Now.level = level
+    _State.level = level
     logging.getLogger().setLevel(max(number, logging.WARNING))
 
 
 def level() -> str:
-    """The least severe level that is logged."""
-    return _Now.level
+    """Returns the lowest level that is logged."""
+    return _State.level
 
 
 def is_logged(severity: str) -> bool:
-    """Whether lines of a level are."""
-    return _NUMBERS[severity] >= _NUMBERS[_Now.level]
+    """Returns whether lines of a level are logged."""
+    return _NUMBERS[severity] >= _NUMBERS[_State.level]
 
 
 def is_json() -> bool:
-    """Whether lines are JSON."""
-    return _Now.form == "json"
+    """Returns whether lines are JSON."""
+    return _State.form == "json"
 
 
 def escaped(text: str) -> str:
-    """``text`` cut, with signs that would end a line, or that a terminal obeys, written out."""
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST] + "…"
+    """Returns ``text`` truncated, with unprintable characters escaped."""
+    if len(text) > _MAX_CHARACTERS:
+        text = text[:_MAX_CHARACTERS] + "…"
     return escape_unprintable(text)
 
 
@@ -97,8 +102,8 @@ def _renderer(form: str) -> Processor:
     return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
 
 
-def _hidden(_logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-    """Drops what is below the level, but for the audit log.
+def _drop_hidden(_logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """Drops lines below the level, except audit lines.
 
     Raises:
         DropEvent: That is how structlog drops a line.
@@ -116,7 +121,7 @@ def _add_call(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict
 
 def origin_of(error: BaseException) -> dict[str, object]:
     """Returns what an exception is and where it came from, without its text, which may hold content."""
-    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES:]
+    frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
     return {
         "error": type(error).__name__,
         "frames": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
@@ -132,8 +137,8 @@ def _foreign(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
     return event
 
 
-def _cut(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+def _truncate(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
     for key, value in event.items():
-        if isinstance(value, str) and len(value) > _LONGEST:
-            event[key] = value[:_LONGEST] + "…"
+        if isinstance(value, str) and len(value) > _MAX_CHARACTERS:
+            event[key] = value[:_MAX_CHARACTERS] + "…"
     return event

@@ -1,4 +1,4 @@
-"""Where spans go: to a collector, by OTLP over HTTP.
+"""Exports spans to a collector, by OTLP over HTTP.
 
 How they get there, and which are kept, is said by the `OTEL_*` variables of OpenTelemetry's
 specification, and by nothing of ours. The SDK sends them from a thread of its own; what it
@@ -26,19 +26,19 @@ from server.errors import OperatorError
 log = structlog.get_logger(__name__)
 
 SERVICE_NAME = "conversation-service"  # unless OTEL_SERVICE_NAME says otherwise
-_FLUSH_SECONDS = 3.0  # at the end, for spans that have not been sent
+_FLUSH_SECONDS = 3.0  # at the end, for the remaining spans
 _EXPORTERS = ("otlp", "none")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
 _PROTOCOL = "http/protobuf"  # not gRPC: its exporter would share the process's gRPC with grpc.aio
 
 
 class TracingConfigError(OperatorError):
-    """Traces cannot be sent as configured."""
+    """The `OTEL_*` variables ask for something that is not supported."""
 
 
 @asynccontextmanager
 async def tracer_provider() -> AsyncIterator[Tracer]:
-    """What makes spans; leaving sends what is left of them.
+    """Yields the tracer that makes spans; leaving the context exports the remaining ones.
 
     Raises:
         TracingConfigError: A variable asks for what there is not.
@@ -60,7 +60,7 @@ def _provider() -> TracerProvider:
 
 
 def _is_exported() -> bool:
-    """Whether spans are sent at all; where they are not, their ids still are in the log."""
+    """Returns whether spans are exported; if not, the log has their ids all the same."""
     exporter = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
     if exporter not in _EXPORTERS:
         raise TracingConfigError(f"tracing: OTEL_TRACES_EXPORTER must be {' or '.join(_EXPORTERS)}.")
@@ -71,7 +71,7 @@ def _is_exported() -> bool:
 
 
 async def _end(provider: TracerProvider) -> None:
-    """Sends what is left, unless that takes too long.
+    """Exports the remaining spans, unless that takes too long.
 
     In a thread that nobody waits for: a collector that never answers must not hold
     the process, as it would in a thread of the loop's own.

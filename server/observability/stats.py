@@ -7,40 +7,55 @@ from typing import Literal, TypeAlias, get_args
 
 from server.observability.histogram import Histogram
 
-# Of a statement: an append places items, a write changes something else.
+# Of a statement: an append stores items, a write changes something else.
 StatementKind: TypeAlias = Literal["read", "append", "write"]
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.5, 5.0)
 _SHARERS = (2, 4, 8, 16, 32, 64, 128)
-REASONS = ("pool", "connection", "race", "timeout", "server")  # why a statement fails
+REASONS = ("pool", "connection", "race", "timeout", "server")  # of failures of a statement
 
 
 class StoreStats:
-    """Of one pool, from its start."""
+    """Counts of one pool since its start.
+
+    Attributes:
+        seconds: Of each attempt of a statement, from a free connection to the answer, by kind.
+        waits: Seconds for a connection to become free, of statements that had to wait.
+        failures: Attempts that failed, by reason.
+        retries: Attempts after a failure of the connection or a race.
+        reads: Short reads of calls; several may share a round trip.
+        shared_reads: Reads in a round trip of several.
+        appends: Appends of calls; several may share a statement.
+        shared_appends: Appends in a statement for several.
+        items: Items that were appended.
+    """
 
     def __init__(self) -> None:
-        # Each try, from a free connection to the answer.
         self.seconds = {kind: Histogram(_SECONDS) for kind in get_args(StatementKind)}
-        self.waits = Histogram(_SECONDS)  # for a connection to be free, of statements that had to
-        self.failures = Counter(dict.fromkeys(REASONS, 0))  # tries
-        self.retries = 0  # after a failure for a connection or a race
-        self.reads = 0  # of calls: several may be one statement
-        self.shared_reads = Histogram(_SHARERS)  # reads in a round trip of several
+        self.waits = Histogram(_SECONDS)
+        self.failures = Counter(dict.fromkeys(REASONS, 0))
+        self.retries = 0
+        self.reads = 0
+        self.shared_reads = Histogram(_SHARERS)
         self.appends = 0
-        self.shared_appends = Histogram(_SHARERS)  # appends in a statement for several
-        self.items = 0  # that were appended
+        self.shared_appends = Histogram(_SHARERS)
+        self.items = 0
 
 
 class PurgeStats:
-    """Of this process."""
+    """Counts of the purges of this process.
+
+    Attributes:
+        last: When a purge succeeded, in seconds since 1970; 0 for never.
+    """
 
     def __init__(self) -> None:
         self.runs = Counter(done=0, skipped=0, failed=0)
         self.rows = Counter(conversations=0, items=0, requests=0)
-        self.last = 0.0  # when one was done, in seconds since 1970
+        self.last = 0.0
 
     def done(self, rows: Mapping[str, int]) -> None:
-        """One removed ``rows``."""
+        """Counts a purge that removed ``rows``."""
         self.runs["done"] += 1
         self.rows.update(rows)
         self.last = time.time()
@@ -78,14 +93,21 @@ SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512,
 
 
 class MethodStats:
-    """The calls of one method so far."""
+    """Counts of the calls of one method.
+
+    Attributes:
+        kind: `unary`, `bidi_stream` and so on.
+        codes: Ended calls by status code.
+        received: Messages of streams.
+        sent: Likewise.
+    """
 
     __slots__ = ("codes", "kind", "received", "seconds", "sent", "started")
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.started = 0
-        self.codes: Counter[str] = Counter(OK=0)  # of those that ended
+        self.codes: Counter[str] = Counter(OK=0)
         self.seconds = Histogram(SECONDS)
-        self.received = 0  # messages of streams
+        self.received = 0
         self.sent = 0

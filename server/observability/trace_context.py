@@ -1,17 +1,17 @@
-"""Which trace a call belongs to, for all that is logged of it. What makes traces is `server.app.instrumentation`."""
+"""The trace of the current call, for its log lines; `server.interceptors.tracing` sets it if tracing is on."""
 
 import re
 from collections.abc import Iterable
 from contextvars import ContextVar
 
-# The trace (W3C Trace Context), in hex: the caller's, or with tracing on one begun here. '' for none.
+# The trace id in hex (W3C Trace Context): the caller's, or one that began here; '' for none.
 current_trace: ContextVar[str] = ContextVar("current_trace", default="")
-# The call's span in it; '' without tracing.
+# The id of the call's own span; '' without tracing.
 current_span: ContextVar[str] = ContextVar("current_span", default="")
 
 
 def trace_fields() -> dict[str, str]:
-    """What a log line of this call is found by: `trace`, and `span` if it has one of ours; empty outside of calls."""
+    """Returns the log fields `trace` and `span`, as far as the current call has them."""
     trace = current_trace.get()
     if not trace:
         return {}
@@ -23,6 +23,6 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-
 
 
 def trace_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The trace id of a call's metadata; '' without one, or with several."""
+    """Returns the trace id in a call's metadata; '' if there is none, or more than one."""
     found = [_TRACEPARENT.fullmatch(str(value)) for key, value in metadata if key == "traceparent"]
     return found[0][1] if len(found) == 1 and found[0] else ""

@@ -62,7 +62,7 @@ async def client(address: str) -> AsyncIterator[Client]:
 @pytest.fixture(autouse=True)
 def short_period(monkeypatch: pytest.MonkeyPatch) -> None:
     """The services of these tests look at their policy twenty times a second; processes of their own do not."""
-    monkeypatch.setattr(policy_file, "_PERIOD", 0.05)
+    monkeypatch.setattr(policy_file, "_POLL_SECONDS", 0.05)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, on an address of their own.
+"""Metrics for Prometheus, served on an address of their own.
 
 The parts of the service count for themselves, in plain numbers; they are read when somebody
 asks. A server has a registry of its own, so several of them fit in a process.
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def expose_metrics(sources: Sources, worker: int, tasks: TaskSupervisor) -> AsyncIterator[Address | None]:
-    """Serves metrics as long as this is open, if `metrics_listen` is an address; the one in use, or None.
+    """Serves metrics while the context is open; yields their address, or None if `metrics_listen` is not set.
 
     Raises:
         StartFailed: The address is taken.
@@ -27,7 +27,7 @@ async def expose_metrics(sources: Sources, worker: int, tasks: TaskSupervisor) -
     if not (listen := sources.settings.metrics_listen):
         yield None
         return
-    # What formats and serves is loaded when it is wanted.
+    # Imported only when metrics are served.
     from server.observability.metrics.collectors import registry_of  # noqa: PLC0415
     from server.observability.metrics.exposition import serve_metrics  # noqa: PLC0415
 

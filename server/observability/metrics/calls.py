@@ -1,4 +1,4 @@
-"""Calls, under the names that boards for gRPC servers know.
+"""Metrics of calls, under the names that dashboards for gRPC servers expect.
 
 Methods that are not served are one `unknown`: a name that a caller made up is no label.
 """
@@ -17,7 +17,7 @@ _Words = tuple[str, ...]
 
 
 def of_calls(counts: CallCounts) -> Iterator[Metric]:
-    """Started, handled, how long, and messages."""
+    """Yields started and handled calls, their duration, and messages."""
     calls = {_words(method, own): own for method, own in counts.calls.items()}
     yield _counted("started", "Calls that began.", calls, lambda own: own.started, {_UNKNOWN: counts.unknown})
     yield counts_by(
@@ -40,13 +40,13 @@ def _words(method: str, calls: MethodStats) -> _Words:
 
 def _counted(
     name: str,
-    says: str,
+    description: str,
     calls: Mapping[_Words, MethodStats],
     number: Callable[[MethodStats], int],
     more: Mapping[_Words, int] | None = None,
 ) -> Metric:
     values = {words: number(own) for words, own in calls.items()} | dict(more or {})
-    return counts_by(f"grpc_server_{name}", says, _LABELS, values.items())
+    return counts_by(f"grpc_server_{name}", description, _LABELS, values.items())
 
 
 def _handled(calls: Mapping[_Words, MethodStats], unknown: int) -> Iterator[tuple[_Words, int]]:
@@ -57,7 +57,7 @@ def _handled(calls: Mapping[_Words, MethodStats], unknown: int) -> Iterator[tupl
 
 
 def _received(calls: MethodStats) -> int:
-    """One for each unary call."""
+    """Returns the number of messages received; a unary call has one."""
     return calls.received if calls.kind == "bidi_stream" else calls.started
 
 

@@ -1,4 +1,4 @@
-"""What each part of the service has to say, and the registry of a server."""
+"""The metrics of each part of the service, and the registry of a server."""
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,19 +30,19 @@ _VERSIONS = ("grpcio", "protobuf", "asyncpg")
 
 
 class ServiceCollector(Collector):
-    """Asks each part at every scrape."""
+    """Collects the metrics of each part at every scrape."""
 
     def __init__(self, parts: Iterable[Callable[[], Iterator[Metric]]]) -> None:
         self._parts = tuple(parts)
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
+        """Yields all families."""
         for part in self._parts:
             yield from part()
 
 
 def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
-    """A registry of what there is to read."""
+    """Returns a registry of all metrics."""
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -69,7 +69,7 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
 def of_capacity(
     settings: Settings, calls: ConcurrencyCounts, streams: ConcurrencyCounts, drain: DrainState
 ) -> Iterator[Metric]:
-    """What runs now, and what was refused because too much did."""
+    """Yields what is in flight, and what was refused because of a limit."""
     yield gauge("calls_running", "Unary calls under way.", calls.count)
     yield gauge("calls_limit", "Most unary calls at once (max_calls).", settings.calls_limit)
     yield gauge("streams_running", "Streams under way.", streams.count)
@@ -80,7 +80,7 @@ def of_capacity(
 
 
 def of_store(database: PoolState) -> Iterator[Metric]:
-    """The pool, and the statements."""
+    """Yields the metrics of the pool and of statements."""
     own = database.stats
     yield gauge("pool_size", "Most connections (pool_size).", database.size)
     yield gauge("pool_open", "Connections there are.", database.pool.get_size())
@@ -103,7 +103,7 @@ def of_store(database: PoolState) -> Iterator[Metric]:
 
 
 def of_sharing(database: PoolState) -> Iterator[Metric]:
-    """How many calls one statement serves."""
+    """Yields how many calls share statements and round trips."""
     own = database.stats
     yield count("items_appended", "Items appended.", own.items)
     yield count("appends", "Appends of items to a conversation.", own.appends)
@@ -113,7 +113,7 @@ def of_sharing(database: PoolState) -> Iterator[Metric]:
 
 
 def of_purges(settings: Settings, purges: PurgeStats) -> Iterator[Metric]:
-    """The purge of this process; nothing where it is a job of its own."""
+    """Yields the metrics of purges; nothing if another process purges."""
     if not settings.purge_every_minutes:
         return
     yield counts("purge_runs", "Purges: done, skipped (another process was at it) or failed.", "outcome", purges.runs)
@@ -122,7 +122,7 @@ def of_purges(settings: Settings, purges: PurgeStats) -> Iterator[Metric]:
 
 
 def of_policy(policy: PolicyState) -> Iterator[Metric]:
-    """The policy in force."""
+    """Yields the metrics of the policy in force."""
     changes = {"loaded": policy.reloads, "refused": policy.refused}
     yield counts("policy_reloads", "Changes of the policy: loaded, or refused for a mistake.", "outcome", changes)
     yield gauge("policy_loaded_timestamp_seconds", "When the policy in force was loaded.", policy.loaded_at)
@@ -131,7 +131,7 @@ def of_policy(policy: PolicyState) -> Iterator[Metric]:
 
 
 def of_jwks(jwks: JwksStats | None) -> Iterator[Metric]:
-    """The issuer's keys, if they come from a URL."""
+    """Yields the metrics of the issuer's keys, if they come from a URL."""
     if jwks is None:
         return
     yield counts("jwks_fetches", "Fetches of the issuer's keys: good or failed.", "outcome", jwks.fetches)
@@ -139,17 +139,17 @@ def of_jwks(jwks: JwksStats | None) -> Iterator[Metric]:
 
 
 def of_certificate(certificate: CertificateState | None) -> Iterator[Metric]:
-    """The certificate that is served."""
+    """Yields the metrics of the certificate that is served."""
     if certificate is None:
         return
     expiry = certificate.expires_at.timestamp()
     yield gauge("certificate_expiry_timestamp_seconds", "When the certificate that is served expires.", expiry)
-    says = "Changes of the certificate's files: taken or refused."
-    yield counts("certificate_reloads", says, "outcome", certificate.reloads)
+    description = "Changes of the certificate's files: taken or refused."
+    yield counts("certificate_reloads", description, "outcome", certificate.reloads)
 
 
 def of_process(readiness: ReadyState, drain: DrainState, lag: EventLoopLag) -> Iterator[Metric]:
-    """How the process is."""
+    """Yields readiness, event loop lag and build information."""
     ready = readiness.ready and not drain.draining.is_set()
     yield gauge("ready", "1 while the server takes calls, as its health says.", ready)
     yield histogram("event_loop_lag_seconds", "How late the event loop is, looked at four times a second.", lag.seconds)
@@ -158,8 +158,8 @@ def of_process(readiness: ReadyState, drain: DrainState, lag: EventLoopLag) -> I
 
 def of_tasks(tasks: TaskState) -> Iterator[Metric]:
     """The background tasks."""
-    says = "Ends of background tasks, which are started again."
-    yield counts("background_task_failures", says, "task", tasks.failures)
+    description = "Ends of background tasks, which are started again."
+    yield counts("background_task_failures", description, "task", tasks.failures)
 
 
 def _build() -> Mapping[str, str]:

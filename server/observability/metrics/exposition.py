@@ -1,4 +1,4 @@
-"""The HTTP side: GET /metrics, as Prometheus or OpenMetrics text, whichever is asked for.
+"""Serves GET /metrics, as Prometheus or OpenMetrics text, whichever the request asks for.
 
 On the event loop, not in a thread: what is read there changes nowhere else, so nothing takes
 a lock. A scrape holds the loop for as long as it takes to write the text
@@ -18,7 +18,7 @@ from server.settings.addresses import Address
 
 @asynccontextmanager
 async def serve_metrics(listen: Address, registry: CollectorRegistry) -> AsyncIterator[Address]:
-    """Serves what ``registry`` has; the address in use.
+    """Serves the metrics of ``registry`` while the context is open; yields the address in use.
 
     Raises:
         StartFailed: The address is taken, or not ours to use.
