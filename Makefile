@@ -10,8 +10,9 @@ AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
 
 BENCH := PYTHONPATH=.:generated python -m bench
 
-# Tests on several processes; a core that waits for sleeps and databases can take more than one.
-WORKERS ?= logical
+# Tests run in three processes for two cores, since they also wait. More than eight cost more to start than they save.
+WORKERS ?= $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2)); echo $$((n < 8 ? n : 8)))
+# Tests start the service a hundred times: its compiled modules are kept, whatever the environment says.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
 export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
