@@ -21,7 +21,6 @@ from typing import TypeAlias
 
 import asyncpg
 
-from server.errors import DeadlineExceeded
 from server.store.appends import MAX_BYTES, MAX_ITEMS, Append, Group, statement_parameters
 from server.store.connection.database import Database
 from server.store.conversation_locks import ConversationLocks
@@ -129,15 +128,20 @@ class AppendBatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _run_turn(self, turn: _Turn) -> None:
-        await self._gather()
-        groups = self._take_groups()
-        self._watch(turn, [group.conversation_id for group in groups])
+        groups: list[Group] = []
         try:
+            await self._gather()
+            groups = self._take_groups()
+            self._watch(turn, [group.conversation_id for group in groups])
             if groups:
                 await self._run_groups(groups)
         except Exception as error:  # noqa: BLE001 - each caller receives it
             for group in groups:
                 group.fail(error)
+        except asyncio.CancelledError:
+            for group in groups:
+                group.abandon()
+            raise
         finally:
             self._end(turn)
 
@@ -163,8 +167,8 @@ class AppendBatcher:
         self._start_turn()
 
     def _end(self, turn: _Turn) -> None:
-        assert turn.timer is not None
-        turn.timer.cancel()
+        if turn.timer is not None:
+            turn.timer.cancel()
         if turn.slow:
             self._slow -= 1
             for conversation_id in turn.conversations:
@@ -196,7 +200,12 @@ class AppendBatcher:
             if groups and (items > MAX_ITEMS or size > MAX_BYTES):
                 left.append(append)
                 break
-            if append.conversation_id in waiting or not _add_to_groups(append, groups):
+            try:
+                added = append.conversation_id not in waiting and _add_to_groups(append, groups)
+            except Exception as error:  # noqa: BLE001 - its caller receives it, and the others go on
+                append.fail(error)
+                continue
+            if not added:
                 waiting.add(append.conversation_id)
                 left.append(append)
         self._queue.extendleft(reversed(left))
@@ -253,16 +262,28 @@ class AppendBatcher:
     async def _run_lane(self, conversation_id: str) -> None:
         """Runs the appends to one conversation until none is left."""
         parked = self._parked[conversation_id]
-        while parked:
-            try:
-                async with self._locks.hold(conversation_id):
-                    if group := _take_group(parked):
-                        await self._run_group(group)
-            except DeadlineExceeded as error:  # another write of this process kept the lock
+        try:
+            while parked:
+                await self._run_next_in_lane(conversation_id, parked)
+        finally:
+            self._lanes.discard(conversation_id)
+            del self._parked[conversation_id]
+            for append in parked:  # none, unless this task was ended
+                append.abandon()
+
+    async def _run_next_in_lane(self, conversation_id: str, parked: deque[Append]) -> None:
+        group: Group | None = None
+        try:
+            async with self._locks.hold(conversation_id):
                 if group := _take_group(parked):
-                    group.fail(error)
-        self._lanes.discard(conversation_id)
-        del self._parked[conversation_id]
+                    await self._run_group(group)
+        except Exception as error:  # noqa: BLE001 - also a lock that another write of this process kept
+            if group := group or _take_group(parked):
+                group.fail(error)
+        except asyncio.CancelledError:
+            if group:
+                group.abandon()
+            raise
 
     async def _run_group(self, group: Group) -> None:
         """Runs a group in one statement, or if that stores nothing, its appends one by one."""

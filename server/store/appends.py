@@ -10,6 +10,7 @@ from typing import Any
 
 from server.authorization.access import Access
 from server.authorization.permission import Permission
+from server.errors import OutcomeUnknown, StoreUnavailable
 from server.store.batch import EMPTY_BATCH, Batch
 from server.store.idempotency import Reservation
 from server.store.sql.appends import GROUPS, ITEMS, REQUESTS
@@ -92,6 +93,11 @@ class Append:
         if not self.base.done():
             self.base.set_exception(error)
 
+    def abandon(self) -> None:
+        """Gives its caller an error, if it still waits: the task that would have answered was ended."""
+        unknown = self.sent and self.reservation is None
+        self.fail(OutcomeUnknown() if unknown else StoreUnavailable())
+
     def can_join(self, other: "Append") -> bool:
         """Whether one statement can run both; it is repeated for all or for none when its connection is lost."""
         return self.permissions == other.permissions and (self.reservation is None) == (other.reservation is None)
@@ -131,6 +137,11 @@ class Group:
         """Gives each caller the error."""
         for append in self.appends:
             append.fail(error)
+
+    def abandon(self) -> None:
+        """As `Append.abandon`, for each."""
+        for append in self.appends:
+            append.abandon()
 
     def _next_expected(self) -> int | None:
         return None if self.first.expected is None else self.first.expected + self.item_count
