@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         """Its calls end with it."""
         for began in self.calls.values():
-            self._load.ended("UNAVAILABLE", began)
+            self._load.ended("CONNECTION_LOST", began)
         self.calls.clear()
         self._most = 0
 

@@ -185,12 +185,6 @@ MUTATIONS = (
         (Change("transport/readiness.py", "_PROBE_SECONDS = ", "_PROBE_SECONDS = 10.0 + "),),
     ),
     Mutation(
-        "a refused login is unexpected",
-        "login refused",
-        "INTERNAL must never be told",
-        (Change(_FAILURES, '    "28": _refused("login_refused"),\n', ""),),
-    ),
-    Mutation(
         "a read-only database is unexpected",
         "default_transaction_read_only",
         "INTERNAL must never be told",
@@ -226,12 +220,6 @@ MUTATIONS = (
                 _CONNECTIONS, "        except AttributeError as error:", "        except ZeroDivisionError as error:"
             ),
         ),
-    ),
-    Mutation(
-        "a cancelled statement is waited for",
-        "store's network frozen",
-        "s in the server, 2 s allowed",
-        (Change(_CONNECTIONS, "release(connection, timeout=_RELEASE_SECONDS)", "release(connection)"),),
     ),
     Mutation(
         "a shared statement waits for a locked row",

@@ -1,7 +1,9 @@
 """Connections that break while a statement is on its way."""
 
 import asyncio
+import gc
 import time
+from typing import Any
 
 import asyncpg
 import pytest
@@ -28,6 +30,29 @@ async def test_a_call_that_is_cancelled_ends_soon(postgres: str) -> None:
             await call
         assert time.monotonic() - began < 0.6
         await proxy.heal()
+
+
+async def test_a_call_that_is_cancelled_twice(postgres: str) -> None:
+    """A caller that is cancelled again while its connection is released leaves no error that nobody has asked for."""
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: told.append(context))
+    try:
+        async with tcp_proxy(postgres) as proxy, open_database(proxy.url(postgres), 2, Bounds()) as database:
+            await database.fetch(SELECT_1, {})
+            proxy.freeze()
+            call = asyncio.create_task(database.fetch(SELECT_1, {}))
+            for _ in range(2):
+                await asyncio.sleep(0.05)
+                call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await asyncio.sleep(0.5)
+            gc.collect()
+            await proxy.heal()
+    finally:
+        loop.set_exception_handler(None)
+    assert [] == told
 
 
 async def test_a_statement_on_a_terminated_connection(postgres: str) -> None:

@@ -113,7 +113,15 @@ class WarmConnections:
     async def _release(self, connection: Connection) -> None:
         """Returns a connection to the pool, which raises for a broken one after it has closed it."""
         with suppress(*DRIVER_ERRORS):
-            await self.pool.release(connection, timeout=_RELEASE_SECONDS)
+            release = asyncio.ensure_future(self.pool.release(connection, timeout=_RELEASE_SECONDS))
+            release.add_done_callback(_retrieve_error)  # a caller may be cancelled once more while it waits here
+            await asyncio.shield(release)
+
+
+def _retrieve_error(release: "asyncio.Future[None]") -> None:
+    """Keeps asyncio from logging that nobody has asked for it."""
+    if not release.cancelled():
+        release.exception()
 
 
 def _is_open(connection: Connection) -> bool:
