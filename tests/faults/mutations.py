@@ -208,18 +208,8 @@ MUTATIONS = (
     Mutation(
         "statements wait for a connection without end",
         "pool exhausted",
-        "for want of a connection came after",
+        "no call was refused",
         (Change("store/connection/bounds.py", "acquire: float = 1.0", "acquire: float = 30.0"),),
-    ),
-    Mutation(
-        "a terminated connection is unexpected",
-        "backends terminated",
-        "AttributeError",
-        (
-            Change(
-                _CONNECTIONS, "        except AttributeError as error:", "        except ZeroDivisionError as error:"
-            ),
-        ),
     ),
     Mutation(
         "a shared statement waits for a locked row",
