@@ -50,17 +50,20 @@ async def wait_for(service: Service, status: int) -> float:
 
 @asynccontextmanager
 async def callers(service: Service, count: int) -> AsyncIterator[Counter[str]]:
-    """As many callers, who read again and again; the codes of their calls."""
+    """As many callers, who read again and again; the codes of their calls, and LATE for each that took too long."""
     codes: Counter[str] = Counter()
     made = await service.stub.CreateConversation(create())
 
     async def call() -> None:
         while True:
+            began = time.monotonic()
             try:
                 await service.stub.GetConversation(get(made.id), timeout=8)
                 codes["OK"] += 1
             except grpc.aio.AioRpcError as error:
                 codes[error.code().name] += 1
+            if time.monotonic() - began > FALSE_SECONDS:
+                codes["LATE"] += 1
             await asyncio.sleep(0.02)
 
     tasks = [asyncio.create_task(call()) for _ in range(count)]
@@ -167,6 +170,16 @@ async def test_a_standby_is_not_ready(own_service: Service) -> None:
     await connection.execute(f"ALTER DATABASE {quoted} RESET default_transaction_read_only")
     await connection.close()
     assert "" == await own_service.database.probe()
+
+
+async def test_a_probe_leaves_a_connection_that_takes_no_writes(own_service: Service) -> None:
+    """The connection of the last time may lead to a primary that was demoted: another one is made."""
+    probe = own_service.database._probe
+    await probe.ask(disk=False)
+    assert not await probe.ask(disk=False)
+    assert probe._connection is not None
+    await probe._connection.execute("SET default_transaction_read_only = on")
+    assert await probe.ask(disk=False)
 
 
 async def test_an_unknown_error_is_not_ready(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
