@@ -101,6 +101,7 @@ async def test_health_follows_the_database(postgres: str, template: str) -> None
         assert down <= FALSE_SECONDS, (fault.__name__, count)
         assert up <= TRUE_SECONDS, (fault.__name__, count)
         assert codes.keys() <= {"OK", "UNAVAILABLE"}
+        assert (codes["UNAVAILABLE"] > 0) == (count > 0), fault.__name__  # nobody waits for what does not come
 
 
 async def test_an_outage_is_one_line(postgres: str, template: str) -> None:
