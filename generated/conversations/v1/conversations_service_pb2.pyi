@@ -365,8 +365,8 @@ class CreateItemsRequest(_message.Message):
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_item_pb2.NewItem]:
-        """Required. 1 to 20 items. Serialized, one has at most 16 MiB, and all together
-        15/16 of the largest message, which is 32 MiB; an operator can change both
+        """Required. 1 to 20 items. Serialized, one has at most 12 MiB, and all together
+        15/16 of the largest message, which is 16 MiB; an operator can change both
         limits (`max_item_bytes`, `max_message_bytes`). More is INVALID_ARGUMENT; a
         request beyond the largest message is RESOURCE_EXHAUSTED, from gRPC itself.
         gRPC clients receive 4 MiB at most unless they are configured otherwise.

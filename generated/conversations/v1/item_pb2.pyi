@@ -25,7 +25,7 @@ class Item(_message.Message):
     """One entry of a conversation. The arm of `body` that is set is the item's type, and
     its name is the `type` of the OpenAI JSON; there is no second discriminator that
     could disagree with it. An item never changes after it was appended. Serialized it
-    has at most 16 MiB, unless an operator changed `max_item_bytes`; a larger one is
+    has at most 12 MiB, unless an operator changed `max_item_bytes`; a larger one is
     INVALID_ARGUMENT.
     """
 
