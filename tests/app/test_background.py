@@ -65,11 +65,12 @@ async def test_readiness_survives_what_nobody_expected(
             found.database._connector._hosts = [("nowhere.invalid", 1), ("nowhere.invalid", 2)]
             found.database._suspicion.set()
             await _until(found, usable=False)
+            await asyncio.sleep(0.5)
+            found.database._connector._hosts = []
+            await _until(found, usable=True)
             async with asyncio.timeout(5):
                 while 2 > len([line for line in lines if line["event"] == "background task ended"]):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-            found.database._connector._hosts = []
-            await _until(found, usable=True)
         assert (await found.stub.CreateConversation(create())).id
     ended = [line for line in lines if line["event"] == "background task ended"]
     assert ["PostgresError", "ZeroDivisionError"] == [line["error"] for line in ended]
