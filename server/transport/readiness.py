@@ -142,5 +142,5 @@ class Readiness:
         if ready:
             self.waits_for = ""
         if ready != self.ready:
-            self.ready = ready
             await self._health.ready(now=ready)
+            self.ready = ready  # only now: what could not be told is told again

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from structlog.testing import capture_logs
 
 from server.observability import task_supervisor
@@ -13,6 +15,7 @@ from tests.support.build import create
 from tests.support.metrics import fully_measured_service
 from tests.support.postgres import fresh_database
 from tests.support.service import Service, running_service
+from tests.support.tcp_proxy import tcp_proxy
 
 TASKS = {
     "readiness",
@@ -58,25 +61,25 @@ async def test_readiness_survives_what_nobody_expected(
             raise error
         await told(self, now=now)
 
-    async with fresh_database(postgres, template) as url, running_service(url) as found:
+    async with (
+        fresh_database(postgres, template) as url,
+        tcp_proxy(url) as proxy,
+        running_service(proxy.url(url)) as found,
+    ):
         monkeypatch.setattr(Health, "ready", failing)
         with capture_logs() as lines:
-            found.database._probe.close()
-            found.database._connector._hosts = [("nowhere.invalid", 1), ("nowhere.invalid", 2)]
-            found.database._suspicion.set()
-            await _until(found, usable=False)
-            await asyncio.sleep(0.5)
-            found.database._connector._hosts = []
-            await _until(found, usable=True)
-            async with asyncio.timeout(5):
-                while 2 > len([line for line in lines if line["event"] == "background task ended"]):  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
+            await proxy.refuse()
+            await until_readiness(found, HealthCheckResponse.NOT_SERVING)
+            await proxy.heal()
+            await until_readiness(found, HealthCheckResponse.SERVING)
         assert (await found.stub.CreateConversation(create())).id
     ended = [line for line in lines if line["event"] == "background task ended"]
     assert ["PostgresError", "ZeroDivisionError"] == [line["error"] for line in ended]
 
 
-async def _until(found: Service, *, usable: bool) -> None:
-    async with asyncio.timeout(10):
-        while found.database.usable != usable:  # noqa: ASYNC110 - it tells nobody
+async def until_readiness(found: Service, status: int) -> None:
+    """Waits for what health says."""
+    stub = HealthStub(found.channel)
+    async with asyncio.timeout(15):
+        while (await stub.Check(HealthCheckRequest(service="readiness"))).status != status:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
