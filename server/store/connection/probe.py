@@ -14,6 +14,8 @@ from server.store.connection.failures import DRIVER_ERRORS
 
 Connect: TypeAlias = Callable[..., Awaitable[asyncpg.Connection]]
 
+# A connection that ended: SQLSTATE class 08, 57P01, and what asyncpg makes of a closed socket.
+_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError, ConnectionResetError)
 _SHARE_OF_KEPT = 0.4  # of the time, for the connection of the last time; the rest is left for a new one
 _TAKES_WRITES = "SELECT NOT (pg_is_in_recovery() OR current_setting('transaction_read_only')::bool)"
 # A sort that does not fit in its memory writes a temporary file, in the default tablespace of the database. Nothing is
@@ -52,11 +54,18 @@ class Probe:
             if self._connection is not None and await self._still_works(disk=disk):
                 return False
             replaced = self._connection is not None
-            self.close()
-            self._connection = await self._connect(timeout=self._seconds)
-            if not await _takes_writes(self._connection, disk=disk):
-                raise asyncpg.ReadOnlySQLTransactionError
+            try:
+                await self._ask_anew(disk=disk)
+            except _LOST:  # one end of a connection says little: whoever ends several may have ended this one, too
+                await self._ask_anew(disk=disk)
             return replaced
+
+    async def _ask_anew(self, *, disk: bool) -> None:
+        """Asks over a new connection, which is kept for the next time."""
+        self.close()
+        self._connection = await self._connect(timeout=self._seconds)
+        if not await _takes_writes(self._connection, disk=disk):
+            raise asyncpg.ReadOnlySQLTransactionError
 
     async def _still_works(self, *, disk: bool) -> bool:
         """Whether the connection of the last time takes writes; another one may, even if this one does not answer."""
