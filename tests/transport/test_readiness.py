@@ -183,6 +183,30 @@ async def test_a_probe_leaves_a_connection_that_takes_no_writes(own_service: Ser
     assert await probe.ask(disk=False)
 
 
+@pytest.mark.parametrize(("lost", "usable"), [(2, True), (1000, False)])
+async def test_a_probe_survives_the_end_of_single_connections(
+    own_service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: int,
+    usable: bool,  # noqa: FBT001
+) -> None:
+    """A server that ends some connections answers over another one; one that ends all cannot be used."""
+    assert "" == await own_service.database.probe()  # the first probe of the service is over
+    probe = own_service.database._probe
+    connect, left = probe._connect, [lost]
+
+    async def ended(**options: float) -> asyncpg.Connection:
+        connection = await connect(**options)
+        if left[0]:
+            left[0] -= 1
+            connection.terminate()
+        return connection
+
+    monkeypatch.setattr(probe, "_connect", ended)
+    probe.close()
+    assert usable == ("" == await own_service.database.probe())
+
+
 async def test_an_unknown_error_is_not_ready(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a probe raises, the database has not answered."""
     database = own_service.database

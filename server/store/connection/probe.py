@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from server.store.connection.failures import DRIVER_ERRORS
+from server.store.connection.failures import DRIVER_ERRORS, find_rule
 
 Connect: TypeAlias = Callable[..., Awaitable[asyncpg.Connection]]
 
-# A connection that ended: SQLSTATE class 08, 57P01, and what asyncpg makes of a closed socket.
-_LOST = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError, ConnectionResetError)
+_TRIES = 3  # of a question whose connection is ended under it
+_PAUSE_SECONDS = 0.02
 _SHARE_OF_KEPT = 0.4  # of the time, for the connection of the last time; the rest is left for a new one
 _TAKES_WRITES = "SELECT NOT (pg_is_in_recovery() OR current_setting('transaction_read_only')::bool)"
 # A sort that does not fit in its memory writes a temporary file, in the default tablespace of the database. Nothing is
@@ -54,18 +54,23 @@ class Probe:
             if self._connection is not None and await self._still_works(disk=disk):
                 return False
             replaced = self._connection is not None
-            try:
-                await self._ask_anew(disk=disk)
-            except _LOST:  # one end of a connection says little: whoever ends several may have ended this one, too
-                await self._ask_anew(disk=disk)
+            await self._ask_anew(disk=disk)
             return replaced
 
     async def _ask_anew(self, *, disk: bool) -> None:
-        """Asks over a new connection, which is kept for the next time."""
-        self.close()
-        self._connection = await self._connect(timeout=self._seconds)
-        if not await _takes_writes(self._connection, disk=disk):
-            raise asyncpg.ReadOnlySQLTransactionError
+        """Asks over a new connection; a server that ends single connections is asked again, because it answers."""
+        for attempt in range(1, _TRIES + 1):
+            self.close()
+            try:
+                self._connection = await self._connect(timeout=self._seconds)
+                if await _takes_writes(self._connection, disk=disk):
+                    return
+                raise asyncpg.ReadOnlySQLTransactionError
+            except DRIVER_ERRORS as error:
+                rule = find_rule(error)
+                if attempt == _TRIES or rule is None or not rule.retry:
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _still_works(self, *, disk: bool) -> bool:
         """Whether the connection of the last time takes writes; another one may, even if this one does not answer."""
