@@ -31,6 +31,7 @@ from server.store.ids import conversation_id_for, new_conversation_id
 from server.store.sql import conversations as sql
 from server.store.sql.conversations import MAX_PAIRS
 from server.store.sql.idempotency import CONSTRAINT
+from server.store.sql.statement import Statement
 
 _PRIMARY_KEY = "conversations_pkey"
 
@@ -54,6 +55,17 @@ class Change:
     attributes: Sequence[str] = ()
     drop_attributes: Sequence[str] = ()
     replace_attributes: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """The parameters of the statement `change`."""
+        return {
+            "new_metadata": json.dumps(self.metadata, ensure_ascii=False),
+            "drop_metadata": self.drop_metadata,
+            "replace_metadata": self.replace_metadata,
+            "new_attributes": self.attributes,
+            "drop_attributes": self.drop_attributes,
+            "replace_attributes": self.replace_attributes,
+        }
 
 
 class ConversationStore:
@@ -123,22 +135,41 @@ class ConversationStore:
             **_batch_values(batch, now),
             **reservation_values(access.principal, reservation),
         }
-        row: asyncpg.Record | None = None
-        error: asyncpg.UniqueViolationError | None = None
-        try:
-            async with self.locks.hold(conversation_id):
-                row = await self._database.fetchrow(statement, values, repeatable=reservation is not None)
-        except asyncpg.UniqueViolationError as violation:
-            error = violation
+        row, violation = await self._insert(statement, values, repeatable=reservation is not None)
         if row is not None:
             self._database.stats.items += values["last_sequence"]
             return _new_row(values, metadata)
+        return await self._created_before(access, conversation_id, batch, reservation, violation)
+
+    async def _insert(
+        self, statement: Statement, values: dict[str, Any], *, repeatable: bool
+    ) -> tuple[asyncpg.Record | None, asyncpg.UniqueViolationError | None]:
+        """Runs the statement of a create; its row, or why there is none if a key is taken."""
+        try:
+            async with self.locks.hold(values["conversation_id"]):
+                return await self._database.fetchrow(statement, values, repeatable=repeatable), None
+        except asyncpg.UniqueViolationError as violation:
+            return None, violation
+
+    async def _created_before(
+        self,
+        access: Access,
+        conversation_id: str,
+        batch: Batch | None,
+        reservation: Reservation | None,
+        violation: asyncpg.UniqueViolationError | None,
+    ) -> asyncpg.Record:
+        """The row that an earlier call with the request id created, after a create that stored nothing.
+
+        Raises:
+            ServiceError: There was none; it says why nothing was stored.
+        """
         if reservation:
             if (existing := await self._find_created(access, conversation_id, reservation)) is not None:
                 return existing
-            if error and error.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
-                raise ConversationNotFound(conversation_id) from error
-        raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes) from error
+            if violation and violation.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
+                raise ConversationNotFound(conversation_id) from violation
+        raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes) from violation
 
     async def _find_created(
         self, access: Access, conversation_id: str, reservation: Reservation
@@ -201,12 +232,7 @@ class ConversationStore:
             "conversation_id": conversation_id,
             "revision": revision,
             "now": datetime.now(UTC),
-            "new_metadata": json.dumps(change.metadata, ensure_ascii=False),
-            "drop_metadata": change.drop_metadata,
-            "replace_metadata": change.replace_metadata,
-            "new_attributes": change.attributes,
-            "drop_attributes": change.drop_attributes,
-            "replace_attributes": change.replace_attributes,
+            **change.values(),
         }
         async with self.locks.hold(conversation_id):
             row = await execute_write(self._database, statement, values, reservation)
