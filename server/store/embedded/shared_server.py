@@ -71,7 +71,7 @@ class SharedServer:
                 with explain_os_errors(self.server.data_dir):
                     await self._restart_if_ended()
             except EmbeddedError as error:
-                log.error("%s", error)  # noqa: TRY400 - its text is for the operator, its origin is not
+                log.warning("%s", error)  # it is tried again; its text is for the operator
                 pause = min(pause * 2, _MAX_PAUSE_SECONDS)
             else:
                 pause = _WATCH_SECONDS
