@@ -7,7 +7,7 @@ has been received; a request that is still on its way is limited by `SlowReads` 
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TypeVar
 
 import grpc.aio
@@ -78,16 +78,27 @@ class SlowReads:
             watch = _Watch(self, context)
             timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, watch.is_slow)
             try:
-                return await read()
+                body = await read()
             finally:
                 timer.cancel()
                 watch.end()
+            await watch.raise_if_refused()  # it may have arrived in the moment in which it was refused
+            return body
 
-    async def refuse(self, context: Context) -> None:
-        """Ends a call, and with it the read; a read that is cancelled leaks what it would have received."""
+    async def refuse(self, context: Context) -> BaseException:
+        """Ends a call, and with it the read; a read that is cancelled leaks what it would have received.
+
+        Returns:
+            What the method has to end with: gRPC's own AbortError, or a cancellation if the call had ended before.
+        """
         error = Overloaded("slow requests", self._limit)
-        with suppress(grpc.aio.AbortError, grpc.aio.BaseError):
+        try:
             await context.abort(error.code, str(error), trailers_of(error))
+        except grpc.aio.AbortError as aborted:
+            return aborted
+        except grpc.aio.BaseError:
+            pass
+        return asyncio.CancelledError()
 
     def begin(self) -> bool:
         """Counts a slow request in, if there is room."""
@@ -106,7 +117,7 @@ class _Watch:
         self._reads = reads
         self._context = context
         self._counted = False
-        self._refusal: asyncio.Task[None] | None = None
+        self._refusal: asyncio.Task[BaseException] | None = None
 
     def is_slow(self) -> None:
         """Called when it has taken too long to be small."""
@@ -117,3 +128,8 @@ class _Watch:
     def end(self) -> None:
         """Called when it has arrived, or will not."""
         self._reads.count -= self._counted
+
+    async def raise_if_refused(self) -> None:
+        """Ends the method of a call that has been refused: its caller was told that nothing is written."""
+        if self._refusal is not None:
+            raise await asyncio.shield(self._refusal)
