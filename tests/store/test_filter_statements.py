@@ -1,5 +1,6 @@
 """All filters of a list are a few statements, so that no caller can have new ones compiled."""
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
 from random import Random
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 
-from server.store.comparison import EARLIEST, LATEST, Comparison, time_range
+from server.store.comparison import EARLIEST, LATEST, Comparison, conversation_filter, item_filter, time_range
 from tests.support.build import create, list_items, sets, user_message
 from tests.support.service import Service, recorded_statements
 
+MOMENTS = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2)]
 MOMENT = "2026-01-01T00:00:00Z"
 CONVERSATION_COMPARISONS = [
     'owner = "local"',
@@ -117,3 +119,33 @@ def test_a_range_of_times() -> None:
     assert (times[1], times[2]) == compare((">=", times[0]), (">=", times[1]), ("<", times[3]), ("<", times[2]))
     assert (times[1] + tick, times[2] + tick) == compare((">", times[1]), ("<=", times[2]))
     assert (LATEST, LATEST) == compare((">", LATEST), ("<=", LATEST))
+
+
+UNORDERED: dict[str, list[Comparison]] = {
+    "conversations": [
+        Comparison("owner", "=", "", "ann"),
+        Comparison("owner", "!=", "", "bob"),
+        Comparison("metadata", "=", "a", "1"),
+        Comparison("metadata", "!=", "b", "2"),
+        Comparison("attributes", "!=", "teams", "red"),
+    ],
+    "items": [
+        Comparison("type", "=", "", "message"),
+        Comparison("role", "!=", "", "user"),
+        Comparison("role", "!=", "", "system"),
+        Comparison("status", "=", "", "completed"),
+    ],
+    "a start": [Comparison("create_time", operator, "", MOMENTS[day]) for operator in (">", ">=") for day in (0, 1)],
+    "an end": [Comparison("create_time", operator, "", MOMENTS[day]) for operator in ("<", "<=") for day in (0, 1)],
+}
+
+
+@pytest.mark.parametrize("parameters", [conversation_filter, item_filter])
+@pytest.mark.parametrize("comparisons", UNORDERED.values(), ids=UNORDERED)
+def test_the_order_of_comparisons(
+    parameters: Callable[[Sequence[Comparison]], dict[str, Any]], comparisons: list[Comparison]
+) -> None:
+    """Comparisons in another order are the same parameters: AND has no order."""
+    found = [parameters(each) for each in permutations(comparisons)]
+    plain = [{k: sorted(v) if isinstance(v, list) else v for k, v in values.items()} for values in found]
+    assert all(each == plain[0] for each in plain)
