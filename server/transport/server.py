@@ -20,7 +20,6 @@ log = structlog.get_logger(__name__)
 
 
 _UNREAD_BYTES = 64 * 1024  # of each call
-_MAX_PENDING_CALLS = 1_000_000  # that wait in gRPC for this process to take them
 
 
 def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server:
@@ -33,9 +32,10 @@ def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server
         # A token may have 8 KiB. Between this and the absolute limit gRPC refuses calls at random.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes // 4 * 5),
-        # gRPC refuses calls beyond these with CANCELLED or UNAVAILABLE; ours end as RESOURCE_EXHAUSTED (docs/adr/0025).
-        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
-        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        # Calls that wait for this process to take them: beyond the first number gRPC cancels some, beyond the second
+        # all. A longer queue would hold calls until their deadlines have passed (docs/adr/0025).
+        ("grpc.server.max_pending_requests", settings.calls_limit),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * settings.calls_limit),
         # Of a request that nobody reads yet; 4 MiB by default. The rest of it may come once it is read.
         ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
         ("grpc.http2.bdp_probe", 0),  # would raise it again
