@@ -2,6 +2,9 @@
 
 Requests are read ahead: while one statement runs, the next ones gather for the
 statement after it. Responses go out in the order of the requests.
+
+The caller is authenticated again with each request, and once in `CREDENTIALS_SECONDS` while it sends none: a
+stream does not outlast its credentials.
 """
 
 import asyncio
@@ -32,6 +35,7 @@ from server.store.appends import Append
 from server.store.idempotency import Method, reservation_for
 from server.store.items import AppendedIds, ItemStore
 
+CREDENTIALS_SECONDS = 1.0  # between two looks at the credentials of a stream
 MAX_PENDING = 128  # requests read and not yet answered; beyond it the caller waits
 # They end the stream: no later request can succeed.
 _FATAL = (ActionDenied, ConversationNotFound, Unauthenticated, IdentityUnavailable)
@@ -46,7 +50,7 @@ class AppendStream:
 
     Args:
         access: What the caller may do; planned again for each request, so that a new policy applies.
-        caller: Who that is; authenticated again for each request, so that the stream ends with its credentials.
+        caller: Who that is; authenticated again and again, so that the stream ends with its credentials.
         audit: Of this call; has a line for each request.
         items: The store.
         batches: Makes the batch of each request.
@@ -72,6 +76,7 @@ class AppendStream:
         self._queue: asyncio.Queue[Pending] = asyncio.Queue()
         self._slots = asyncio.Semaphore(MAX_PENDING)  # not maxsize: a request that has begun is always queued
         self._latest: Append | None = None  # the last one given to a batch; when it is placed, all are
+        self._ending: Exception | None = None  # why no more requests are read, while the caller could send some
 
     async def respond(self, requests: AsyncIterator[pb.AppendItemsRequest]) -> AsyncIterator[pb.AppendItemsResponse]:
         """Yields a response for each request, in their order.
@@ -83,15 +88,15 @@ class AppendStream:
             ShuttingDown: The server drains.
         """
         reader = asyncio.create_task(self._read(requests))
-        stopper = asyncio.create_task(self._stop_on_drain(reader))
+        stoppers = [asyncio.create_task(each(reader)) for each in (self._stop_on_drain, self._stop_on_refusal)]
         pending: Pending = None
         try:
             while (pending := await self._queue.get()) is not None:
                 self._slots.release()
                 yield await self._response(pending)
         finally:
-            stopper.cancel()
-            reader.cancel()
+            for task in (*stoppers, reader):
+                task.cancel()
             self._cancel(pending)
 
     def _cancel(self, pending: Pending) -> None:
@@ -109,6 +114,23 @@ class AppendStream:
 
     async def _stop_on_drain(self, reader: "asyncio.Task[None]") -> None:
         await self._draining.wait()
+        self._stop(reader, ShuttingDown())
+
+    async def _stop_on_refusal(self, reader: "asyncio.Task[None]") -> None:
+        """Stops the reading of requests when the caller's credentials are not accepted any more."""
+        while True:
+            await asyncio.sleep(CREDENTIALS_SECONDS)
+            try:
+                await self._caller.principal()
+            except IdentityUnavailable:  # a request would be refused; one that has not come need not be
+                continue
+            except Exception as error:  # noqa: BLE001 - raised again by `respond`
+                self._stop(reader, error)
+                return
+
+    def _stop(self, reader: "asyncio.Task[None]", error: Exception) -> None:
+        """Ends the stream with ``error`` once the requests that were read are answered."""
+        self._ending = self._ending or error
         reader.cancel()
 
     async def _read(self, requests: AsyncIterator[pb.AppendItemsRequest]) -> None:
@@ -122,9 +144,9 @@ class AppendStream:
                     await self._settled()
                 del request
         except asyncio.CancelledError:
-            if not self._draining.is_set():
+            if self._ending is None:
                 raise
-            end = ShuttingDown()
+            end = self._ending
         except Exception as error:  # noqa: BLE001 - raised again by `respond`
             end = error
         self._queue.put_nowait(end)

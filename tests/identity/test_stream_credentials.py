@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
@@ -15,11 +15,14 @@ from cryptography import x509
 from joserfc import jwk
 
 from server.app.service import run_service
-from server.errors import CredentialsInvalid, CredentialsMissing
+from server.errors import CredentialsInvalid, CredentialsMissing, IdentityUnavailable
 from server.identity import source_of
 from server.identity.caller import RecordedCall
 from server.identity.jwt import SKEW_SECONDS
 from server.identity.peer_certificate import PeerCertificates
+from server.policy.principal import Principal
+from server.services import append_stream
+from server.services.append_stream import CREDENTIALS_SECONDS, AppendStream
 from server.settings.service import load
 from tests.support.build import ahead, create, user_message
 from tests.support.certificates import CA, TlsFiles
@@ -72,6 +75,12 @@ async def tls_client(address: str, left: timedelta) -> AsyncIterator[Any]:
         yield ConversationsServiceStub(channel)
 
 
+@pytest.fixture
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams whose credentials are looked at with each message only."""
+    monkeypatch.setattr(append_stream, "CREDENTIALS_SECONDS", 3600.0)
+
+
 class Stream:
     """A stream of appends to a conversation of its own."""
 
@@ -97,6 +106,13 @@ class Stream:
             return f"{told.code} {told.reason}"
         return str(answer.WhichOneof("result"))
 
+    async def end(self) -> str:
+        """How the stream ends although nothing is sent."""
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await self._call.read()
+        told = problem_of(ended.value)
+        return f"{told.code} {told.reason}"
+
 
 REFUSED = "UNAUTHENTICATED CREDENTIALS_INVALID"
 
@@ -111,6 +127,7 @@ def bearer(**changed: Any) -> list[tuple[str, str]]:
     return [("authorization", f"Bearer {token(claims(**changed))}")]
 
 
+@pytest.mark.usefixtures("unwatched")
 async def test_a_stream_ends_with_its_token(url: str, key_file: Path) -> None:
     """The message after `exp`, and the skew of clocks, is not appended."""
     async with served(url, **jwt_settings(key_file)) as address, grpc.aio.insecure_channel(address) as channel:
@@ -120,6 +137,57 @@ async def test_a_stream_ends_with_its_token(url: str, key_file: Path) -> None:
         assert REFUSED == await stream.append()
 
 
+async def test_an_idle_stream_ends_with_its_token(url: str, key_file: Path) -> None:
+    """A stream ends soon after `exp`, and the skew of clocks, also when no further message comes."""
+    async with served(url, **jwt_settings(key_file)) as address, grpc.aio.insecure_channel(address) as channel:
+        expiry = int(time.time()) - SKEW_SECONDS + 2
+        stream = await Stream.begin(ConversationsServiceStub(channel), bearer(exp=expiry))
+        async with asyncio.timeout_at(asyncio.get_running_loop().time() + 5):
+            assert REFUSED == await stream.end()
+        assert time.time() >= expiry + SKEW_SECONDS
+
+
+async def test_idle_streams_end_with_their_key(url: str, key_file: Path) -> None:
+    """A stream ends soon after the issuer's key was withdrawn, another one whose key stays does not."""
+    async with served(url, **jwt_settings(key_file)) as address, grpc.aio.insecure_channel(address) as channel:
+        stub = ConversationsServiceStub(channel)
+        stream = await Stream.begin(stub, bearer())
+        kept = await Stream.begin(stub, [("authorization", f"Bearer {token(key=OTHER_KEY, alg='ES256')}")])
+        key_file.write_bytes(jwk_set(OTHER_KEY))
+        async with asyncio.timeout(5):
+            assert REFUSED == await stream.end()
+        assert "appended" == await kept.append()
+
+
+class _Unchecked:
+    """A caller whose credentials cannot be checked now."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def principal(self) -> Principal:
+        """Never returns one."""
+        self.asked += 1
+        raise IdentityUnavailable
+
+
+async def test_an_idle_stream_outlasts_an_issuer_that_is_away() -> None:
+    """While credentials cannot be checked a stream that sends nothing goes on: only a message would be refused."""
+
+    async def nothing() -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    caller, unused = _Unchecked(), cast("Any", None)
+    stream = AppendStream(unused, cast("Any", caller), unused, unused, unused, asyncio.Event())
+    answer = asyncio.ensure_future(anext(stream.respond(nothing())))
+    done, _ = await asyncio.wait([answer], timeout=2 * CREDENTIALS_SECONDS + 0.5)
+    assert not done
+    assert caller.asked == 2
+    answer.cancel()
+
+
+@pytest.mark.usefixtures("unwatched")
 async def test_a_stream_ends_with_its_key(url: str, key_file: Path) -> None:
     """The message after the issuer's key was withdrawn is not appended; a stream whose key stays goes on."""
     async with served(url, **jwt_settings(key_file)) as address, grpc.aio.insecure_channel(address) as channel:
@@ -132,6 +200,7 @@ async def test_a_stream_ends_with_its_key(url: str, key_file: Path) -> None:
         assert "appended" == await kept.append()
 
 
+@pytest.mark.usefixtures("unwatched")
 async def test_a_stream_ends_with_its_entry(url: str, files: TlsFiles, tmp_path: Path) -> None:
     """The message after the caller left `principals_file` is not appended; with other attributes it is."""
     principals = tmp_path / "principals.yaml"
@@ -147,6 +216,7 @@ async def test_a_stream_ends_with_its_entry(url: str, files: TlsFiles, tmp_path:
         assert REFUSED == await stream.append()
 
 
+@pytest.mark.usefixtures("unwatched")
 async def test_a_connection_ends_with_its_certificate(url: str, files: TlsFiles) -> None:
     """TLS checks a certificate when the connection begins; after its end neither a stream nor a call goes on."""
     settings = {"identity": "mtls", "mtls_trust_domains": "prod.example", **files.settings}

@@ -131,8 +131,9 @@ class ConversationsServiceStub:
     A message that fails is answered with its error, and the stream goes on. The
     stream itself ends with NOT_FOUND of the conversation and PERMISSION_DENIED,
     because every later message would fail too, with INVALID_ARGUMENT when
-    `conversation_id` is missing, malformed or changes, and with UNAVAILABLE
-    (`SHUTTING_DOWN`) when the server stops.
+    `conversation_id` is missing, malformed or changes, with UNAUTHENTICATED when the
+    caller's credentials expire or are withdrawn, within a few seconds also while
+    nothing is sent, and with UNAVAILABLE (`SHUTTING_DOWN`) when the server stops.
 
     What was sent and not answered when a stream breaks may have been appended.
     To append it exactly once, send it again in order, each message under its
@@ -274,8 +275,9 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     A message that fails is answered with its error, and the stream goes on. The
     stream itself ends with NOT_FOUND of the conversation and PERMISSION_DENIED,
     because every later message would fail too, with INVALID_ARGUMENT when
-    `conversation_id` is missing, malformed or changes, and with UNAVAILABLE
-    (`SHUTTING_DOWN`) when the server stops.
+    `conversation_id` is missing, malformed or changes, with UNAUTHENTICATED when the
+    caller's credentials expire or are withdrawn, within a few seconds also while
+    nothing is sent, and with UNAVAILABLE (`SHUTTING_DOWN`) when the server stops.
 
     What was sent and not answered when a stream breaks may have been appended.
     To append it exactly once, send it again in order, each message under its
@@ -456,8 +458,9 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         A message that fails is answered with its error, and the stream goes on. The
         stream itself ends with NOT_FOUND of the conversation and PERMISSION_DENIED,
         because every later message would fail too, with INVALID_ARGUMENT when
-        `conversation_id` is missing, malformed or changes, and with UNAVAILABLE
-        (`SHUTTING_DOWN`) when the server stops.
+        `conversation_id` is missing, malformed or changes, with UNAUTHENTICATED when the
+        caller's credentials expire or are withdrawn, within a few seconds also while
+        nothing is sent, and with UNAVAILABLE (`SHUTTING_DOWN`) when the server stops.
 
         What was sent and not answered when a stream breaks may have been appended.
         To append it exactly once, send it again in order, each message under its
