@@ -19,10 +19,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import TypeAlias
 
-import asyncpg
-
 from server.store.appends import MAX_BYTES, MAX_ITEMS, Append, Group, statement_parameters
 from server.store.connection.database import Database
+from server.store.connection.failures import KeyTaken
 from server.store.conversation_locks import ConversationLocks
 from server.store.sql.appends import append_many
 
@@ -243,7 +242,7 @@ class AppendBatcher:
         callers = [caller for append in appends for caller in append.callers]
         try:
             rows = await self._database.fetch(statement, values, repeatable=reserves, callers=callers)
-        except asyncpg.UniqueViolationError:  # an item id or request id is taken
+        except KeyTaken:  # an item id or request id
             return {}
         return {row["number"]: row["base"] for row in rows}
 

@@ -25,6 +25,7 @@ from server.store.batch import Batch
 from server.store.comparison import EARLIEST, LATEST, Comparison, conversation_filter
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
+from server.store.connection.failures import KeyTaken
 from server.store.conversation_locks import ConversationLocks
 from server.store.idempotency import PriorResult, Reservation, execute_write, find_prior_result, reservation_values
 from server.store.ids import conversation_id_for, new_conversation_id
@@ -135,21 +136,21 @@ class ConversationStore:
             **_batch_values(batch, now),
             **reservation_values(access.principal, reservation),
         }
-        row, violation = await self._insert(statement, values, repeatable=reservation is not None)
+        row, taken = await self._insert(statement, values, repeatable=reservation is not None)
         if row is not None:
             self._database.stats.items += values["last_sequence"]
             return _new_row(values, metadata)
-        return await self._created_before(access, conversation_id, batch, reservation, violation)
+        return await self._created_before(access, conversation_id, batch, reservation, taken)
 
     async def _insert(
         self, statement: Statement, values: dict[str, Any], *, repeatable: bool
-    ) -> tuple[asyncpg.Record | None, asyncpg.UniqueViolationError | None]:
+    ) -> tuple[asyncpg.Record | None, KeyTaken | None]:
         """Runs the statement of a create; its row, or why there is none if a key is taken."""
         try:
             async with self.locks.hold(values["conversation_id"]):
                 return await self._database.fetchrow(statement, values, repeatable=repeatable), None
-        except asyncpg.UniqueViolationError as violation:
-            return None, violation
+        except KeyTaken as taken:
+            return None, taken
 
     async def _created_before(
         self,
@@ -157,7 +158,7 @@ class ConversationStore:
         conversation_id: str,
         batch: Batch | None,
         reservation: Reservation | None,
-        violation: asyncpg.UniqueViolationError | None,
+        taken: KeyTaken | None,
     ) -> asyncpg.Record:
         """The row that an earlier call with the request id created, after a create that stored nothing.
 
@@ -167,9 +168,9 @@ class ConversationStore:
         if reservation:
             if (existing := await self._find_created(access, conversation_id, reservation)) is not None:
                 return existing
-            if violation and violation.constraint_name in {CONSTRAINT, _PRIMARY_KEY}:
-                raise ConversationNotFound(conversation_id) from violation
-        raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes) from violation
+            if taken and taken.constraint in {CONSTRAINT, _PRIMARY_KEY}:
+                raise ConversationNotFound(conversation_id) from taken
+        raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes) from taken
 
     async def _find_created(
         self, access: Access, conversation_id: str, reservation: Reservation

@@ -15,6 +15,7 @@ import asyncpg
 
 from server.policy.principal import Principal
 from server.store.connection.database import Database
+from server.store.connection.failures import KeyTaken
 from server.store.sql.idempotency import CONSTRAINT, FIND
 from server.store.sql.statement import Statement
 
@@ -72,12 +73,12 @@ async def execute_write(
 
     Raises:
         StoreUnavailable, DeadlineExceeded, Conflict: As `Database.fetch`.
-        asyncpg.UniqueViolationError: Of another constraint than that of request ids.
+        KeyTaken: Of another constraint than that of request ids.
     """
     try:
         return await database.fetchrow(statement, values, repeatable=reservation is not None)
-    except asyncpg.UniqueViolationError as error:
-        if error.constraint_name != CONSTRAINT:
+    except KeyTaken as taken:
+        if taken.constraint != CONSTRAINT:
             raise
         return None
 

@@ -25,6 +25,7 @@ from server.store.batch import Batch
 from server.store.comparison import Comparison, item_filter
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
+from server.store.connection.failures import KeyTaken
 from server.store.conversations import ConversationStore
 from server.store.idempotency import PriorResult, Reservation, execute_write, reservation_values
 from server.store.sql import items as sql
@@ -137,7 +138,7 @@ class ItemStore:
         }
         try:
             row = await self._database.fetchrow(statement, values, repeatable=reserves, callers=append.callers)
-        except asyncpg.UniqueViolationError:
+        except KeyTaken:
             return None
         if row is None:
             return None

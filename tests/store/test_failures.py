@@ -14,9 +14,9 @@ from asyncpg import exceptions
 from structlog.testing import capture_logs
 
 from server.store.connection import failures
-from server.store.connection.failures import BY_EXCEPTION, BY_SQLSTATE, ConnectFailed, Failure
+from server.store.connection.failures import BY_EXCEPTION, BY_SQLSTATE, ConnectFailed, Failure, find_taken_key
 from server.store.connection.outage import OutageLog
-from tests.support.build import create
+from tests.support.build import create, delete
 from tests.support.postgres import execute, fresh_database
 from tests.support.problems import Problem, problem
 from tests.support.service import Service, running_service
@@ -52,6 +52,20 @@ def expected(sqlstate: str) -> str:
         if key in UNAVAILABLE:
             return "UNAVAILABLE"
     return "INTERNAL"
+
+
+# As a sharded database answers: without a name, with the number of a shard, and without the SQLSTATE if it was a COPY.
+SHARD = """
+    CREATE FUNCTION shard() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF EXISTS (SELECT FROM conversations WHERE id = NEW.id) THEN
+            RAISE EXCEPTION 'duplicate key value violates unique constraint "conversations_pkey_102017"'
+                USING ERRCODE = COALESCE(NEW.metadata ->> 'as', '23505');
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER shard BEFORE INSERT ON conversations FOR EACH ROW EXECUTE FUNCTION shard();
+"""
 
 
 @asynccontextmanager
@@ -96,6 +110,37 @@ async def test_a_write_that_was_undone_may_be_repeated(
     async with failing_service(postgres, template) as service:
         told = await create_failing(service, sqlstate)
     assert ("UNAVAILABLE", reason) == (told.code, told.reason)
+
+
+@pytest.mark.parametrize("state", ["23505", "XX000"])
+async def test_a_key_that_a_shard_has(postgres: str, template: str, state: str) -> None:
+    """A repeated create is recognised however the database says that its key is taken."""
+    async with fresh_database(postgres, template) as url:
+        await execute(url, SHARD)
+        async with running_service(url) as service:
+            request = create(request_id=str(uuid4()), metadata={"as": state})
+            made = await service.stub.CreateConversation(request)
+            assert made == await service.stub.CreateConversation(request)
+            await service.stub.DeleteConversation(delete(made.id))
+            told = await problem(service.stub.CreateConversation(request))
+    assert ("NOT_FOUND", "CONVERSATION_NOT_FOUND") == (told.code, told.reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "constraint"),
+    [
+        (asyncpg.UniqueViolationError("x"), ""),
+        (asyncpg.UniqueViolationError('duplicate key value violates unique constraint "items_by_id_7"'), "items_by_id"),
+        (asyncpg.InternalServerError('duplicate key value violates unique constraint "items_by_id"'), "items_by_id"),
+        (asyncpg.InternalServerError('another "items_by_id"'), None),
+        (asyncpg.ForeignKeyViolationError('duplicate key value violates unique constraint "items_by_id"'), None),
+        (OSError('duplicate key value violates unique constraint "items_by_id"'), None),
+    ],
+)
+def test_what_says_that_a_key_is_taken(error: Exception, constraint: str | None) -> None:
+    """Only a unique violation does, also one of a shard without SQLSTATE and name."""
+    taken = find_taken_key(error)
+    assert constraint == (taken.constraint if taken else None)
 
 
 def test_every_rule_is_told_by_a_word() -> None:

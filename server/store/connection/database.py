@@ -20,7 +20,7 @@ from server.observability.stats import StoreStats
 from server.store.connection.bounds import Bounds
 from server.store.connection.connector import Connector
 from server.store.connection.execution import Execute, Execution, Interceptor, Rows
-from server.store.connection.failures import DISK_FULL, DRIVER_ERRORS, Failure, FailureRule, Problem
+from server.store.connection.failures import DISK_FULL, DRIVER_ERRORS, Failure, FailureRule, Problem, find_taken_key
 from server.store.connection.outage import OutageLog
 from server.store.connection.probe import Connect, Probe
 from server.store.connection.read_batching import ReadBatcher
@@ -94,7 +94,8 @@ class Database:
             OutcomeUnknown: The statement was sent, its answer never came, and it is not ``repeatable``.
             Conflict: The statement lost a race (40001, 40P01) at every attempt.
             DeadlineExceeded: The statement or a lock took longer than its bound.
-            asyncpg.PostgresError: What has no rule in `failures`: for the store to explain, or a defect.
+            KeyTaken: The statement would have stored a key that exists; for the store to explain.
+            asyncpg.PostgresError: What has no rule in `failures`: a defect.
         """
         return await self._execute(Execution(statement, (statement.arguments(values),), callers), repeatable=repeatable)
 
@@ -192,6 +193,8 @@ class Database:
             try:
                 rows = await self._intercepted()(execution)
             except DRIVER_ERRORS as error:
+                if taken := find_taken_key(error):
+                    raise taken from error
                 failure = Failure.of(error)
                 if failure.rule is None:
                     raise failure.cause from None

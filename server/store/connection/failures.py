@@ -8,6 +8,7 @@ Callers are answered UNAVAILABLE where another server or a later time helps, so 
 """
 
 import errno
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -20,8 +21,23 @@ from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
 _RESOLVER_CODES = {getattr(socket, name): name for name in dir(socket) if name.startswith("EAI_")}
 
 
+_DUPLICATE_KEY = re.compile(r'duplicate key value violates unique constraint "(\w+?)(?:_\d+)?"')
+
+
 class ConnectFailed(Exception):
     """No connection could be made; its cause says why. No statement was sent."""
+
+
+class KeyTaken(Exception):
+    """A statement would have stored a key that a row has already (SQLSTATE 23505); it has changed nothing.
+
+    Attributes:
+        constraint: The name of the unique constraint or index, as the schema has it; '' if it is not known.
+    """
+
+    def __init__(self, constraint: str) -> None:
+        super().__init__(constraint)
+        self.constraint = constraint
 
 
 # What the driver raises when something is wrong with the database, or on the way to it.
@@ -120,6 +136,22 @@ def find_rule(error: BaseException) -> FailureRule | None:
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate:
         return BY_SQLSTATE.get(error.sqlstate, BY_SQLSTATE.get(error.sqlstate[:2]))
     return next((rule for kind, rule in BY_EXCEPTION if isinstance(error, kind)), None)
+
+
+def find_taken_key(error: BaseException) -> KeyTaken | None:
+    """Returns the unique constraint that a statement has violated, if that is what ``error`` says.
+
+    A sharded database answers for its shards: it may leave out SQLSTATE and name, and the name in its message then ends
+    with the number of a shard.
+    """
+    if not isinstance(error, asyncpg.PostgresError) or error.sqlstate not in {"23505", "XX000"}:
+        return None
+    named = getattr(error, "constraint_name", None)
+    if named:
+        return KeyTaken(named)
+    if found := _DUPLICATE_KEY.match(str(error)):
+        return KeyTaken(found[1])
+    return KeyTaken("") if error.sqlstate == "23505" else None
 
 
 @dataclass(frozen=True, slots=True)
