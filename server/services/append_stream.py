@@ -154,7 +154,7 @@ class AppendStream:
     async def _settled(self) -> None:
         """Waits for the last append: large requests are not read ahead."""
         if self._latest:
-            await asyncio.wait((self._latest.base,))
+            await asyncio.wait((self._latest.answer,))
 
     async def _begin(self, request: pb.AppendItemsRequest) -> None:
         """Begins the append of a request, in its turn, and queues its response."""

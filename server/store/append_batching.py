@@ -8,7 +8,7 @@ No append waits for what is slow in another conversation:
 
 - A shared statement skips conversations whose row is locked. Their appends get a lane: they
   run in statements for that conversation only, which do wait for the lock.
-- When a statement takes longer than `SLOW_SECONDS`, the next one runs beside it.
+- When a statement is slow, the next one runs beside it (`Turns`).
 
 What a shared statement did not store goes to the lane of its conversation as well, where it
 fails, if it has to, with the error of a single call.
@@ -16,7 +16,7 @@ fails, if it has to, with the error of a single call.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from server.store.appends import MAX_BYTES, MAX_ITEMS, Append, Group, statement_parameters
@@ -24,26 +24,12 @@ from server.store.connection.database import Database
 from server.store.connection.failures import KeyTaken
 from server.store.conversation_locks import ConversationLocks
 from server.store.sql.appends import append_many
-
-GATHER_TICKS = 16  # of the event loop, in which appends queue before a statement
-SLOW_SECONDS = 0.02  # from a statement's start until the next one may run beside it
-MAX_SLOW = 3  # slow statements beside the one that is not
+from server.store.turns import Turn, Turns
 
 RunOne: TypeAlias = Callable[[Append], Awaitable[int | None]]
 
 
-class _Turn:
-    """A statement of the queue; while it is not slow, no other one runs."""
-
-    __slots__ = ("conversations", "slow", "timer")
-
-    def __init__(self) -> None:
-        self.conversations: Sequence[str] = ()
-        self.slow = False
-        self.timer: asyncio.TimerHandle | None = None
-
-
-class AppendBatcher:
+class AppendBatcher(Turns):
     """Runs appends.
 
     Args:
@@ -54,16 +40,13 @@ class AppendBatcher:
     """
 
     def __init__(self, database: Database, locks: ConversationLocks, run_one: RunOne) -> None:
+        super().__init__()
         self._database = database
         self._locks = locks
         self._run_one = run_one
         self._queue: deque[Append] = deque()
-        self._turn: _Turn | None = None
-        self._slow = 0  # turns that are slow
-        self._last_was_batch = False  # whether the last statement was for many
         self._parked: dict[str, deque[Append]] = {}  # by conversation: they wait for a lane, or for a slow turn
         self._lanes: set[str] = set()  # conversations that have one
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, append: Append) -> int | None:
         """Runs an append, alone or with others.
@@ -81,13 +64,13 @@ class AppendBatcher:
             return await self._run_at_once(append)
         self.enqueue(append)
         try:
-            return await append.base
+            return await append.answer
         except asyncio.CancelledError:
             append.cancel()
             raise
 
     def enqueue(self, append: Append) -> None:
-        """Runs an append that `can_batch`; its result will be in ``append.base``.
+        """Runs an append that `can_batch`; its result will be in ``append.answer``.
 
         Appends to one conversation run in the order of these calls.
         """
@@ -105,7 +88,7 @@ class AppendBatcher:
         return not (self._turn or self._queue or self._last_was_batch or self._parked)
 
     async def _run_at_once(self, append: Append) -> int | None:
-        turn = self._turn = _Turn()
+        turn = self._turn = Turn()
         self._watch(turn, (append.conversation_id,))
         try:
             return await self._run_one(append)
@@ -115,21 +98,13 @@ class AppendBatcher:
 
     # --- turns
 
-    def _start_turn(self) -> None:
-        """Runs the queue, unless a turn runs that is not slow."""
-        if self._queue and self._turn is None:
-            self._turn = _Turn()
-            self._start(self._run_turn(self._turn))
+    @property
+    def _has_queued(self) -> bool:
+        return bool(self._queue)
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run_turn(self, turn: _Turn) -> None:
+    async def _run_queued(self, turn: Turn) -> None:
         groups: list[Group] = []
         try:
-            await self._gather()
             groups = self._take_groups()
             self._watch(turn, [group.conversation_id for group in groups])
             if groups:
@@ -141,41 +116,15 @@ class AppendBatcher:
             for group in groups:
                 group.abandon()
             raise
-        finally:
-            self._end(turn)
 
-    async def _gather(self) -> None:
-        """Lets calls that have arrived queue their appends, when several arrive at a time."""
-        for _ in range(GATHER_TICKS if self._last_was_batch else 0):
-            await asyncio.sleep(0)
-
-    def _watch(self, turn: _Turn, conversations: Sequence[str]) -> None:
-        """Finds out when a turn becomes slow."""
-        turn.conversations = conversations
-        turn.timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._mark_slow, turn)
-
-    def _mark_slow(self, turn: _Turn) -> None:
-        """Lets the next turn begin; appends to the conversations of this one are parked until it ends."""
-        if self._slow >= MAX_SLOW:
-            self._watch(turn, turn.conversations)
-            return
-        turn.slow = True
-        self._slow += 1
-        self._turn = None
+    def _on_slow(self, turn: Turn) -> None:
+        """Parks appends to the conversations of the turn until it ends."""
         self._park(turn.conversations)
-        self._start_turn()
 
-    def _end(self, turn: _Turn) -> None:
-        if turn.timer is not None:
-            turn.timer.cancel()
-        if turn.slow:
-            self._slow -= 1
-            for conversation_id in turn.conversations:
-                if conversation_id not in self._lanes:
-                    self._queue.extend(self._parked.pop(conversation_id))
-        else:
-            self._turn = None
-        self._start_turn()
+    def _on_slow_end(self, turn: Turn) -> None:
+        for conversation_id in turn.conversations:
+            if conversation_id not in self._lanes:
+                self._queue.extend(self._parked.pop(conversation_id))
 
     def _park(self, conversations: Iterable[str]) -> None:
         """Parks the appends to these conversations, those in the queue and those that come."""
@@ -193,7 +142,7 @@ class AppendBatcher:
         items = size = 0
         while self._queue:
             append = self._queue.popleft()
-            if append.base.done():  # its caller has left
+            if append.answer.done():  # its caller has left
                 continue
             items, size = items + append.item_count, size + append.size
             if groups and (items > MAX_ITEMS or size > MAX_BYTES):
@@ -234,7 +183,7 @@ class AppendBatcher:
         appends = [append for group in groups for append in group.appends]
         if len(appends) > 1:
             self._database.stats.shared_appends.add(len(appends))
-        reserves = appends[0].reservation is not None
+        reserves = appends[0].is_repeatable
         statement = append_many(*appends[0].permissions, reserves=reserves, skip_locked=skip_locked)
         values = statement_parameters(groups)
         for append in appends:
@@ -300,7 +249,7 @@ class AppendBatcher:
 
     async def _run_individually(self, group: Group) -> None:
         for append in group.appends:
-            if append.base.done():  # its caller has left
+            if append.answer.done():  # its caller has left
                 continue
             append.sent = True
             try:
@@ -325,7 +274,7 @@ def _take_group(appends: deque[Append]) -> Group | None:
     group: Group | None = None
     while appends:
         append = appends[0]
-        if append.base.done():  # its caller has left
+        if append.answer.done():  # its caller has left
             appends.popleft()
             continue
         if group is None:

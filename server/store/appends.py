@@ -1,8 +1,6 @@
 """Appends, and groups of them as rows of a shared statement."""
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
@@ -10,9 +8,9 @@ from typing import Any
 
 from server.authorization.access import Access
 from server.authorization.permission import Permission
-from server.errors import OutcomeUnknown, StoreUnavailable
 from server.store.batch import EMPTY_BATCH, Batch
 from server.store.idempotency import Reservation
+from server.store.pending_write import PendingWrite
 from server.store.sql.appends import GROUPS, ITEMS, REQUESTS
 
 MAX_ITEMS = 1_000  # of a shared statement
@@ -20,7 +18,7 @@ MAX_BYTES = 1024 * 1024  # of a shared statement; an append of more than a quart
 
 
 @dataclass(slots=True, eq=False)
-class Append:
+class Append(PendingWrite[int | None]):
     """The items that one call appends to one conversation.
 
     Attributes:
@@ -29,12 +27,9 @@ class Append:
         item_count: The number of items.
         size: Bytes of all items.
         can_batch: Whether it may share a statement with other appends.
-        base: Set by `begin`. Its result is the last sequence before the items, or None when they
-            were not stored.
-        callers: The context of its call, set by `begin`.
+        answer: The last sequence before the items, or None when they were not stored.
         on_stored: Called with access, conversation and item ids once the items are committed, even if
             nobody waits for them any more.
-        sent: Whether its items were given to a statement.
         stored: Whether its items are committed.
 
     Raises:
@@ -51,10 +46,7 @@ class Append:
     item_count: int = field(init=False)
     size: int = field(init=False)
     can_batch: bool = field(init=False)
-    base: "asyncio.Future[int | None]" = field(init=False)
-    callers: Sequence[Context] = ()
     on_stored: Callable[[Access, str, Sequence[str]], None] | None = None
-    sent: bool = field(default=False, init=False)
     stored: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -66,16 +58,14 @@ class Append:
         depends_on_id = self.permissions[1].reads_row_id
         self.can_batch = not (self.batch.has_references or depends_on_id) and self.size <= MAX_BYTES // 4
 
-    def begin(self) -> None:
-        """Notes the call that is the current one, before the append is queued."""
-        self.base = asyncio.get_running_loop().create_future()
-        self.callers = (copy_context(),)
+    def empty(self) -> None:
+        """Forgets the items."""
+        self.batch = EMPTY_BATCH
 
-    def cancel(self) -> None:
-        """Leaves it out, unless its statement runs; if it still waits, its items take no more memory."""
-        self.base.cancel()
-        if not self.sent:
-            self.batch = EMPTY_BATCH
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether it has a request id."""
+        return self.reservation is not None
 
     def mark_stored(self) -> None:
         """Notes that the items are committed."""
@@ -83,24 +73,9 @@ class Append:
         if self.on_stored:
             self.on_stored(self.access, self.conversation_id, self.batch.all_ids)
 
-    def succeed(self, base: int | None) -> None:
-        """Gives its caller the result, if it still waits."""
-        if not self.base.done():
-            self.base.set_result(base)
-
-    def fail(self, error: Exception) -> None:
-        """Gives its caller the error, if it still waits."""
-        if not self.base.done():
-            self.base.set_exception(error)
-
-    def abandon(self) -> None:
-        """Gives its caller an error, if it still waits: the task that would have answered was ended."""
-        unknown = self.sent and self.reservation is None
-        self.fail(OutcomeUnknown() if unknown else StoreUnavailable())
-
     def can_join(self, other: "Append") -> bool:
         """Whether one statement can run both; it is repeated for all or for none when its connection is lost."""
-        return self.permissions == other.permissions and (self.reservation is None) == (other.reservation is None)
+        return self.permissions == other.permissions and self.is_repeatable == other.is_repeatable
 
 
 class Group:

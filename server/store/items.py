@@ -112,7 +112,7 @@ class ItemStore:
 
         A caller that is cancelled while it waits does not cancel the append.
         """
-        return await self._ids(append, await asyncio.shield(append.base))
+        return await self._ids(append, await asyncio.shield(append.answer))
 
     async def _ids(self, append: Append, base: int | None) -> AppendedIds:
         result = await self._settle(append, base)

@@ -363,7 +363,7 @@ async def test_a_cancelled_stream_is_left_out_whole(service: Service, target: st
         left: list[bool] = []
         async with asyncio.timeout(10):
             while not all(left) or not left:
-                left = [each.base.done() for each in line.appends]
+                left = [each.answer.done() for each in line.appends]
                 assert len(set(left)) == 1
                 await asyncio.sleep(0)
     await holding
@@ -380,7 +380,7 @@ async def test_a_cancelled_stream(service: Service, target: str) -> None:
             await call.write(ahead("", user_message(str(n))))
         await line.until(lambda: len(line.appends) == 20)
         call.cancel()
-        await line.until(lambda: all(each.base.done() for each in line.appends))
+        await line.until(lambda: all(each.answer.done() for each in line.appends))
     await service.stub.CreateItems(append(target, user_message("after")))
     texts = [text_of(each) for each in await list_all_items(service.stub, target, ORDER_ASCENDING)]
     assert texts in (["hi", "begun", "after"], ["hi", "after"])

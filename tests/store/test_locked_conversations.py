@@ -12,11 +12,11 @@ import pytest
 from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, AppendItemsRequest
 
 from server.errors import DeadlineExceeded
-from server.store.append_batching import MAX_SLOW
 from server.store.batch import EMPTY_BATCH
 from server.store.connection.execution import Execute, Execution, Rows
 from server.store.conversation_locks import ConversationLocks
 from server.store.ids import conversation_id_for
+from server.store.turns import MAX_SLOW
 from tests.support.batching import outcome, queued_behind
 from tests.support.build import append, copy_of, create, delete, delete_item, get, text_of, update, user_message
 from tests.support.postgres import fresh_database, row_locked

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc.aio
 
-from server.store import append_batching
+from server.store import turns
 from server.store.append_batching import AppendBatcher
 from server.store.appends import Append
 from server.store.connection.database import Database
@@ -46,7 +46,7 @@ class HeldStatement:
 @asynccontextmanager
 async def held_statement(database: Database) -> AsyncIterator[HeldStatement]:
     """Holds the next statement of ``database`` back until it is released."""
-    line, queue, slow = HeldStatement(), AppendBatcher.enqueue, append_batching.SLOW_SECONDS
+    line, queue, slow = HeldStatement(), AppendBatcher.enqueue, turns.SLOW_SECONDS
 
     async def hold(execute: Execute, execution: Execution) -> Rows:
         line.texts.append(execution.statement.text)
@@ -61,14 +61,14 @@ async def held_statement(database: Database) -> AsyncIterator[HeldStatement]:
             line.appends.append(append)
 
     AppendBatcher.enqueue = seen  # type: ignore[method-assign,assignment]
-    append_batching.SLOW_SECONDS = 3600  # the queue waits for the held statement, however long
+    turns.SLOW_SECONDS = 3600  # the queue waits for the held statement, however long
     try:
         with intercepted(database, hold):
             yield line
     finally:
         line.release.set()
         AppendBatcher.enqueue = queue  # type: ignore[method-assign]
-        append_batching.SLOW_SECONDS = slow
+        turns.SLOW_SECONDS = slow
 
 
 @asynccontextmanager
