@@ -1,7 +1,6 @@
 """The tasks that run statements for several calls: whatever ends one, the calls that wait for it are answered."""
 
 import asyncio
-from collections import Counter
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +8,7 @@ import pytest
 
 from server.store import append_batching
 from server.store.connection.execution import Execute, Execution, Rows
-from tests.support.batching import outcome
+from tests.support.batching import outcome, queued_behind
 from tests.support.build import append, create, get, user_message
 from tests.support.postgres import row_locked
 from tests.support.service import Service, intercepted
@@ -57,25 +56,25 @@ async def test_a_killed_turn_answers_its_appends(own_service: Service, ids: bool
     assert (await stub.CreateItems(append(made[0].id, user_message()))).items
 
 
-async def test_a_killed_lane_answers_its_appends(own_service: Service) -> None:
-    """Appends to a locked conversation, whose lane is ended, are UNAVAILABLE, and the next one is stored.
-
-    The first of them may have been sent by itself before: that one waits for the lock until its limit.
-    """
+@pytest.mark.parametrize(("ids", "reason"), [(True, "STORE_UNAVAILABLE"), (False, "OUTCOME_UNKNOWN")])
+async def test_a_killed_lane_answers_its_appends(own_service: Service, ids: bool, reason: str) -> None:  # noqa: FBT001
+    """Appends to a locked conversation, whose lane is ended, are UNAVAILABLE at once, and the next one is stored."""
     stub = own_service.stub
-    made = await stub.CreateConversation(create())
-    await asyncio.gather(*(stub.CreateItems(append(made.id, user_message())) for _ in range(4)))
-    async with row_locked(own_service.url, made.id):
-        calls = [asyncio.create_task(outcome(stub.CreateItems(append(made.id, user_message())))) for _ in range(6)]
-        async with asyncio.timeout(SOON):
-            while not kill("_run_lane"):  # noqa: ASYNC110 - it tells nobody that it has begun
-                await asyncio.sleep(0.01)
-        answers = await asyncio.wait_for(asyncio.gather(*calls), SOON)
-    codes = Counter(told.code for told in answers if hasattr(told, "code"))
-    assert {"UNAVAILABLE", "DEADLINE_EXCEEDED"} >= codes.keys()
-    assert codes["UNAVAILABLE"]
-    assert 1 >= codes["DEADLINE_EXCEEDED"]
-    assert (await stub.CreateItems(append(made.id, user_message()))).items
+    before, locked = [await stub.CreateConversation(create()) for _ in range(2)]
+    requests = [append(locked.id, user_message(), request_id=str(uuid4()) if ids else "") for _ in range(6)]
+    first = lambda: stub.CreateItems(append(before.id, user_message()))  # noqa: E731
+    calls = [lambda request=request: stub.CreateItems(request) for request in requests]
+    async with (
+        queued_behind(own_service.database, first, *calls) as (line, tasks),
+        row_locked(own_service.url, locked.id),
+    ):
+        line.release.set()
+        await line.until(lambda: len(line.texts) == 3)  # the first append, the shared statement, that of the lane
+        assert 1 == kill("_run_lane")
+        answers = await asyncio.wait_for(asyncio.gather(*tasks[1:]), SOON)
+    assert [("UNAVAILABLE", reason)] * 6 == [(told.code, told.reason) for told in answers]
+    next_ = await stub.CreateItems(append(locked.id, user_message()))
+    assert next_.items[0].sequence in (1, 7)  # the statement stores all six when the row is free before it is cancelled
 
 
 async def test_a_killed_flush_answers_its_reads(own_service: Service) -> None:

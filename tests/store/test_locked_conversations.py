@@ -16,8 +16,8 @@ from server.store.batch import EMPTY_BATCH
 from server.store.connection.execution import Execute, Execution, Rows
 from server.store.conversation_locks import ConversationLocks
 from server.store.ids import conversation_id_for
-from server.store.turns import MAX_SLOW
-from tests.support.batching import outcome, queued_behind
+from server.store.turns import MAX_SLOW, SLOW_SECONDS
+from tests.support.batching import held_statement, outcome, queued_behind
 from tests.support.build import append, copy_of, create, delete, delete_item, get, text_of, update, user_message
 from tests.support.postgres import fresh_database, row_locked
 from tests.support.service import Service, intercepted, list_all_items, running_service
@@ -220,41 +220,25 @@ async def test_a_caller_that_leaves_a_lane(service: Service) -> None:
     assert sorted(await stored(stub, locked)) == ["1", "2", "4", "first"]
 
 
-@asynccontextmanager
-async def slow_shared_statements(service: Service, count: int, seconds: float) -> AsyncIterator[list[str]]:
-    """The first shared statements meanwhile take some seconds; yields the texts of all statements."""
-    texts: list[str] = []
-    slow = 0
-
-    async def delay(execute: Execute, execution: Execution) -> Rows:
-        nonlocal slow
-        texts.append(execution.statement.text)
-        if MANY in execution.statement.text and slow < count:
-            slow += 1
-            await asyncio.sleep(seconds)
-        return await execute(execution)
-
-    with intercepted(service.database, delay):
-        yield texts
-
-
 async def test_a_slow_statement(service: Service) -> None:
     """The next shared statements run beside one that is slow; appends to its conversations wait for it, in order."""
     stub = service.stub
-    slow, *targets = [await new(stub) for _ in range(9)]
-    async with slow_shared_statements(service, 1, 1.5):
-        first = [asyncio.ensure_future(stub.CreateItems(append(slow, user_message(f"{n}")))) for n in range(12)]
-        await asyncio.sleep(0.2)
-        behind = [asyncio.ensure_future(stub.CreateItems(append(slow, user_message(f"{n}")))) for n in range(12, 24)]
-        await asyncio.sleep(0.1)
+    before, slow, *targets = [await new(stub) for _ in range(10)]
+    calls = [lambda n=n: stub.CreateItems(append(slow, user_message(f"{n}"))) for n in range(24)]
+    first = lambda: stub.CreateItems(append(before, user_message()))  # noqa: E731
+    async with (
+        queued_behind(service.database, first, *calls[:12]) as (line, tasks),
+        held_statement(service.database, MANY, slow_seconds=SLOW_SECONDS) as slow_line,
+    ):
+        line.release.set()
+        await slow_line.started.wait()
+        for number, call in enumerate(calls[12:], 1):
+            tasks.append(asyncio.create_task(outcome(call())))
+            await slow_line.until(lambda want=number: want == len(slow_line.appends))  # type: ignore[misc]
         for _ in range(3):
-            await asyncio.gather(*(outcome(stub.CreateItems(append(each, user_message()))) for each in targets))
-        assert not all(task.done() for task in first)  # those that arrive first may run before the slow statement
-        assert not any(task.done() for task in behind)
-        await asyncio.gather(*first, *behind)
-    assert 24 == await last_sequence(stub, slow)
-    texts = await stored(stub, slow)
-    assert set(texts[:12]) == {f"{n}" for n in range(12)}
+            await asyncio.gather(*(stub.CreateItems(append(each, user_message())) for each in targets))
+        assert [tasks[0]] == [task for task in tasks if task.done()]
+    assert [f"{number}" for number in range(24)] == await stored(stub, slow)
     assert [3] * 8 == [await last_sequence(stub, each) for each in targets]
 
 

@@ -44,13 +44,21 @@ class HeldStatement:
 
 
 @asynccontextmanager
-async def held_statement(database: Database) -> AsyncIterator[HeldStatement]:
-    """Holds the next statement of ``database`` back until it is released."""
+async def held_statement(
+    database: Database, part: str = "", *, slow_seconds: float = 3600
+) -> AsyncIterator[HeldStatement]:
+    """Holds the next statement of ``database`` back until it is released.
+
+    Args:
+        database: Runs the statement.
+        part: Text that the statement has; others run meanwhile.
+        slow_seconds: After which it is a slow one, beside which the next one runs. Else the queue waits for it.
+    """
     line, queue, slow = HeldStatement(), AppendBatcher.enqueue, turns.SLOW_SECONDS
 
     async def hold(execute: Execute, execution: Execution) -> Rows:
         line.texts.append(execution.statement.text)
-        if not line.started.is_set():
+        if part in execution.statement.text and not line.started.is_set():
             line.started.set()
             await line.release.wait()
         return await execute(execution)
@@ -61,7 +69,7 @@ async def held_statement(database: Database) -> AsyncIterator[HeldStatement]:
             line.appends.append(append)
 
     AppendBatcher.enqueue = seen  # type: ignore[method-assign,assignment]
-    turns.SLOW_SECONDS = 3600  # the queue waits for the held statement, however long
+    turns.SLOW_SECONDS = slow_seconds
     try:
         with intercepted(database, hold):
             yield line
