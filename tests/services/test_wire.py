@@ -22,17 +22,16 @@ from structlog.testing import capture_logs
 from server import errors
 from server.store.conversations import ConversationStore
 from tests.support.build import (
-    ahead,
     append,
     batch_get,
     copy_of,
     create,
     delete,
-    delete_item,
     get,
     get_item,
     list_items,
     new_item,
+    request_of_each_method,
     sets,
     text_of,
     update,
@@ -54,29 +53,11 @@ def raw(channel: grpc.aio.Channel, method: str) -> Callable[[bytes], Any]:
     return call  # type: ignore[no-any-return]
 
 
-def valid(conversation_id: str) -> dict[str, Any]:
-    """A request of each method that works on the conversation, but for the deletes."""
-    everything: dict[str, Any] = {"metadata": {"topic": "demo"}, "attributes": sets(teams=["a"])}
-    return {
-        "CreateConversation": create(user_message("hello"), **everything),
-        "GetConversation": get(conversation_id),
-        "UpdateConversation": update(conversation_id, "metadata", "attributes.teams", **everything),
-        "DeleteConversation": delete("conv_nothing"),
-        "ListConversations": pb.ListConversationsRequest(
-            page_size=2, filter='metadata.a = "b"', order_by="create_time"
-        ),
-        "CreateItems": append(conversation_id, user_message("hello"), user_message("again"), include=[1]),
-        "AppendItems": ahead(conversation_id, user_message("hello"), user_message("again")),
-        "GetItem": get_item(conversation_id, "msg_1"),
-        "BatchGetItems": batch_get(conversation_id, "msg_1", "msg_1"),
-        "ListItems": list_items(conversation_id, page_size=2, after="msg_1", filter='type = "message"'),
-        "DeleteItem": delete_item(conversation_id, "msg_nothing"),
-    }
-
-
 def bodies(generator: random.Random, conversation_id: str, count: int) -> Iterator[tuple[str, bytes]]:
     """Random bytes, and valid requests with a few bytes changed, over all methods."""
-    requests = {method: request.SerializeToString() for method, request in valid(conversation_id).items()}
+    requests = {
+        method: request.SerializeToString() for method, request in request_of_each_method(conversation_id).items()
+    }
     for number in range(count):
         method = METHODS[number % len(METHODS)]
         if generator.random() < 0.2:
@@ -140,7 +121,7 @@ async def test_malformed_bodies(service: Service, method: str) -> None:
 )
 async def test_strings_are_utf_8(service: Service, bad: bytes) -> None:
     """A lone surrogate, an overlong form or a cut character in any string is an invalid argument."""
-    for method, request in {**valid("conv_1"), "GetConversation": get("conv_1234")}.items():
+    for method, request in {**request_of_each_method("conv_1"), "GetConversation": get("conv_1234")}.items():
         sample = request.SerializeToString()
         text = b"conv" if b"conv" in sample else b"demo" if b"demo" in sample else b"create_time"
         body = sample.replace(text, bad + text[len(bad) :], 1)
@@ -532,5 +513,5 @@ async def test_connections_lost_in_the_middle(own_service: Service) -> None:
 
 def test_the_sample_requests_cover_the_service() -> None:
     """The requests that are mutated above are one of each method."""
-    assert sorted(valid("conv_1")) == sorted(METHODS)
+    assert sorted(request_of_each_method("conv_1")) == sorted(METHODS)
     assert re.fullmatch(r"[\w.]+", SERVICE.full_name)

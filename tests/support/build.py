@@ -13,6 +13,7 @@ from conversations.v1.conversations_service_pb2 import (
     DeleteItemRequest,
     GetConversationRequest,
     GetItemRequest,
+    ListConversationsRequest,
     ListItemsRequest,
     UpdateConversationRequest,
 )
@@ -101,3 +102,21 @@ def list_items(conversation_id: str, **fields: Any) -> ListItemsRequest:
 def delete_item(conversation_id: str, item_id: str, **fields: Any) -> DeleteItemRequest:
     """A request to delete an item."""
     return DeleteItemRequest(conversation_id=conversation_id, item_id=item_id, **fields)
+
+
+def request_of_each_method(conversation_id: str) -> dict[str, Any]:
+    """A request of each method that works on a conversation with the item `msg_1`; the deletes find nothing."""
+    everything: dict[str, Any] = {"metadata": {"topic": "demo"}, "attributes": sets(teams=["a"])}
+    return {
+        "CreateConversation": create(user_message("hello"), **everything),
+        "GetConversation": get(conversation_id),
+        "UpdateConversation": update(conversation_id, "metadata", "attributes.teams", **everything),
+        "DeleteConversation": delete("conv_nothing"),
+        "ListConversations": ListConversationsRequest(page_size=2, filter='metadata.a = "b"', order_by="create_time"),
+        "CreateItems": append(conversation_id, user_message("hello"), user_message("again"), include=[1]),
+        "AppendItems": ahead(conversation_id, user_message("hello"), user_message("again")),
+        "GetItem": get_item(conversation_id, "msg_1"),
+        "BatchGetItems": batch_get(conversation_id, "msg_1", "msg_1"),
+        "ListItems": list_items(conversation_id, page_size=2, after="msg_1", filter='type = "message"'),
+        "DeleteItem": delete_item(conversation_id, "msg_nothing"),
+    }
