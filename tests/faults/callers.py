@@ -31,7 +31,7 @@ from tests.faults.history import (
     code_of,
     reason_of,
 )
-from tests.faults.workload import DEADLINE, Caller, Tenant
+from tests.faults.workload import DEADLINE, Caller, RepeatingCaller, Tenant
 from tests.support.build import (
     append,
     batch_get,
@@ -52,7 +52,7 @@ _AHEAD = 4  # messages that a stream sends before their answers
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-class Appender(Caller):
+class Appender(RepeatingCaller):
     """Appends under request ids until it is told that it has, and sometimes asks once more."""
 
     async def _step(self) -> None:
@@ -62,7 +62,7 @@ class Appender(Caller):
             append.attempts.append(await self.send(append))
 
 
-class Twin(Caller):
+class Twin(RepeatingCaller):
     """Sends the same append four times at once, to all servers there are."""
 
     async def _step(self) -> None:
@@ -72,7 +72,7 @@ class Twin(Caller):
             await self.insist(append.attempts, lambda: self.send(append))
 
 
-class BareAppender(Caller):
+class BareAppender(RepeatingCaller):
     """Appends without request ids, each time something new."""
 
     async def _step(self) -> None:
@@ -80,7 +80,7 @@ class BareAppender(Caller):
         append.attempts.append(await self.send(append))
 
 
-class Racer(Caller):
+class Racer(RepeatingCaller):
     """Appends behind the last sequence that it has read, as others do too."""
 
     async def _step(self) -> None:
@@ -159,7 +159,7 @@ class Streamer(Caller):
         self._unanswered.remove(append)
 
 
-class Creator(Caller):
+class Creator(RepeatingCaller):
     """Creates conversations under request ids until it is told that it has."""
 
     async def _step(self) -> None:
@@ -180,7 +180,7 @@ class Creator(Caller):
         await asyncio.sleep(5 * self.workload.pause)
 
 
-class Counter(Caller):
+class Counter(RepeatingCaller):
     """Raises a number under the etag with which it read it."""
 
     async def _step(self) -> None:
@@ -195,7 +195,7 @@ class Counter(Caller):
         increment.attempts.append(attempt)
 
 
-class Deleter(Caller):
+class Deleter(RepeatingCaller):
     """Appends, and deletes half of it."""
 
     async def _step(self) -> None:
@@ -214,7 +214,7 @@ class Deleter(Caller):
             await self.insist(deletion.attempts, once)
 
 
-class Reader(Caller):
+class Reader(RepeatingCaller):
     """Reads the newest items."""
 
     async def _step(self) -> None:
@@ -229,7 +229,7 @@ class Reader(Caller):
             self.history.reads.append(Read(self.tenant.name, conversation_id, attempt, sequences, markers))
 
 
-class Trespasser(Caller):
+class Trespasser(RepeatingCaller):
     """Asks for what another tenant has, by ids and page tokens that it should not know."""
 
     async def _step(self) -> None:

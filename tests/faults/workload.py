@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class Workload:
                 self.problems = [each for each in ends if isinstance(each, Exception)]
 
 
-class Caller:
+class Caller(ABC):
     """One of those who call at the same time; subclasses say what for."""
 
     def __init__(self, workload: Workload, tenant: Tenant, name: str, channel: grpc.aio.Channel) -> None:
@@ -135,14 +136,9 @@ class Caller:
         self.stub: Any = ConversationsServiceStub(channel)
         self.random = Random(f"{name} {workload.random.random()}")
 
+    @abstractmethod
     async def run(self) -> None:
-        """Calls until the end."""
-        while not self.workload.ending.is_set():
-            await self._step()
-            await self.rest()
-
-    async def _step(self) -> None:
-        raise NotImplementedError
+        """Calls until the workload ends."""
 
     async def rest(self) -> None:
         """A while without a call."""
@@ -194,6 +190,20 @@ class Caller:
         if attempt.reason == "STORE_UNAVAILABLE" and not append.request_id:
             attempt.outcome = Outcome.REFUSED  # else it would have been OUTCOME_UNKNOWN (ADR 18)
         return attempt
+
+
+class RepeatingCaller(Caller):
+    """A caller that does the same again and again."""
+
+    async def run(self) -> None:
+        """Takes steps until the end."""
+        while not self.workload.ending.is_set():
+            await self._step()
+            await self.rest()
+
+    @abstractmethod
+    async def _step(self) -> None:
+        """What it does between two rests: one call, or a few that belong together."""
 
 
 def placement_of(answer: CreateItemsResponse) -> Placement:
