@@ -17,7 +17,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
 export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
 
-.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants bench bench-peers bench-check faults faults-short licences sbom audit clean
+.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants bench bench-peers bench-latency bench-check faults faults-short licences sbom audit clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,11 +74,14 @@ mutants: $(READY) ## Mutate the policy engine, and list the mutants that no test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mutmut==3.8.1
 	mutmut run && mutmut results
 
-bench: $(READY) ## Compare with a minimal server and write bench/RESULTS.md (about 20 minutes)
+bench: $(READY) ## Compare with a minimal server and write bench/RESULTS.md (about 30 minutes)
 	@$(BENCH) $(ARGS)
 
 bench-peers: ARGS += --peers ## The same, and compare with OGX (needs Python 3.12, or OGX_PYTHON)
 bench-peers: bench
+
+bench-latency: $(READY) ## Print CPU times and latencies beside the minimal server (about 10 minutes)
+	@$(BENCH) --print $(ARGS)
 
 bench-check: $(READY) ## Fail if a ratio to the minimal server is worse than in bench/results.json
 	@$(BENCH) --check $(ARGS)

@@ -1,21 +1,33 @@
 """Targets that implement this contract: the minimal server, and the service without and with identity."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from conversations.v1 import content_pb2, item_body_pb2, item_pb2
+from conversations.v1 import access_service_pb2 as access
+from conversations.v1 import content_pb2, conversation_pb2, item_body_pb2, item_pb2
 from conversations.v1 import conversations_service_pb2 as pb
+from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from bench import guarded
 from bench.process import started
 
 TEXT = "x" * 200  # the text of every item, here and for the peers
+PERMISSIONS = [
+    access.Permission(resource=resource, action=action)
+    for resource, action in (
+        ("conversation", "read"),
+        ("conversation", "update"),
+        ("conversation", "delete"),
+        ("item", "create"),
+    )
+]
 
 
 def message() -> item_pb2.NewItem:
@@ -32,7 +44,10 @@ class GrpcTarget:
     name: str
     pid: int
     stub: Any
+    access: Any
     metadata: Sequence[tuple[str, str]] = ()
+    lacks: Collection[str] = ()
+    peer: bool = False
 
     async def create(self) -> str:
         """The new id."""
@@ -73,6 +88,34 @@ class GrpcTarget:
         """One GetConversation."""
         await self.stub.GetConversation(pb.GetConversationRequest(conversation_id=conversation), metadata=self.metadata)
 
+    async def get_item(self, conversation: str, item: str) -> None:
+        """One GetItem."""
+        request = pb.GetItemRequest(conversation_id=conversation, item_id=item)
+        await self.stub.GetItem(request, metadata=self.metadata)
+
+    async def get_items(self, conversation: str, items: Sequence[str]) -> int:
+        """One BatchGetItems."""
+        request = pb.BatchGetItemsRequest(conversation_id=conversation, item_ids=items)
+        return len((await self.stub.BatchGetItems(request, metadata=self.metadata)).items)
+
+    async def check_access(self, conversation: str) -> bool:
+        """One CheckAccess for four permissions."""
+        request = access.CheckAccessRequest(conversation_id=conversation, permissions=PERMISSIONS)
+        return len((await self.access.CheckAccess(request, metadata=self.metadata)).allowed) == len(PERMISSIONS)
+
+    async def update(self, conversation: str, metadata: Mapping[str, str]) -> None:
+        """One UpdateConversation of all metadata."""
+        request = pb.UpdateConversationRequest(
+            conversation=conversation_pb2.Conversation(id=conversation, metadata=metadata),
+            update_mask=FieldMask(paths=["metadata"]),
+        )
+        await self.stub.UpdateConversation(request, metadata=self.metadata)
+
+    async def delete_item(self, conversation: str, item: str) -> None:
+        """One DeleteItem."""
+        request = pb.DeleteItemRequest(conversation_id=conversation, item_id=item)
+        await self.stub.DeleteItem(request, metadata=self.metadata)
+
     async def delete(self, conversation: str) -> None:
         """One DeleteConversation."""
         request = pb.DeleteConversationRequest(conversation_id=conversation)
@@ -96,6 +139,11 @@ def _place(item: item_pb2.Item) -> tuple[int, str]:
     return item.sequence, item.id or str(item.sequence)
 
 
+def target(name: str, pid: int, channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]] = ()) -> GrpcTarget:
+    """Returns the client of a process that serves the contract."""
+    return GrpcTarget(name, pid, ConversationsServiceStub(channel), AccessServiceStub(channel), metadata)
+
+
 @asynccontextmanager
 async def _called(
     name: str, module: Sequence[str], settings: Mapping[str, str], folder: Path, bearer: str = ""
@@ -105,21 +153,21 @@ async def _called(
         started(module, settings, folder / f"{name}.log") as process,
         grpc.aio.insecure_channel(process.address) as channel,
     ):
-        yield GrpcTarget(name, process.pid, ConversationsServiceStub(channel), metadata)
+        yield target(name, process.pid, channel, metadata)
 
 
 @asynccontextmanager
 async def limit(url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """The minimal server of `bench.limit`."""
-    async with _called("limit", ["bench.limit", "--database-url", url], {}, folder) as target:
-        yield target
+    async with _called("limit", ["bench.limit", "--database-url", url], {}, folder) as called:
+        yield called
 
 
 @asynccontextmanager
 async def ours(url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """The service with default settings: no identity, the default policy."""
-    async with _called("ours", ["server"], _serving(url), folder) as target:
-        yield target
+    async with _called("ours", ["server"], _serving(url), folder) as called:
+        yield called
 
 
 @asynccontextmanager
@@ -127,8 +175,8 @@ async def ours_jwt(url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """The service with a token to verify and a policy of 50 rules."""
     bearer = guarded.token(folder)
     settings = _serving(url) | guarded.settings(folder)
-    async with _called("ours-jwt", ["server"], settings, folder, bearer) as target:
-        yield target
+    async with _called("ours-jwt", ["server"], settings, folder, bearer) as called:
+        yield called
 
 
 def _serving(url: str) -> dict[str, str]:

@@ -16,8 +16,9 @@ import asyncpg
 import grpc
 import grpc.aio
 import uvloop
-from conversations.v1 import conversation_pb2, item_pb2
+from conversations.v1 import access_service_pb2, conversation_pb2, item_pb2
 from conversations.v1 import conversations_service_pb2 as pb
+from conversations.v1.access_service_pb2_grpc import AccessServiceServicer, add_AccessServiceServicer_to_server
 from conversations.v1.conversations_service_pb2_grpc import (
     ConversationsServiceServicer,
     add_ConversationsServiceServicer_to_server,
@@ -56,6 +57,14 @@ NEWEST = """
 OLDEST = """
     SELECT sequence, body FROM items WHERE conversation_id = $1 AND sequence > $2
     ORDER BY sequence LIMIT $3"""
+ONE = "SELECT sequence, body FROM items WHERE conversation_id = $1 AND sequence = $2"
+SOME = "SELECT sequence, body FROM items WHERE conversation_id = $1 AND sequence = ANY($2::bigint[])"
+UPDATE = """
+    UPDATE conversations SET metadata = $2 WHERE id = $1
+    RETURNING last_sequence, metadata, create_time"""
+DELETE_ITEM = """
+    WITH gone AS (DELETE FROM items WHERE conversation_id = $1 AND sequence = $2 RETURNING sequence)
+    SELECT last_sequence, metadata, create_time FROM conversations, gone WHERE id = $1"""
 DELETE = """
     WITH gone AS (DELETE FROM items WHERE conversation_id = $1)
     DELETE FROM conversations WHERE id = $1"""
@@ -64,7 +73,7 @@ _SETTINGS = {"jit": "off", "plan_cache_mode": "force_generic_plan"}  # as in the
 
 
 class Limit(ConversationsServiceServicer):
-    """The five methods that the workloads call."""
+    """The methods that the workloads call; the id of an item is its sequence."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
@@ -82,14 +91,15 @@ class Limit(ConversationsServiceServicer):
     ) -> conversation_pb2.Conversation:
         """One row by its key."""
         row = await self._pool.fetchrow(GET, request.conversation_id)
-        if row is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND)
-        return conversation_pb2.Conversation(
-            id=request.conversation_id,
-            last_sequence=row["last_sequence"],
-            metadata=json.loads(row["metadata"]),
-            create_time=row["create_time"],
-        )
+        return _conversation(request.conversation_id, await _found(row, context))
+
+    async def UpdateConversation(  # noqa: N802
+        self, request: pb.UpdateConversationRequest, context: Context
+    ) -> conversation_pb2.Conversation:
+        """One row by its key."""
+        changed = request.conversation
+        row = await self._pool.fetchrow(UPDATE, changed.id, json.dumps(dict(changed.metadata)))
+        return _conversation(changed.id, await _found(row, context))
 
     async def CreateItems(  # noqa: N802
         self, request: pb.CreateItemsRequest, context: Context
@@ -117,12 +127,64 @@ class Limit(ConversationsServiceServicer):
             response.next_page_token = str(rows[size - 1]["sequence"])
         return response
 
+    async def GetItem(  # noqa: N802
+        self, request: pb.GetItemRequest, context: Context
+    ) -> item_pb2.Item:
+        """One row by its key."""
+        row = await self._pool.fetchrow(ONE, request.conversation_id, int(request.item_id))
+        return _item(await _found(row, context))
+
+    async def BatchGetItems(  # noqa: N802
+        self, request: pb.BatchGetItemsRequest, _context: Context
+    ) -> pb.BatchGetItemsResponse:
+        """Rows by their keys, in the order of the request."""
+        wanted = list(map(int, request.item_ids))
+        rows = {row["sequence"]: row for row in await self._pool.fetch(SOME, request.conversation_id, wanted)}
+        return pb.BatchGetItemsResponse(items=[_item(rows[sequence]) for sequence in wanted if sequence in rows])
+
+    async def DeleteItem(  # noqa: N802
+        self, request: pb.DeleteItemRequest, context: Context
+    ) -> conversation_pb2.Conversation:
+        """Removes the row and returns the conversation in one statement."""
+        row = await self._pool.fetchrow(DELETE_ITEM, request.conversation_id, int(request.item_id))
+        return _conversation(request.conversation_id, await _found(row, context))
+
     async def DeleteConversation(  # noqa: N802
         self, request: pb.DeleteConversationRequest, _context: Context
     ) -> Empty:
         """Removes the rows in one statement."""
         await self._pool.execute(DELETE, request.conversation_id)
         return Empty()
+
+
+class LimitAccess(AccessServiceServicer):
+    """The method that the workloads call."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def CheckAccess(  # noqa: N802
+        self, request: access_service_pb2.CheckAccessRequest, _context: Context
+    ) -> access_service_pb2.CheckAccessResponse:
+        """Everything is allowed on a row that exists."""
+        row = await self._pool.fetchrow(GET, request.conversation_id)
+        return access_service_pb2.CheckAccessResponse(allowed=request.permissions if row else ())
+
+
+async def _found(row: asyncpg.Record | None, context: Context) -> asyncpg.Record:
+    """Returns ``row``, or ends the call if there is none."""
+    if row is None:
+        await context.abort(grpc.StatusCode.NOT_FOUND)
+    return row
+
+
+def _conversation(name: str, row: asyncpg.Record) -> conversation_pb2.Conversation:
+    return conversation_pb2.Conversation(
+        id=name,
+        last_sequence=row["last_sequence"],
+        metadata=json.loads(row["metadata"]),
+        create_time=row["create_time"],
+    )
 
 
 def _item(row: asyncpg.Record) -> item_pb2.Item:
@@ -143,6 +205,7 @@ async def serve(url: str, listen: str) -> None:
         await pool.execute(SCHEMA)
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         add_ConversationsServiceServicer_to_server(Limit(pool), server)  # type: ignore[abstract]
+        add_AccessServiceServicer_to_server(LimitAccess(pool), server)  # type: ignore[abstract]
         port = server.add_insecure_port(listen)
         await server.start()
         print(f"Limit on {listen.rpartition(':')[0]}:{port}, ready", flush=True)

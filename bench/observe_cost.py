@@ -18,10 +18,9 @@ from tempfile import TemporaryDirectory
 
 import aiohttp
 import grpc.aio
-from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
 from bench.cpu import family_seconds
-from bench.grpc_target import GrpcTarget
+from bench.grpc_target import GrpcTarget, target
 from bench.postgres import private_postgres
 from bench.process import started
 from bench.rounds import Open, Run, opened
@@ -51,7 +50,7 @@ async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTa
     async with AsyncExitStack() as stack:
         process = await stack.enter_async_context(started(module, settings, folder / "log"))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(process.address))
-        yield GrpcTarget(name, process.pid, ConversationsServiceStub(channel))
+        yield target(name, process.pid, channel)
 
 
 def serve_bare() -> None:

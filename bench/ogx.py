@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,8 @@ class _Ogx:
     session: aiohttp.ClientSession
     url: str
     name: str = NAME
+    peer: bool = True
+    lacks: Collection[str] = ("get_items", "check_access")
 
     async def create(self) -> str:
         return str((await self._call("POST", "", json={}))["id"])
@@ -80,6 +82,21 @@ class _Ogx:
 
     async def delete(self, conversation: str) -> None:
         assert (await self._call("DELETE", f"/{conversation}"))["deleted"] is True
+
+    async def get_item(self, conversation: str, item: str) -> None:
+        assert (await self._call("GET", f"/{conversation}/items/{item}"))["id"] == item
+
+    async def get_items(self, conversation: str, items: Sequence[str]) -> int:
+        raise NotImplementedError
+
+    async def check_access(self, conversation: str) -> bool:
+        raise NotImplementedError
+
+    async def update(self, conversation: str, metadata: Mapping[str, str]) -> None:
+        assert (await self._call("POST", f"/{conversation}", json={"metadata": metadata}))["id"] == conversation
+
+    async def delete_item(self, conversation: str, item: str) -> None:
+        assert (await self._call("DELETE", f"/{conversation}/items/{item}"))["id"]
 
     async def sequence_ids(self, conversation: str) -> list[tuple[int, str]]:
         listed = [item async for items in self._pages(conversation) for item in items]

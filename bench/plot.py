@@ -14,7 +14,7 @@ _BAR, _PITCH, _GAP = 12, 15, 14
 
 def svg(results: dict[str, Any]) -> str:
     """Returns the plot. The length of a bar is the ratio to the limit's CPU time; its label is in microseconds."""
-    cells = results["cells"]
+    cells = {name: row for name, row in results["cells"].items() if results["workloads"][name]["main"]}
     longest = max(_multiple(row, target) for row in cells.values() for target in row)
     scale = (_WIDTH - _LEFT - _RIGHT) / longest
     bottom = _TOP + sum(_height(row) for row in cells.values())

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bench.audit import Audit
-from bench.results import Results
+from bench.results import LATENCY_GOAL, Results
 
 _CAVEATS = """\
 - `limit` is a minimal server of the same contract that runs one bare statement a call (`bench/limit.py`): no identity,
@@ -32,6 +32,9 @@ Microseconds of the server + of PostgreSQL, and the ratio of their sum to that o
 the rounds)."""
 
 
+_PERCENTILES = """\
+Median and 99th percentile of the latency in milliseconds, with their ratios to those of `limit` (median of the ratios
+within the rounds)."""
 _STREAMS = """\
 Items appended one at a time: CPU time of server and PostgreSQL per item in microseconds, items per second, and how many
 items AppendItems appends in the CPU time that CreateItems needs for one."""
@@ -45,13 +48,20 @@ def markdown(results: Results) -> str:
         "![CPU time per operation](results.svg)",
         "## CPU time per operation",
         _TIME,
-        _cpu(results),
+        _cpu(results, main=True),
+        "## CPU time with fewer callers",
+        "The same figures with other numbers of callers.",
+        _cpu(results, main=False),
         "## Spread of the rounds",
         "Smallest and largest sum of CPU time; in brackets the smallest and largest ratio to `limit`.",
         _spread(results),
-        "## Rates and latencies",
-        "Operations per second; median and 99th percentile of the latency in milliseconds.",
+        "## Rates",
+        "Operations per second.",
         _rates(results),
+        "## Latencies",
+        _PERCENTILES,
+        latencies(results),
+        late(results),
         "## Work of the database",
         "Transactions per operation; bytes of the write-ahead log per operation.",
         _work(results),
@@ -80,23 +90,36 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _by_target(results: Results, cell: Any) -> str:
-    """Makes a table with a row for each workload and a column for each target; ``cell`` formats one cell."""
-    rows = [[name, *(cell(row[target]) for target in results["targets"])] for name, row in results["cells"].items()]
+def _by_target(results: Results, cell: Any, names: Iterable[str] | None = None) -> str:
+    """Makes a table with a row for each workload and a column for each target.
+
+    Args:
+        results: The figures.
+        cell: Formats the figures of one target; a target that the workload leaves out has no cell.
+        names: The workloads; all by default.
+    """
+    rows = [
+        [name, *(cell(row[target]) if target in row else "" for target in results["targets"])]
+        for name, row in ((name, results["cells"][name]) for name in names or results["cells"])
+    ]
     return _table(["", *results["targets"]], rows)
 
 
-def _cpu(results: Results) -> str:
+def _main(results: Results, *, main: bool) -> list[str]:
+    return [name for name, its in results["workloads"].items() if its["main"] is main]
+
+
+def _cpu(results: Results, *, main: bool) -> str:
     def cell(figures: Results) -> str:
         server, database = (figures[name]["median"] for name in ("server_us", "postgres_us"))
         return f"{server:,.0f} + {database:,.0f}{_ratio(figures, ', {median}')}"
 
-    return _by_target(results, cell)
+    return _by_target(results, cell, _main(results, main=main))
 
 
-def _ratio(figures: Results, form: str) -> str:
-    """Formats the ratio by ``form``; returns nothing for `limit` itself."""
-    words = {name: f"{ratio:.2f} x" for name, ratio in figures["ratio"].items()}
+def _ratio(figures: Results, form: str, which: str = "ratio") -> str:
+    """Formats a ratio by ``form``; returns nothing for `limit` itself."""
+    words = {name: f"{ratio:.2f} x" for name, ratio in figures[which].items()}
     return "" if set(words.values()) == {"1.00 x"} else form.format(**words)
 
 
@@ -110,10 +133,35 @@ def _spread(results: Results) -> str:
 
 def _rates(results: Results) -> str:
     def cell(figures: Results) -> str:
-        rate, middle, late = (figures[name]["median"] for name in ("per_second", "p50_ms", "p99_ms"))
-        return f"{rate:,.{1 if rate < 100 else 0}f}/s, {middle:,.1f}, {late:,.1f}"
+        rate = figures["per_second"]["median"]
+        return f"{rate:,.{1 if rate < 100 else 0}f}/s"
 
     return _by_target(results, cell)
+
+
+def latencies(results: Results) -> str:
+    """Returns the table of the percentiles."""
+
+    def percentile(figures: Results, name: str) -> str:
+        return f"{figures[f'{name}_ms']['median']:,.2f}{_ratio(figures, ' ({median})', f'{name}_ratio')}"
+
+    return _by_target(results, lambda figures: f"{percentile(figures, 'p50')}; {percentile(figures, 'p99')}")
+
+
+def late(results: Results) -> str:
+    """Returns a sentence for each of our targets: the workloads whose 99th percentile exceeds the goal."""
+    lines = []
+    for target in results["targets"]:
+        over = [
+            f"{name} ({row[target]['p99_ratio']['median']:.2f} x)"
+            for name, row in results["cells"].items()
+            if target in row and row[target]["p99_ratio"]["median"] > LATENCY_GOAL
+        ]
+        if target.startswith("ours"):
+            lines.append(
+                f"- **{target}**: 99th percentile above {LATENCY_GOAL} x in {', '.join(over) or 'no workload'}."
+            )
+    return "\n".join(lines)
 
 
 def _work(results: Results) -> str:
@@ -122,7 +170,7 @@ def _work(results: Results) -> str:
         transactions = "not counted" if counted is None else f"{counted:.2f}"
         return f"{transactions}; {figures['wal_bytes']['median']:,.0f} B"
 
-    return _by_target(results, cell)
+    return _by_target(results, cell, _main(results, main=True))
 
 
 def _growth(results: Results) -> str:

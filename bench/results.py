@@ -15,6 +15,7 @@ from bench.rounds import Run
 from bench.window import Sample
 
 LIMIT = "limit"  # the target that all others are compared with
+LATENCY_GOAL = 1.3  # the most that the 99th percentile may be, as a multiple of that of the limit
 Results = dict[str, Any]  # results.json
 _PACKAGES = ("grpcio", "protobuf", "asyncpg", "uvloop")
 
@@ -29,11 +30,14 @@ async def results_of(run: Run, growth: Sequence[tuple[str, str]], **how: Any) ->
         "postgres": await run.postgres.settings(),
         "targets": [target.name for target in run.targets],
         "workloads": {
-            workload.name: {"operations": workload.count, "callers": workload.callers} for workload in run.workloads
+            workload.name: {"operations": workload.count, "callers": workload.callers, "main": workload.main}
+            for workload in run.workloads
         },
         "growth": [list(pair) for pair in growth],
         "cells": {
-            workload.name: {target.name: _cell(run, workload.name, target.name) for target in run.targets}
+            workload.name: {
+                target.name: _cell(run, workload.name, target.name) for target in filter(workload.suits, run.targets)
+            }
             for workload in run.workloads
         },
         "streams": {name: _stream(samples, run.streams) for name, samples in run.streams.items()},
@@ -58,7 +62,10 @@ def _cell(run: Run, workload: str, target: str) -> Results:
         field.name: spread([getattr(sample, field.name) for sample in samples]) for field in fields(Sample)
     }
     if limit := run.samples.get((workload, LIMIT)):
-        cell["ratio"] = spread([ours.cpu_us / best.cpu_us for ours, best in zip(samples, limit, strict=True)])
+        pairs = list(zip(samples, limit, strict=True))
+        cell["ratio"] = spread([ours.cpu_us / best.cpu_us for ours, best in pairs])
+        cell["p50_ratio"] = spread([ours.p50_ms / best.p50_ms for ours, best in pairs])
+        cell["p99_ratio"] = spread([ours.p99_ms / best.p99_ms for ours, best in pairs])
     cell["transactions"] = run.transactions.get((workload, target))
     return cell
 

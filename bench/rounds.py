@@ -49,7 +49,7 @@ class Run:
     async def warm_up(self) -> None:
         """Prepares the conversations that are kept, then fills pools and caches by a round that does not count."""
         for workload in self.workloads:
-            for target in self.targets if workload.kept else ():
+            for target in filter(workload.suits, self.targets) if workload.kept else ():
                 self._kept[workload.name, target.name] = await _paced(workload, target).ready(target)
         for name in {name for place in self.places for name in place.databases}:
             await self.postgres.settle(name)
@@ -66,7 +66,7 @@ class Run:
     async def _round(self, number: int) -> None:
         turn = number % len(self.targets)
         for workload in self.workloads:
-            for target in (*self.targets[turn:], *self.targets[:turn]):
+            for target in filter(workload.suits, (*self.targets[turn:], *self.targets[:turn])):
                 conversations = await self._ready(workload, target)
                 sample, audited = await measure(target, _paced(workload, target), conversations, self.postgres)
                 self.samples.setdefault((workload.name, target.name), []).append(sample)
@@ -85,16 +85,19 @@ class Run:
     async def count_transactions(self) -> None:
         """Counts transactions apart from the rounds, because PostgreSQL reports them late."""
         async with self.postgres.without_autovacuum():
+            counted = [work for work in self.workloads if work.main]
             ready = {
-                (work.name, it.name): await self._ready(work, it) for work in self.workloads for it in self.targets
+                (work.name, it.name): await self._ready(work, it)
+                for work in counted
+                for it in filter(work.suits, self.targets)
             }
             before = await self.postgres.transactions()
-            for work in self.workloads:
+            for work in counted:
                 print(f"counting transactions: {work.name}", flush=True)
-                for target in self.targets:
+                for target in filter(work.suits, self.targets):
                     await perform(target, _paced(work, target), ready[work.name, target.name])
                 after = await self.postgres.transactions()
-                for place in self.places:
+                for place in (place for place in self.places if work.suits(place.target)):
                     total = sum(after[name] - before.get(name, 0) for name in place.databases)
                     self.transactions[work.name, place.target.name] = total / _paced(work, place.target).count
                 before = after

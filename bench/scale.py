@@ -31,10 +31,11 @@ import uvloop
 from conversations.v1 import conversations_service_pb2 as pb
 
 from bench.grpc_target import message, ours
+from bench.operations import Operation, append, get, newest, none
 from bench.postgres import Postgres, private_postgres
 from bench.results import spread
 from bench.window import Sample, measure
-from bench.workloads import Operation, Workload, append, newest, none
+from bench.workloads import Workload
 from server.services.new_items import BatchBuilder
 from server.store.batch import Batch
 from server.store.embedded import launch
@@ -189,7 +190,7 @@ def workloads(operations: int, callers: int) -> list[Workload]:
     return [
         one("append 1", append(1)),
         one("newest 20", newest()),
-        one("get conversation", lambda target, conversation, _: target.get(conversation)),
+        one("get conversation", get),
         one("get item", get_item),
         one(f"append 1 to {LONG:,}", append(1), each=False),
         one(f"newest 20 of {LONG:,}", newest(), each=False),

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bench.grpc_target import GrpcTarget
+from bench.operations import Operation, append, own
 from bench.rounds import Run
 from bench.window import Sample, measure
-from bench.workloads import Operation, Workload, append, own
+from bench.workloads import Workload
 
 TARGET = "ours"
 ITEMS = 3200  # of a round

@@ -1,20 +1,36 @@
 """The workloads as a table: what is prepared, what one operation does, and how many operations a round has."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 
+from bench.operations import (
+    BATCH,
+    Operation,
+    Prepare,
+    append,
+    check_access,
+    create,
+    delete,
+    delete_item,
+    each_item,
+    get,
+    get_item,
+    get_items,
+    mixed,
+    newest,
+    none,
+    own,
+    page,
+    stored,
+    update,
+)
 from bench.target import Target
-
-BATCH = 20  # items of the largest append
-Prepare = Callable[[Target, int], Awaitable[list[str]]]  # returns conversations, for a number of callers or operations
-Operation = Callable[[Target, str, int], Awaitable[object]]  # takes a conversation and a number
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Operations of one kind; callers take the prepared conversations in turn."""
+    """Operations of one kind by a number of callers, which take the prepared subjects in turn."""
 
     name: str
     operation: Operation
@@ -22,8 +38,15 @@ class Workload:
     callers: int
     prepare: Prepare
     kept: bool = False  # prepared once and used in every round
-    each: bool = False  # one conversation for each operation instead of each caller
+    each: bool = False  # one subject for each operation instead of each caller
     audited: bool = False
+    needs: str = ""  # the method of `Target` that some targets lack
+    main: bool = True  # --check compares it, and its transactions are counted
+    peers: bool = True  # measured on other projects too
+
+    def suits(self, target: Target) -> bool:
+        """Whether the target is measured, and has the method that the operation calls."""
+        return self.needs not in target.lacks and (self.peers or not target.peer)
 
     @property
     def share(self) -> int:
@@ -39,101 +62,65 @@ class Workload:
         """Returns the workload with a share of its operations, at least one for each caller."""
         return replace(self, operations=max(1, round(self.operations * pace)))
 
+    def by(self, callers: int, operations: int) -> "Workload":
+        """Returns the workload with another number of callers, under a name that says how many."""
+        words = f"{callers} caller" + "s" * (callers > 1)
+        return replace(self, name=f"{self.name}, {words}", callers=callers, operations=operations, main=False)
+
     async def ready(self, target: Target) -> list[str]:
-        """Prepares the conversations of the workload."""
+        """Prepares the subjects of the workload."""
         return await self.prepare(target, self.count if self.each else self.callers)
 
 
-async def filled(target: Target, count: int) -> str:
-    """A conversation of ``count`` items."""
-    conversation = await target.create()
-    for start in range(0, count, BATCH):
-        await target.append(conversation, min(BATCH, count - start))
-    return conversation
+_FEWER = {8: 0.6, 1: 0.25}  # callers, and the share of the operations that they have time for
 
 
-def none() -> Prepare:
-    """Prepares nothing: each operation creates its own conversation."""
-
-    async def prepare(_target: Target, _callers: int) -> list[str]:
-        return [""]
-
-    return prepare
-
-
-def own(items: int, most: int | None = None) -> Prepare:
-    """Prepares a conversation of ``items`` for each caller, or ``most`` conversations that the callers share."""
-
-    async def prepare(target: Target, callers: int) -> list[str]:
-        return await asyncio.gather(*(filled(target, items) for _ in range(min(callers, most or callers))))
-
-    return prepare
-
-
-def append(count: int) -> Operation:
-    """Appends ``count`` items."""
-    return lambda target, conversation, _: target.append(conversation, count)
+def _kinds(callers: int) -> list[Workload]:
+    """The workloads that are measured with one, few and many callers."""
+    one = own(100, most=1)
+    return [
+        Workload("create", create, 2400, callers, none()),
+        Workload("append 1", append(1), 2400, callers, own(0)),
+        Workload("append 20", append(BATCH), 1200, callers, own(0)),
+        Workload("newest 20 of 100", newest(), 1920, callers, one, kept=True),
+        Workload("get", get, 2400, callers, one, kept=True),
+        Workload("get item", get_item, 2400, callers, stored(1), kept=True, needs="get_item"),
+        Workload("get 20 items", get_items, 1600, callers, stored(BATCH), kept=True, needs="get_items"),
+        Workload("check access", check_access, 2400, callers, one, kept=True, needs="check_access"),
+        Workload("update", update, 1920, callers, own(0), needs="update"),
+        Workload("delete item", delete_item, 1920, callers, each_item, each=True, needs="delete_item"),
+        Workload("delete 20", delete, 960, callers, own(BATCH), each=True),
+        Workload("80 % newest 20, 20 % append 1", mixed, 1920, callers, own(100)),
+    ]
 
 
-def newest(expected: int = BATCH) -> Operation:
-    """Reads the newest items and checks that all were returned."""
-
-    async def operation(target: Target, conversation: str, _: int) -> None:
-        assert await target.newest(conversation) == expected
-
-    return operation
-
-
-def page(expected: int) -> Operation:
-    """Reads every item and checks that all were returned."""
-
-    async def operation(target: Target, conversation: str, _: int) -> None:
-        assert await target.page(conversation) == expected
-
-    return operation
-
-
-async def mixed(target: Target, conversation: str, number: int) -> None:
-    """Reads four times, then appends."""
-    if number % 5 == 4:
-        await target.append(conversation, 1)
-    else:
-        assert await target.newest(conversation) == BATCH
+def _others(callers: int, long: int) -> Iterator[Workload]:
+    """The workloads with long or shared conversations."""
+    few, kept = min(8, callers), own(long, most=1)
+    yield Workload(f"append 1 to {long:,}, {few} callers", append(1), 1600, few, own(long), kept=True)
+    yield Workload(f"newest 20 of {long:,}", newest(), 1600, callers, kept, kept=True)
+    yield Workload("delete 1,000", delete, 32, callers, own(1000), each=True)
+    yield Workload(f"{callers} appenders, 1 conversation", append(1), 1600, callers, own(0, most=1), audited=True)
+    pages = Workload(f"page through {long:,}", page(long), 8, min(4, callers), kept, kept=True)
+    yield pages
+    for number in sorted({callers, few, 1}):
+        yield replace(pages.by(number, max(4, number)), peers=False)
 
 
 def table(callers: int = 32, long: int = 10_000, share: float = 1.0) -> list[Workload]:
     """Returns the workloads; a small ``share`` of the operations and few ``long`` items make a quick run."""
-    few, one = min(8, callers), own(100, most=1)
-
-    def some(operations: int) -> int:
-        return max(1, round(operations * share))
-
-    return [
-        Workload("create", lambda target, *_: target.create(), some(2400), callers, none()),
-        Workload("append 1", append(1), some(2400), callers, own(0)),
-        Workload("append 1, 1 caller", append(1), some(600), 1, own(0)),
-        Workload(f"append 1, {few} callers", append(1), some(1600), few, own(0)),
-        Workload(f"append 1 to {long:,}, {few} callers", append(1), some(1600), few, own(long), kept=True),
-        Workload("append 20", append(BATCH), some(800), callers, own(0)),
-        Workload("newest 20 of 100", newest(), some(1600), callers, one, kept=True),
-        Workload(f"newest 20 of {long:,}", newest(), some(1600), callers, own(long, most=1), kept=True),
-        Workload(f"page through {long:,}", page(long), some(8), min(4, callers), own(long, most=1), kept=True),
-        Workload("get", lambda target, conversation, _: target.get(conversation), some(2400), callers, one, kept=True),
-        Workload("delete 1,000", delete, some(32), callers, own(1000), each=True),
-        Workload(f"{callers} appenders, 1 conversation", append(1), some(1600), callers, own(0, most=1), audited=True),
-        Workload("80 % newest 20, 20 % append 1", mixed, some(1600), callers, own(100)),
-    ]
-
-
-async def delete(target: Target, conversation: str, _: int) -> None:
-    """Deletes the conversation, which was prepared for this operation."""
-    await target.delete(conversation)
+    found = []
+    for kind in _kinds(callers):
+        fewer = ((number, part) for number, part in _FEWER.items() if number < callers)
+        found += [kind, *(kind.by(number, round(kind.operations * part)) for number, part in fewer)]
+    return [workload.paced(share) for workload in (*found, *_others(callers, long))]
 
 
 def growth(callers: int = 32, long: int = 10_000) -> list[tuple[str, str]]:
     """Pairs of workloads that differ only in the length of the conversation: short, then long."""
     few = min(8, callers)
+    short = f"append 1, {few} callers" if few < callers else "append 1"
     return [
-        (f"append 1, {few} callers", f"append 1 to {long:,}, {few} callers"),
+        (short, f"append 1 to {long:,}, {few} callers"),
         ("newest 20 of 100", f"newest 20 of {long:,}"),
     ]

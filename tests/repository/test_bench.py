@@ -1,17 +1,19 @@
 """The measurements count what was done, and say when something got worse."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import MagicMock
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from bench.audit import Audit, audit, audit_of_count
-from bench.grpc_target import limit, ours
+from bench.grpc_target import limit, ours, target
 from bench.plot import svg
 from bench.postgres import private_postgres
-from bench.report import markdown
+from bench.report import late, markdown
 from bench.results import Results, results_of, spread, worse
 from bench.rounds import Open, Run, opened
 from bench.workloads import growth, table
@@ -54,7 +56,7 @@ def test_the_audit_without_ids(expected, listed, found):
 def cell(cpu_us: float, limit_us: float) -> Results:
     """The figures of one cell."""
     figures = {"cpu_us": cpu_us, "server_us": cpu_us * 0.75, "postgres_us": cpu_us * 0.25, "ratio": cpu_us / limit_us}
-    others = {"per_second": 900.0, "p50_ms": 1.5, "p99_ms": 9.0, "wal_bytes": 300.0}
+    others = {"per_second": 900.0, "p50_ms": 1.5, "p99_ms": 9.0, "p50_ratio": 1.5, "p99_ratio": 1.5, "wal_bytes": 300.0}
     return {name: spread([value]) for name, value in (figures | others).items()} | {"transactions": 1.0}
 
 
@@ -68,9 +70,9 @@ def results(**cpu_us: float) -> Results:
         "versions": {"python": "3"},
         "postgres": {"server_version": "18"},
         "targets": list(row),
-        "workloads": {name: {"operations": 1, "callers": 1} for name in ("append <1>", "get & more")},
+        "workloads": {name: {"operations": 1, "callers": 1, "main": True} for name in ("append <1>", "get & more")},
         "growth": [["append <1>", "get & more"]],
-        "cells": {"append <1>": row, "get & more": row},
+        "cells": {"append <1>": row, "get & more": dict(row)},
         "streams": {"AppendItems": {name: spread([2.0]) for name in ("cpu_us", "per_second", "gain")}},
         "audits": {name: dict(vars(Audit())) for name in row},
         "mebibytes": dict.fromkeys(row, 1.0),
@@ -128,6 +130,35 @@ def test_the_page():
     assert {3, 4, 5} == set(columns)  # two targets with a first column, memory without, and streams
 
 
+@pytest.mark.parametrize("ratio, expected", [
+    (1.30, "- **ours**: 99th percentile above 1.3 x in no workload."),
+    (1.31, "- **ours**: 99th percentile above 1.3 x in append <1> (1.31 x), get & more (1.31 x)."),
+])  # fmt: skip
+def test_what_is_late(ratio, expected):
+    """A workload whose 99th percentile exceeds the goal is named, and those of other projects are not."""
+    found = results(ours=200.0, ogx=900.0)
+    for row in found["cells"].values():
+        row["ours"]["p99_ratio"] = row["ogx"]["p99_ratio"] = spread([ratio])
+    assert expected == late(found)
+
+
+def test_a_target_that_lacks_a_method():
+    """A workload that needs a missing method leaves the target out, and its cells stay empty in every output."""
+    workloads = {each.name: each for each in table()}
+    here, there = (
+        target("ours", 1, MagicMock()),
+        replace(target("ogx", 1, MagicMock()), lacks=("check_access",), peer=True),
+    )
+    assert workloads["check access"].suits(here)
+    assert not workloads["check access"].suits(there)
+    assert workloads["get"].suits(there)
+    assert not workloads["page through 10,000, 1 caller"].suits(there)
+    found = results(ours=200.0, ogx=900.0) | {"growth": []}
+    del found["cells"]["get & more"]["ogx"]
+    assert "| get & more | 75 + 25 | 150 + 50, 2.00 x |  |" in markdown(found)
+    assert 2 * 5 + 2 == len(list(ET.fromstring(svg(found)).iter("{http://www.w3.org/2000/svg}rect")))  # noqa: S314
+
+
 @pytest.fixture(scope="module")
 async def smoke() -> AsyncIterator[Results]:
     """A round of every workload with very few operations, on the limit and on the service."""
@@ -145,7 +176,7 @@ async def smoke() -> AsyncIterator[Results]:
 async def test_a_run(smoke: Results) -> None:
     """Every cell has figures that can be true, and nothing is lost or out of order."""
     cells = [cell for row in smoke["cells"].values() for cell in row.values()]
-    assert 13 * 2 == len(cells)
+    assert 31 * 2 == len(cells)
     assert all(cell["server_us"]["median"] > 0 and cell["per_second"]["median"] > 0 for cell in cells)
     assert all(cell["p50_ms"]["median"] <= cell["p99_ms"]["median"] for cell in cells)
     assert all(smoke["cells"]["append 1"][name]["wal_bytes"]["median"] > 100 for name in ("limit", "ours"))
