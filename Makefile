@@ -77,7 +77,7 @@ mutants: $(READY) ## Mutate the policy engine, and list the mutants that no test
 bench: $(READY) ## Compare with a minimal server and write bench/RESULTS.md (about 30 minutes)
 	@$(BENCH) $(ARGS)
 
-bench-peers: ARGS += --peers ## The same, and compare with OGX (needs Python 3.12, or OGX_PYTHON)
+bench-peers: ARGS += --peers ## The same, and compare with a minimal server in Go (needs Go) and with OGX (needs Python 3.12, or OGX_PYTHON)
 bench-peers: bench
 
 bench-latency: $(READY) ## Print CPU times and latencies beside the minimal server (about 10 minutes)
@@ -105,7 +105,7 @@ types: $(READY) ## Check the types
 	mypy
 
 clean: ## Remove what the other targets made, except data
-	rm -rf tests/interop/*/gen tests/interop/node/dist tests/interop/node/node_modules
+	rm -rf bench/go/gen tests/interop/*/gen tests/interop/node/dist tests/interop/node/node_modules
 	rm -rf $(VENV) build mutants *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(SUPPLY)/.ready: supply/tools.txt | $(READY)

@@ -32,16 +32,27 @@ async def started(module: Sequence[str], settings: Mapping[str, str], log: Path)
     Raises:
         StartFailed: It printed no address.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **settings}
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **settings}
+    async with started_program((sys.executable, "-m", *module), environment, log) as process:
+        yield process
+
+
+@asynccontextmanager
+async def started_program(command: Sequence[str], settings: Mapping[str, str], log: Path) -> AsyncIterator[Started]:
+    """Runs a program, as `started` runs a module.
+
+    Raises:
+        StartFailed: It printed no address.
+    """
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *module, stdout=asyncio.subprocess.PIPE, stderr=errors, env=environment
+            *command, stdout=asyncio.subprocess.PIPE, stderr=errors, env={**os.environ, **settings}
         )
         assert process.stdout is not None
         try:
             found = _PLACE.search((await process.stdout.readline()).decode())
             if found is None:
-                raise StartFailed(f"{module[0]} did not start: {log.read_text(errors='replace')[-2000:]}")
+                raise StartFailed(f"{' '.join(command)[:200]} did not start: {log.read_text(errors='replace')[-2000:]}")
             yield Started(found[1], process.pid)
         finally:
             if process.returncode is None:

@@ -10,6 +10,8 @@ _CAVEATS = """\
 - `limit` is a minimal server of the same contract that runs one bare statement a call (`bench/limit.py`): no identity,
   policy, validation, item ids or interceptors. The ratio to it shows what these cost. Its delete removes the rows at
   once. The delete of this service makes a tombstone, and `purge` removes the rows later, outside of these figures.
+- `go` is the same server in Go (`bench/go`): the same statements, on grpc-go and pgx. The ratio to it shows what Python
+  and its gRPC server cost. The client is in Python and shares the CPUs, so its rates are a lower limit of Go's.
 - Clients, servers and PostgreSQL share the CPUs of the machine, so rates and latencies are those of a busy machine. CPU
   time per operation hardly depends on that: compare it. The clients' own CPU time is in none of the figures.
 - The CPU time of PostgreSQL includes all its processes while a target is called, except autovacuum workers, which serve

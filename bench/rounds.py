@@ -125,7 +125,8 @@ async def opened(postgres: Postgres, folder: Path, openers: dict[str, Open]) -> 
 
 
 def peers() -> dict[str, Open]:
-    """The peers: services of other projects."""
-    from bench.ogx import ogx  # noqa: PLC0415 - only a run with peers needs it
+    """The peers: the minimal server in Go, and services of other projects."""
+    from bench.go_target import go  # noqa: PLC0415 - only a run with peers needs it
+    from bench.ogx import ogx  # noqa: PLC0415 - likewise
 
-    return {"ogx": ogx}
+    return {"go": go, "ogx": ogx}
