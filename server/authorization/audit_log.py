@@ -53,6 +53,17 @@ class CallAudit:
         self.has_permit = False
         self.interrupted = False
 
+    def record_created(self, access: Access, conversation_id: str) -> None:
+        """Audits a conversation that was stored.
+
+        Args:
+            access: What permitted it.
+            conversation_id: Of the conversation.
+        """
+        self.has_permit = True
+        if self._permits:
+            self._write(access, "conversation", "create", None, {"conversation_id": conversation_id})
+
     def record_stored(self, access: Access, conversation_id: str, item_ids: Sequence[str]) -> None:
         """Audits items that were stored.
 

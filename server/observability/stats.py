@@ -27,6 +27,8 @@ class StoreStats:
         shared_reads: Reads in a round trip of several.
         appends: Appends of calls; several may share a statement.
         shared_appends: Appends in a statement for several.
+        creates: Conversations that were created; several may share a statement.
+        shared_creates: Creates in a statement for several.
         items: Items that were appended.
     """
 
@@ -39,6 +41,8 @@ class StoreStats:
         self.shared_reads = Histogram(_SHARERS)
         self.appends = 0
         self.shared_appends = Histogram(_SHARERS)
+        self.creates = 0
+        self.shared_creates = Histogram(_SHARERS)
         self.items = 0
 
 

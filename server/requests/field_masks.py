@@ -7,7 +7,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from server.errors import FieldInvalid, Violation
 from server.policy.attributes import ATTRIBUTE_NAME, attribute_pairs
-from server.store.conversations import Change
+from server.store.changes import Change
 
 _MAX_PATHS = 32
 _PATH = re.compile(r"(?P<map>metadata|attributes)(?:\.(?:(?P<key>\w+)|`(?P<quoted>[^`]+)`))?")

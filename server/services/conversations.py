@@ -22,7 +22,9 @@ from server.services.append_stream import AppendStream
 from server.services.messages import add_items, conversation_of, item_of
 from server.services.new_items import BatchBuilder
 from server.store.appends import Append
+from server.store.batch import EMPTY_BATCH
 from server.store.conversations import ConversationStore, etag_of, new_id
+from server.store.creates import Create
 from server.store.idempotency import Method, reservation_for
 from server.store.items import ItemStore
 
@@ -74,13 +76,14 @@ class ConversationsServicer(ConversationsServiceServicer):
         access, now = current_access.get(), datetime.now(UTC)
         reserved = reservation_for(Method.CREATE_CONVERSATION, request)
         conversation_id = new_id(access.principal, reserved)
-        batch = None
+        batch = EMPTY_BATCH
         if request.items:
             batch = await self._batches.prepare(request.items, conversation_id, access.principal.id, now)
-        current_audit.get().created = conversation_id
-        metadata, attributes = dict(request.conversation.metadata), _attributes(request.conversation, access.principal)
-        row = await self._conversations.create(access, metadata, attributes, batch, reserved, conversation_id, now)
-        return conversation_of(row)
+        audit, sent = current_audit.get(), request.conversation
+        audit.created = conversation_id
+        maps = dict(sent.metadata), _attributes(sent, access.principal)
+        create = Create(access, conversation_id, *maps, batch, reserved, now, on_stored=audit.record_created)
+        return conversation_of(await self._conversations.create(create))
 
     async def GetConversation(
         self, request: pb.GetConversationRequest, context: Context

@@ -8,6 +8,7 @@ from typing import Any
 
 from server.authorization.access import Access
 from server.authorization.permission import Permission
+from server.store.array_parameters import array_as_text, array_parameters
 from server.store.batch import EMPTY_BATCH, Batch
 from server.store.idempotency import Reservation
 from server.store.pending_write import PendingWrite
@@ -128,15 +129,10 @@ def statement_parameters(groups: Sequence[Group]) -> dict[str, Any]:
     values = sorted({**read.values, **create.values})
     numbered = list(enumerate(groups, 1))
     return {
-        **_columns("groups", (*GROUPS, *values), [_group_row(group, values) for group in groups]),
-        **_columns("items", ITEMS, [row for each in numbered for row in _item_rows(*each)]),
-        **_columns("requests", REQUESTS, [row for each in numbered for row in _request_rows(*each)]),
+        **array_parameters("groups", (*GROUPS, *values), [_group_row(group, values) for group in groups]),
+        **array_parameters("items", ITEMS, [row for each in numbered for row in _item_rows(*each)]),
+        **array_parameters("requests", REQUESTS, [row for each in numbered for row in _request_rows(*each)]),
     }
-
-
-def _columns(table: str, names: Iterable[str], rows: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """``rows`` as an array for each column; nothing for a table without rows, which the statement does not have."""
-    return {f"{table}_{name}": array for name, array in zip(names, zip(*rows, strict=True), strict=bool(rows))}
 
 
 def _group_row(group: Group, names: Iterable[str]) -> tuple[Any, ...]:
@@ -166,8 +162,5 @@ def _request_rows(number: int, group: Group) -> Iterator[tuple[Any, ...]]:
 
 
 def _as_text(value: str | list[str]) -> str:
-    """A value of a permission as an element of a text array; an array of arrays would have to be rectangular."""
-    if isinstance(value, str):
-        return value
-    quoted = (each.replace("\\", "\\\\").replace('"', '\\"') for each in value)
-    return "{" + ",".join(f'"{each}"' for each in quoted) + "}"
+    """A value of a permission as an element of a text array."""
+    return value if isinstance(value, str) else array_as_text(value)

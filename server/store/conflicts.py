@@ -10,7 +10,7 @@ from server.store.sql.conflicts import TAKEN_IDS, resolved_sizes
 
 
 async def explain_batch(
-    database: Database, access: Access, conversation_id: str, batch: Batch | None, max_bytes: int
+    database: Database, access: Access, conversation_id: str, batch: Batch, max_bytes: int
 ) -> ServiceError:
     """The error of a write whose items the database refused.
 
@@ -19,7 +19,7 @@ async def explain_batch(
         than ``max_bytes`` together, else ItemExists for the first id that is taken or repeated, else Conflict:
         the reason is gone, and the write may be repeated.
     """
-    if batch is None:
+    if not batch:
         return Conflict()
     if batch.has_references and (error := await _find_unusable(database, access, batch, max_bytes)):
         return error

@@ -1,8 +1,5 @@
 """Create, read, update, delete and list conversations."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,58 +12,23 @@ from server.errors import (
     Conflict,
     ConversationNotFound,
     EtagMismatch,
-    LimitExceeded,
     RequestIdReused,
-    Violation,
 )
 from server.policy.principal import Principal
-from server.policy.residual import Row
-from server.store.batch import Batch
+from server.store.changes import Change, permissions_to, too_many_pairs
 from server.store.comparison import EARLIEST, LATEST, Comparison, conversation_filter
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.connection.failures import KeyTaken
 from server.store.conversation_locks import ConversationLocks
+from server.store.create_batching import CreateBatcher
+from server.store.creates import Create
 from server.store.idempotency import PriorResult, Reservation, execute_write, find_prior_result, reservation_values
 from server.store.ids import conversation_id_for, new_conversation_id
 from server.store.sql import conversations as sql
-from server.store.sql.conversations import MAX_PAIRS
-from server.store.sql.idempotency import CONSTRAINT
-from server.store.sql.statement import Statement
-
-_PRIMARY_KEY = "conversations_pkey"
-
-
-@dataclass(frozen=True)
-class Change:
-    """What an update changes.
-
-    Attributes:
-        metadata: Pairs to set.
-        drop_metadata: Keys to remove.
-        replace_metadata: Whether all other pairs are removed.
-        attributes: To add, each ``name=value``.
-        drop_attributes: Names whose values are removed first; names that get new values are among them.
-        replace_attributes: Whether all other attributes are removed.
-    """
-
-    metadata: dict[str, str] = field(default_factory=dict)
-    drop_metadata: Sequence[str] = ()
-    replace_metadata: bool = False
-    attributes: Sequence[str] = ()
-    drop_attributes: Sequence[str] = ()
-    replace_attributes: bool = False
-
-    def values(self) -> dict[str, Any]:
-        """The parameters of the statement `change`."""
-        return {
-            "new_metadata": json.dumps(self.metadata, ensure_ascii=False),
-            "drop_metadata": self.drop_metadata,
-            "replace_metadata": self.replace_metadata,
-            "new_attributes": self.attributes,
-            "drop_attributes": self.drop_attributes,
-            "replace_attributes": self.replace_attributes,
-        }
+from server.store.sql.creates import CONSTRAINT as CONVERSATION_ID
+from server.store.sql.creates import create as create_statement
+from server.store.sql.idempotency import CONSTRAINT as REQUEST_ID
 
 
 class ConversationStore:
@@ -87,29 +49,14 @@ class ConversationStore:
 
     def __init__(self, database: Database, max_bytes: int) -> None:
         self.locks = ConversationLocks(database.bounds.lock)
+        self._creates = CreateBatcher(database, self.locks, self._run_create)
         self._database = database
         self._max_bytes = max_bytes
 
-    async def create(
-        self,
-        access: Access,
-        metadata: dict[str, str],
-        attributes: Sequence[str],
-        batch: Batch | None,
-        reservation: Reservation | None,
-        conversation_id: str,
-        now: datetime,
-    ) -> dict[str, Any] | asyncpg.Record:
+    async def create(self, create: Create) -> dict[str, Any] | asyncpg.Record:
         """Creates a conversation with its first items; returns its row.
 
-        Args:
-            access: Of the caller, who becomes the owner.
-            metadata: At most `MAX_PAIRS` pairs.
-            attributes: Each ``name=value``.
-            batch: The first items; None for none.
-            reservation: Of the request id; a repeated call returns the row of the existing conversation.
-            conversation_id: Of `new_id`.
-            now: The create_time.
+        With a request id, a repeated call returns the row of the existing conversation.
 
         Raises:
             ActionDenied: The policy does not let the caller create it.
@@ -119,60 +66,47 @@ class ConversationStore:
             RequestIdReused: The request id belongs to another request.
             ConversationNotFound: The conversation of an earlier call was deleted.
         """
-        _authorize_create(access, attributes, conversation_id, batch)
-        references = (_read(access), access.demand("item", "read")) if batch and batch.has_references else None
-        statement = sql.create(
-            references, attributes=bool(attributes), items=batch is not None, reserves=reservation is not None
-        )
-        values = {
-            **access.values,
-            "conversation_id": conversation_id,
-            "owner": access.principal.id,
-            "attributes": sorted(set(attributes)),
-            "metadata": json.dumps(metadata, ensure_ascii=False),
-            "last_sequence": len(batch) if batch else 0,
-            "now": now,
-            "max_bytes": self._max_bytes,
-            **_batch_values(batch, now),
-            **reservation_values(access.principal, reservation),
-        }
-        row, taken = await self._insert(statement, values, repeatable=reservation is not None)
-        if row is not None:
-            self._database.stats.items += values["last_sequence"]
-            return _new_row(values, metadata)
-        return await self._created_before(access, conversation_id, batch, reservation, taken)
+        create.authorize()
+        if create.batch.has_references:
+            _references(create.access)
+        if not await self._creates.run(create):
+            return await self._find_created(create)
+        self._database.stats.creates += 1
+        self._database.stats.items += len(create.batch)
+        return create.row()
 
-    async def _insert(
-        self, statement: Statement, values: dict[str, Any], *, repeatable: bool
-    ) -> tuple[asyncpg.Record | None, KeyTaken | None]:
-        """Runs the statement of a create; its row, or why there is none if a key is taken."""
+    async def _run_create(self, create: Create) -> bool:
+        """Runs a create in a statement of its own; whether it was stored."""
+        access, batch, reserves = create.access, create.batch, create.is_repeatable
+        references = _references(access) if batch.has_references else None
+        shape = {"attributes": bool(create.attributes), "items": bool(batch), "reserves": reserves}
+        statement = create_statement(references, **shape)
         try:
-            async with self.locks.hold(values["conversation_id"]):
-                return await self._database.fetchrow(statement, values, repeatable=repeatable), None
+            row = await self._database.fetchrow(
+                statement, create.values(self._max_bytes), repeatable=reserves, callers=create.callers
+            )
         except KeyTaken as taken:
-            return None, taken
+            create.key_taken = reserves and taken.constraint in {REQUEST_ID, CONVERSATION_ID}
+            return False
+        if row is not None:
+            create.mark_stored()
+        return row is not None
 
-    async def _created_before(
-        self,
-        access: Access,
-        conversation_id: str,
-        batch: Batch | None,
-        reservation: Reservation | None,
-        taken: KeyTaken | None,
-    ) -> asyncpg.Record:
+    async def _find_created(self, create: Create) -> asyncpg.Record:
         """The row that an earlier call with the request id created, after a create that stored nothing.
 
         Raises:
             ServiceError: There was none; it says why nothing was stored.
         """
-        if reservation:
-            if (existing := await self._find_created(access, conversation_id, reservation)) is not None:
+        access, conversation_id = create.access, create.conversation_id
+        if create.reservation:
+            if (existing := await self._find_existing(access, conversation_id, create.reservation)) is not None:
                 return existing
-            if taken and taken.constraint in {CONSTRAINT, _PRIMARY_KEY}:
-                raise ConversationNotFound(conversation_id) from taken
-        raise await explain_batch(self._database, access, conversation_id, batch, self._max_bytes) from taken
+            if create.key_taken:
+                raise ConversationNotFound(conversation_id)
+        raise await explain_batch(self._database, access, conversation_id, create.batch, self._max_bytes)
 
-    async def _find_created(
+    async def _find_existing(
         self, access: Access, conversation_id: str, reservation: Reservation
     ) -> asyncpg.Record | None:
         """The row of the conversation that an earlier call with the request id created; None if none did.
@@ -224,7 +158,7 @@ class ConversationStore:
             Conflict: What the update was refused for has changed since.
             RequestIdReused: The request id belongs to another request.
         """
-        permissions = _permissions_to(change, access)
+        permissions = permissions_to(change, access)
         shares = bool(change.attributes or change.drop_attributes or change.replace_attributes)
         statement = sql.change(_read(access), permissions, attributes=shares, reserves=reservation is not None)
         values = {
@@ -242,7 +176,7 @@ class ConversationStore:
         if await self.prior_result(access, conversation_id, reservation):
             return await self.require(access, conversation_id, *permissions)
         row = await self.require(access, conversation_id, *permissions, revision=revision)
-        raise _too_many_pairs(row, change) or Conflict()
+        raise too_many_pairs(row, change) or Conflict()
 
     async def delete(
         self, access: Access, conversation_id: str, revision: int | None, reservation: Reservation | None
@@ -374,39 +308,6 @@ class ConversationStore:
             raise ActionDenied("conversation", "delete")
 
 
-def _too_many_pairs(row: asyncpg.Record, change: Change) -> LimitExceeded | None:
-    """The error of a change that would give a conversation too many metadata keys or attribute names, if it would."""
-    kept_keys = set() if change.replace_metadata else set(json.loads(row["metadata"]))
-    kept_names = set() if change.replace_attributes else set(map(_name_of, row["attributes"]))
-    maps = {
-        "metadata": (kept_keys - set(change.drop_metadata)) | change.metadata.keys(),
-        "attributes": (kept_names - set(change.drop_attributes)) | set(map(_name_of, change.attributes)),
-    }
-    for field_name, names in maps.items():
-        if len(names) > MAX_PAIRS:
-            rule = f"would have more than {MAX_PAIRS} pairs"
-            return LimitExceeded(Violation(f"conversation.{field_name}", rule, "map.max_pairs"), MAX_PAIRS)
-    return None
-
-
-def _name_of(attribute: str) -> str:
-    return attribute.partition("=")[0]
-
-
-def _new_row(values: dict[str, Any], metadata: dict[str, str]) -> dict[str, Any]:
-    """The row that a create with these parameters inserted."""
-    return {
-        "id": values["conversation_id"],
-        "owner": values["owner"],
-        "attributes": values["attributes"],
-        "metadata": metadata,
-        "last_sequence": values["last_sequence"],
-        "revision": 1,
-        "create_time": values["now"],
-        "update_time": values["now"],
-    }
-
-
 def new_id(principal: Principal, reservation: Reservation | None) -> str:
     """The id of a conversation that is about to be created; with a request id, every retry has the same."""
     if reservation is None:
@@ -419,40 +320,11 @@ def etag_of(revision: int) -> str:
     return f'"{revision}"'
 
 
-def _batch_values(batch: Batch | None, now: datetime) -> dict[str, Any]:
-    return batch.values(now) if batch else {}
-
-
 def _read(access: Access) -> Permission:
     """The permission that every statement on a conversation carries."""
     return access.demand("conversation", "read")
 
 
-def _permissions_to(change: Change, access: Access) -> tuple[Permission, ...]:
-    """The permissions that a change needs: update for metadata, share for attributes.
-
-    New attributes must be the caller's own, unless it may share every conversation.
-
-    Raises:
-        ActionDenied: The policy never lets the caller make such a change.
-    """
-    permissions = []
-    if change.replace_metadata or change.metadata or change.drop_metadata:
-        permissions.append(access.demand("conversation", "update"))
-    if change.replace_attributes or change.attributes or change.drop_attributes:
-        permissions.append(access.demand("conversation", "share"))
-        access.decide_values(change.attributes)
-    return tuple(permissions)
-
-
-def _authorize_create(access: Access, attributes: Sequence[str], conversation_id: str, batch: Batch | None) -> None:
-    """Applies the policy to a conversation and its first items as they would be stored.
-
-    Raises:
-        ActionDenied: The policy does not let the caller create them.
-    """
-    access.decide_values(attributes)
-    owner, pairs = access.principal.id, frozenset(attributes)
-    access.decide("conversation", "create", Row(owner, pairs, conversation_id))
-    for item_id in batch.all_ids if batch else ():
-        access.decide("item", "create", Row(owner, pairs, item_id))
+def _references(access: Access) -> tuple[Permission, Permission]:
+    """The permissions that a statement with references carries: to read conversations, and items."""
+    return _read(access), access.demand("item", "read")

@@ -98,7 +98,7 @@ async def test_a_cancelled_stream_has_a_line_for_what_it_wrote(audited: Audited)
             await stream.write(ahead(made.id, user_message("in flight")))
             await held.started.wait()
             await stream.write(ahead(made.id, user_message("queued")))
-            await held.until(lambda: bool(held.appends))
+            await held.until(lambda: bool(held.writes))
             stream.cancel()
             await ended(logs, "AppendItems")
         stored = await stored_ids(audited, made.id, 2)
@@ -213,6 +213,32 @@ async def test_an_append_whose_caller_left_its_batch_has_a_line(audited: Audited
     assert 3 == len({line["call"] for line in lines})
 
 
+async def test_a_create_whose_caller_left_its_batch_has_a_line(audited: Audited) -> None:
+    """A statement for many goes on without a caller who left: a line says that its conversation is stored."""
+    calls = [
+        lambda text=text: audited.stub.CreateConversation(create(user_message(text)), metadata=ALICE)
+        for text in ("alone", "left", "stays")
+    ]
+    with capture_logs() as logs:
+        async with (
+            held_answer(audited.database, size=2) as answer,
+            queued_behind(audited.database, *calls) as (held, tasks),
+        ):
+            held.release.set()
+            await answer.committed.wait()
+            tasks[1].cancel()
+            async with asyncio.timeout(10):
+                while sum(line.get("log") == "access" for line in logs) < 2:  # noqa: ASYNC110 - a log is no event
+                    await asyncio.sleep(0.01)
+            answer.release.set()
+    lines = audit_of(logs)
+    assert [("permitted", "PERMITTED")] * 3 == brief(lines)
+    assert 3 == len({line["call"] for line in lines}) == len({line["conversation_id"] for line in lines})
+    assert {("conversation", "create")} == {(line["resource"], line["action"]) for line in lines}
+    for line in lines:
+        assert 1 == len(await stored_ids(audited, line["conversation_id"], 1))
+
+
 async def test_what_was_refused_or_cancelled_in_time_is_not_permitted(audited: Audited) -> None:
     """A call that is cancelled before it writes anything leaves no line."""
     made = await audited.stub.CreateConversation(create(), metadata=ALICE)
@@ -221,7 +247,7 @@ async def test_what_was_refused_or_cancelled_in_time_is_not_permitted(audited: A
             first = audited.stub.CreateItems(append(made.id, user_message("alone")), metadata=ALICE)
             await held.started.wait()
             left = audited.stub.CreateItems(append(made.id, user_message("left")), metadata=ALICE)
-            await held.until(lambda: bool(held.appends))
+            await held.until(lambda: bool(held.writes))
             left.cancel()
             await ended(logs, "CreateItems")
             held.release.set()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from server.errors import FieldInvalid
 from server.requests.field_masks import change_of
-from server.store.conversations import Change
+from server.store.changes import Change
 from tests.support.build import sets
 
 ASTRAL = "😀"

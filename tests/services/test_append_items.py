@@ -358,12 +358,12 @@ async def test_a_cancelled_stream_is_left_out_whole(service: Service, target: st
         await line.started.wait()
         for n in range(5):
             await call.write(ahead(target, user_message(str(n))))
-        await line.until(lambda: len(line.appends) == 5)
+        await line.until(lambda: len(line.writes) == 5)
         call.cancel()
         left: list[bool] = []
         async with asyncio.timeout(10):
             while not all(left) or not left:
-                left = [each.answer.done() for each in line.appends]
+                left = [each.answer.done() for each in line.writes]
                 assert len(set(left)) == 1
                 await asyncio.sleep(0)
     await holding
@@ -378,9 +378,9 @@ async def test_a_cancelled_stream(service: Service, target: str) -> None:
         await line.started.wait()
         for n in range(20):
             await call.write(ahead("", user_message(str(n))))
-        await line.until(lambda: len(line.appends) == 20)
+        await line.until(lambda: len(line.writes) == 20)
         call.cancel()
-        await line.until(lambda: all(each.answer.done() for each in line.appends))
+        await line.until(lambda: all(each.answer.done() for each in line.writes))
     await service.stub.CreateItems(append(target, user_message("after")))
     texts = [text_of(each) for each in await list_all_items(service.stub, target, ORDER_ASCENDING)]
     assert texts in (["hi", "begun", "after"], ["hi", "after"])
@@ -448,7 +448,7 @@ async def test_a_drain(service: Service, target: str, count: int | None) -> None
                 await call.write(ahead(target, user_message()))
             if count:
                 await line.started.wait()
-                await line.until(lambda: len(line.appends) >= min(count, MAX_PENDING) - 1)
+                await line.until(lambda: len(line.writes) >= min(count, MAX_PENDING) - 1)
             elif count == 0:
                 await call.write(ahead(target, user_message()))
                 assert [2] == firsts([await call.read()])

@@ -270,7 +270,7 @@ async def test_a_large_append_does_not_wait(service: Service) -> None:
     first = lambda: service.stub.CreateItems(append(made, user_message()))  # noqa: E731
     async with queued_behind(service.database, first, *calls) as (line, tasks):
         assert [False, False, True] == [task.done() for task in tasks]
-        assert [small] == [each.conversation_id for each in line.appends]
+        assert [small] == [each.conversation_id for each in line.writes]
     assert [[1]] * 3 == sequences([task.result() for task in tasks])
 
 
@@ -381,7 +381,7 @@ async def test_a_caller_that_leaves_the_line(service: Service) -> None:
     async with queued_behind(service.database, first, *appends(stub, *requests)) as (line, tasks):
         for gone in (1, 3, 8):
             tasks[1 + gone].cancel()  # and with it its call
-            await line.until(line.appends[gone].answer.done)
+            await line.until(line.writes[gone].answer.done)
     left = [n for n in range(9) if n not in (1, 3, 8)]
     assert {"OK"} == {_code(tasks[1 + n].result()) for n in left}
     for place, target in enumerate(targets):
@@ -402,7 +402,7 @@ async def test_a_caller_that_leaves_its_statement(service: Service) -> None:
         line.release.set()
         await waiting(service)
         tasks[1].cancel()
-        await line.until(line.appends[0].answer.done)
+        await line.until(line.writes[0].answer.done)
     assert [[1, 2]] == sequences([tasks[2].result()])
     assert [2, 2] == [(await stub.GetConversation(get(each))).last_sequence for each in targets]
 
@@ -429,7 +429,7 @@ async def test_a_deadline_in_line(service: Service, own: bool) -> None:  # noqa:
         ]
         first = lambda: served.stub.CreateItems(append(made, user_message()), timeout=20)  # noqa: E731
         async with queued_behind(served.database, first, *calls) as (line, tasks):
-            await line.until(lambda: tasks[1].done() and line.appends[0].answer.done())
+            await line.until(lambda: tasks[1].done() and line.writes[0].answer.done())
         assert "DEADLINE_EXCEEDED" == tasks[1].result().code
         assert own or "DEADLINE_EXCEEDED" == tasks[1].result().reason
         assert [[1]] == sequences([tasks[2].result()])

@@ -57,6 +57,18 @@ async def test_a_killed_turn_answers_its_appends(own_service: Service, ids: bool
 
 
 @pytest.mark.parametrize(("ids", "reason"), [(True, "STORE_UNAVAILABLE"), (False, "OUTCOME_UNKNOWN")])
+async def test_a_killed_turn_answers_its_creates(own_service: Service, ids: bool, reason: str) -> None:  # noqa: FBT001
+    """Creates of a statement whose task is ended are UNAVAILABLE at once, and the next create is stored."""
+    stub = own_service.stub
+    requests = [create(request_id=str(uuid4()) if ids else "") for _ in range(4)]
+    for _ in range(3):  # creates that come together share statements from the second time on
+        await asyncio.gather(*(stub.CreateConversation(create()) for _ in range(4)))
+    answers = await killed(own_service, [stub.CreateConversation(request) for request in requests], "_run_turn")
+    assert {("UNAVAILABLE", reason)} == {(told.code, told.reason) for told in answers}
+    assert (await stub.CreateConversation(requests[0])).id
+
+
+@pytest.mark.parametrize(("ids", "reason"), [(True, "STORE_UNAVAILABLE"), (False, "OUTCOME_UNKNOWN")])
 async def test_a_killed_lane_answers_its_appends(own_service: Service, ids: bool, reason: str) -> None:  # noqa: FBT001
     """Appends to a locked conversation, whose lane is ended, are UNAVAILABLE at once, and the next one is stored."""
     stub = own_service.stub

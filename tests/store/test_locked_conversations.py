@@ -216,7 +216,7 @@ async def test_a_caller_that_leaves_a_lane(service: Service) -> None:
         await asyncio.sleep(0.3)
         for number in (0, 3, 5):
             tasks[1 + number].cancel()
-            await line.until(lambda number=number: line.appends[number].batch is EMPTY_BATCH)  # type: ignore[misc]
+            await line.until(lambda number=number: line.writes[number].batch is EMPTY_BATCH)  # type: ignore[misc]
     assert sorted(await stored(stub, locked)) == ["1", "2", "4", "first"]
 
 
@@ -234,7 +234,7 @@ async def test_a_slow_statement(service: Service) -> None:
         await slow_line.started.wait()
         for number, call in enumerate(calls[12:], 1):
             tasks.append(asyncio.create_task(outcome(call())))
-            await slow_line.until(lambda want=number: want == len(slow_line.appends))  # type: ignore[misc]
+            await slow_line.until(lambda want=number: want == len(slow_line.writes))  # type: ignore[misc]
         for _ in range(3):
             await asyncio.gather(*(stub.CreateItems(append(each, user_message())) for each in targets))
         assert [tasks[0]] == [task for task in tasks if task.done()]

@@ -1,4 +1,4 @@
-"""Appends that queue in the batcher while a statement is held back."""
+"""Writes that queue in their batcher while a statement is held back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,10 +8,9 @@ from typing import Any
 import grpc.aio
 
 from server.store import turns
-from server.store.append_batching import AppendBatcher
-from server.store.appends import Append
 from server.store.connection.database import Database
 from server.store.connection.execution import Execute, Execution, Rows
+from server.store.pending_write import PendingWrite
 from tests.support.build import append, create, user_message
 from tests.support.problems import problem_of
 from tests.support.service import Service, intercepted
@@ -28,11 +27,11 @@ async def outcome(call: Awaitable[Any]) -> Any:
 
 
 class HeldStatement:
-    """A statement that does not run until it is released, and the appends that queue meanwhile."""
+    """A statement that does not run until it is released, and the writes that queue meanwhile."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []  # of all statements, the held one included
-        self.appends: list[Append] = []
+        self.writes: list[Any] = []
         self.started = asyncio.Event()
         self.release = asyncio.Event()
 
@@ -54,7 +53,7 @@ async def held_statement(
         part: Text that the statement has; others run meanwhile.
         slow_seconds: After which it is a slow one, beside which the next one runs. Else the queue waits for it.
     """
-    line, queue, slow = HeldStatement(), AppendBatcher.enqueue, turns.SLOW_SECONDS
+    line, begin, slow = HeldStatement(), PendingWrite.begin, turns.SLOW_SECONDS
 
     async def hold(execute: Execute, execution: Execution) -> Rows:
         line.texts.append(execution.statement.text)
@@ -63,19 +62,19 @@ async def held_statement(
             await line.release.wait()
         return await execute(execution)
 
-    def seen(appends: AppendBatcher, append: Append) -> None:
-        queue(appends, append)
+    def seen(write: PendingWrite[Any]) -> None:
+        begin(write)
         if line.started.is_set():
-            line.appends.append(append)
+            line.writes.append(write)
 
-    AppendBatcher.enqueue = seen  # type: ignore[method-assign,assignment]
+    PendingWrite.begin = seen  # type: ignore[method-assign,assignment]
     turns.SLOW_SECONDS = slow_seconds
     try:
         with intercepted(database, hold):
             yield line
     finally:
         line.release.set()
-        AppendBatcher.enqueue = queue  # type: ignore[method-assign]
+        PendingWrite.begin = begin  # type: ignore[method-assign]
         turns.SLOW_SECONDS = slow
 
 
@@ -89,7 +88,7 @@ async def queued_behind(
         await line.started.wait()
         for number, call in enumerate(calls, 1):
             tasks.append(asyncio.create_task(outcome(call())))
-            await line.until(lambda want=number: want <= len(line.appends) + sum(task.done() for task in tasks))  # type: ignore[misc]
+            await line.until(lambda want=number: want <= len(line.writes) + sum(task.done() for task in tasks))  # type: ignore[misc]
         yield line, tasks
         line.release.set()
         await asyncio.wait(tasks)

@@ -108,6 +108,8 @@ def of_sharing(database: PoolState) -> Iterator[Metric]:
     yield count("items_appended", "Items appended.", own.items)
     yield count("appends", "Appends of items to a conversation.", own.appends)
     yield histogram("shared_appends", "Appends in a statement for several.", own.shared_appends)
+    yield count("creates", "Conversations created.", own.creates)
+    yield histogram("shared_creates", "Creates in a statement for several.", own.shared_creates)
     yield count("reads", "Short reads.", own.reads)
     yield histogram("shared_reads", "Short reads in a round trip for several.", own.shared_reads)
 

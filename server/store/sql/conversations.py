@@ -20,7 +20,6 @@ from sqlalchemy import (
     case,
     cast,
     func,
-    insert,
     literal_column,
     not_,
     or_,
@@ -36,7 +35,6 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.authorization.permission import Permission
 from server.store.sql.idempotency import reserve
-from server.store.sql.item_batch import all_found, fit_together, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversation_attributes, conversations
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import allowed, visible, visible_one
@@ -76,60 +74,9 @@ def get_deleted(read: Permission, delete: Permission) -> Statement:
     return compile_statement(select(allowed(delete).label(delete.name)).where(_c.id == _id, own, allowed(read)), "read")
 
 
-@lru_cache(maxsize=512)
-def create(
-    references: tuple[Permission, Permission] | None, *, attributes: bool, items: bool, reserves: bool
-) -> Statement:
-    """Inserts a conversation with its first items; nothing when a reference is not found.
-
-    Args:
-        references: To read conversations and items, if items are references; all items together must then
-            fit into ``max_bytes``.
-        attributes: Whether the conversation has attributes.
-        items: Whether it has first items.
-        reserves: Whether there is a request id.
-    """
-    rows = resolved_rows(*references) if references else sent_rows() if items else None
-    columns: dict[str, ColumnElement[Any]] = {
-        "id": _id,
-        "tenant": bindparam("tenant", type_=Text),
-        "owner": bindparam("owner", type_=Text),
-        "attributes": bindparam("attributes", type_=ARRAY(Text)),
-        "metadata": func.cast(bindparam("metadata", type_=Text), JSONB),
-        "last_sequence": bindparam("last_sequence", type_=BigInteger),
-        "version": _one,
-        "revision": _one,
-        "create_time": _now,
-        "update_time": _now,
-    }
-    source: Select[Any] = select(*list(columns.values()))
-    if references and rows is not None:
-        source = source.where(all_found(rows), fit_together(rows))
-    base = literal_column("0", BigInteger).label("base")
-    created = insert(conversations).from_select(list(columns), source).returning(_c.id, _c.version, base).cte("created")
-    statement: Select[Any] = select(created.c.id)
-    if attributes:
-        statement = statement.add_cte(_insert_attributes(created))
-    if rows is not None:
-        statement = statement.add_cte(insert_items(rows, created))
-    if reserves:
-        statement = statement.add_cte(reserve(created).cte("reserved"))
-    # Only the id of a repeated create can be that of another session's row.
-    return compile_statement(statement, "write" if rows is None else "append", waits=reserves)
-
-
 def _unnest(array: ColumnElement[Any]) -> Any:
     """The elements of ``array`` as a table with the column ``value``."""
     return func.unnest(array).table_valued("value").render_derived()
-
-
-def _insert_attributes(created: CTE) -> CTE:
-    """Inserts the attributes of a new conversation into the table that lists read."""
-    tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
-    held = _unnest(bindparam("attributes", type_=ARRAY(Text)))
-    query = select(created.c.id, held.c.value, tenant, _now).select_from(created.join(held, true()))
-    names = ["conversation_id", "attribute", "tenant", "create_time"]
-    return insert(conversation_attributes).from_select(names, query).cte("indexed")
 
 
 @lru_cache(maxsize=512)
