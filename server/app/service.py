@@ -37,6 +37,7 @@ from server.settings.service import Settings
 from server.store.auditing import mark_interrupted_write
 from server.store.conversations import ConversationStore
 from server.store.items import ItemStore
+from server.store.response_budget import ResponseBudget
 from server.store.tenants import has_tenants
 from server.transport import tls
 from server.transport.health import Health
@@ -102,6 +103,7 @@ class _Parts:
     drain_gate: DrainGate
     tokens: PageTokens
     purges: PurgeStats
+    responses: ResponseBudget
 
 
 @asynccontextmanager
@@ -151,7 +153,7 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
     source = await stack.enter_async_context(source_of(settings, tracing.tracer, tenants, tasks))
     auditing = (mark_interrupted_write,) if settings.audit_permits else ()
     store = await stack.enter_async_context(open_store(settings, (*tracing.statement_interceptors, *auditing), tasks))
-    drain_gate = DrainGate()
+    drain_gate, responses = DrainGate(), ResponseBudget(settings.max_message_bytes)
     return _Parts(
         policy=policy,
         certificate=certificate,
@@ -159,11 +161,14 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         source=source,
         store=store,
         health=await Health.create(SERVICES),
-        chain=build_chain(settings, needs(*CONTRACT), drain_gate, source, policy.accesses, tracing.interceptors),
+        chain=build_chain(
+            settings, needs(*CONTRACT), drain_gate, source, policy.accesses, responses, tracing.interceptors
+        ),
         tasks=tasks,
         drain_gate=drain_gate,
         tokens=PageTokens(),
         purges=PurgeStats(),
+        responses=responses,
     )
 
 
@@ -171,7 +176,7 @@ def _build_server(settings: Settings, parts: _Parts) -> grpc.aio.Server:
     """Returns the callers' server with the services of the contract, health, and reflection if it is on."""
     database = parts.store.database
     conversations = ConversationStore(database, settings.max_items_bytes)
-    items = ItemStore(database, conversations, settings.max_items_bytes)
+    items = ItemStore(database, conversations, settings.max_items_bytes, parts.responses)
     batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
     methods = ConversationsServicer(conversations, items, parts.tokens, batches, parts.drain_gate.draining)
     server = build_server(settings, parts.chain)

@@ -14,9 +14,11 @@ from server.interceptors.concurrency import CallLimit, FairShare, StreamLimit, i
 from server.interceptors.deadline import Deadline
 from server.interceptors.decode import Decode
 from server.interceptors.drain_gate import DrainGate
+from server.interceptors.encode import Encode
 from server.interceptors.error_status import ErrorStatus, abort_with
 from server.interceptors.observe import Observe
 from server.settings.service import Settings
+from server.store.response_budget import ResponseBudget
 
 
 class CallerChain(InterceptorChain):
@@ -62,6 +64,7 @@ def build_chain(
     drain_gate: DrainGate,
     source: Source,
     accesses: AccessCache,
+    responses: ResponseBudget,
     tracing: Sequence[Interceptor] = (),
 ) -> CallerChain:
     """Returns the interceptors of the callers' server, the outermost first.
@@ -72,6 +75,7 @@ def build_chain(
         drain_gate: Shared with the drain, which closes it.
         source: Who authenticates callers.
         accesses: Plans of the policy in force, by caller.
+        responses: Of the store's large reads, and of every large response.
         tracing: `Tracing`, or nothing while tracing is off.
     """
     observe = Observe(needs, access_log=settings.access_log)
@@ -88,6 +92,7 @@ def build_chain(
         fair_share,  # needs the principal
         stream_limit,  # needs the principal
         Authorization(needs, accesses, audit_permits=settings.audit_permits),  # needs the principal
-        Decode(settings.max_message_bytes),  # innermost: a request that is refused is never parsed
+        Decode(settings.max_message_bytes),  # a request that is refused is never parsed
+        Encode(responses),  # innermost: a method may return bytes
     )
     return CallerChain(interceptors, observe, fair_share, stream_limit)

@@ -18,7 +18,7 @@ from server.errors import FieldInvalid, ServiceError, Violation
 from server.interceptors.body_budget import BodyBudget, SlowReads
 from server.interceptors.chain import Context, Handler, Interceptor, is_contract_method
 from server.requests.elements import check_elements
-from server.requests.large import LARGE_BYTES, run_sized
+from server.requests.large import LARGE_BYTES, current_size, run_sized
 from server.requests.sizes import SMALL_REQUEST_BYTES, check_size, max_request_bytes
 from server.requests.validation import validate
 
@@ -88,11 +88,13 @@ class Decode(Interceptor):
                 if not room:
                     del body
                     raise self._budget.no_room()
-                loaded = await run_sized(len(body), _try_load, parse, body)
+                size, read = len(body), [body]
                 del body
+                loaded = await run_sized(size, _try_load, parse, read)
                 if isinstance(loaded, ServiceError):
                     raise loaded
                 current_request.set(_outline(loaded))
+                current_size.set(size)
                 return await method(loaded, context)
 
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
@@ -103,6 +105,7 @@ class Decode(Interceptor):
 
         async def requests(bodies: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
             async for body in bodies:
+                current_size.set(len(body))
                 if len(body) <= LARGE_BYTES:
                     yield parse(body)
                     continue
@@ -112,7 +115,7 @@ class Decode(Interceptor):
                     if not room:
                         read.clear()
                         raise self._budget.no_room()
-                    parsed = await run_sized(size, _try_parse, parse, read.pop())
+                    parsed = await run_sized(size, _try_parse, parse, read)
                     if isinstance(parsed, ServiceError):
                         raise parsed
                     yield parsed
@@ -140,9 +143,9 @@ def _load(parse: Parse, body: bytes) -> Any:
     return request
 
 
-def _try_load(parse: Parse, body: bytes) -> Any:
+def _try_load(parse: Parse, read: list[bytes]) -> Any:
     """Returns a valid request, or the error; a raised one would keep the request in memory with its traceback."""
-    request = _try_parse(parse, body)
+    request = _try_parse(parse, read)
     if isinstance(request, ServiceError):
         return request
     try:
@@ -152,10 +155,10 @@ def _try_load(parse: Parse, body: bytes) -> Any:
     return request
 
 
-def _try_parse(parse: Parse, body: bytes) -> Any:
-    """Returns a request with few enough elements, or the error."""
+def _try_parse(parse: Parse, read: list[bytes]) -> Any:
+    """Returns a request with few enough elements, or the error; takes its bytes out of ``read``, which frees them."""
     try:
-        request = parse(body)
+        request = parse(read.pop())
         check_elements(request)
     except ServiceError as error:
         return error.with_traceback(None)

@@ -3,12 +3,17 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
 LARGE_BYTES = 16 * 1024  # work on a smaller request takes some milliseconds at most
 
 # One thread: several would take the interpreter lock from the event loop more often, and finish no earlier.
 _thread = ThreadPoolExecutor(1, "large-requests")
+
+# Bytes of the request, or of the message of a stream, that the current task works on; set by `Decode`. To ask a message
+# for its size is to serialize it.
+current_size: ContextVar[int] = ContextVar("current_size", default=0)
 
 P = ParamSpec("P")
 R = TypeVar("R")

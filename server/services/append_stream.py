@@ -28,7 +28,7 @@ from server.errors import (
     Violation,
 )
 from server.identity.caller import Caller
-from server.requests.large import LARGE_BYTES, run_sized
+from server.requests.large import LARGE_BYTES, current_size, run_sized
 from server.requests.validation import validate
 from server.services.new_items import BatchBuilder
 from server.store.appends import Append
@@ -140,7 +140,7 @@ class AppendStream:
             async for request in requests:
                 await self._slots.acquire()
                 await self._begin(request)
-                if request.ByteSize() > LARGE_BYTES:
+                if current_size.get() > LARGE_BYTES:
                     await self._settled()
                 del request
         except asyncio.CancelledError:
@@ -209,9 +209,10 @@ class AppendStream:
         request.conversation_id = self._conversation_id = sent or self._conversation_id
 
     async def _append(self, request: pb.AppendItemsRequest, access: Access) -> Append:
-        await run_sized(request.ByteSize(), validate, request)
+        size = current_size.get()
+        await run_sized(size, validate, request)
         now = datetime.now(UTC)
-        reserved = reservation_for(Method.APPEND_ITEMS, request)
+        reserved = await run_sized(size, reservation_for, Method.APPEND_ITEMS, request)
         batch = await self._batches.prepare(request.items, self._conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         on_stored = self._audit.record_stored

@@ -17,9 +17,10 @@ from server.policy.attributes import attribute_pairs
 from server.policy.principal import Principal
 from server.requests import filters, page_tokens
 from server.requests.field_masks import change_of
+from server.requests.large import current_size, run_sized
 from server.requests.page_tokens import PageTokens
 from server.services.append_stream import AppendStream
-from server.services.messages import add_items, conversation_of, item_of
+from server.services.messages import conversation_of, item_response, page_of, with_items
 from server.services.new_items import BatchBuilder
 from server.store.appends import Append
 from server.store.batch import EMPTY_BATCH
@@ -34,6 +35,8 @@ _CONVERSATIONS, _ITEMS = "ListConversations", "ListItems"  # what a page token i
 
 class ConversationsServicer(ConversationsServiceServicer):
     """One method for each of the contract. Requests are valid; a `ServiceError` becomes the call's status.
+
+    Methods that return items return the bytes of a large response instead of a message.
 
     Beside what is listed, every method raises StoreUnavailable when the database cannot be
     reached, DeadlineExceeded when a statement takes too long, and Conflict when it lost
@@ -74,7 +77,7 @@ class ConversationsServicer(ConversationsServiceServicer):
             RequestIdReused: The `request_id` belongs to another request.
         """
         access, now = current_access.get(), datetime.now(UTC)
-        reserved = reservation_for(Method.CREATE_CONVERSATION, request)
+        reserved = await run_sized(current_size.get(), reservation_for, Method.CREATE_CONVERSATION, request)
         conversation_id = new_id(access.principal, reserved)
         batch = EMPTY_BATCH
         if request.items:
@@ -171,12 +174,13 @@ class ConversationsServicer(ConversationsServiceServicer):
             RequestIdReused: The `request_id` belongs to another request.
         """
         access, now = current_access.get(), datetime.now(UTC)
-        reserved = reservation_for(Method.CREATE_ITEMS, request)
+        reserved = await run_sized(current_size.get(), reservation_for, Method.CREATE_ITEMS, request)
         batch = await self._batches.prepare(request.items, request.conversation_id, access.principal.id, now)
         expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
         on_stored = current_audit.get().record_stored
         append = Append(access, request.conversation_id, batch, expected, reserved, now, on_stored=on_stored)
-        return add_items(pb.CreateItemsResponse(), await self._items.append(append))
+        response: pb.CreateItemsResponse = await with_items(pb.CreateItemsResponse(), await self._items.append(append))
+        return response
 
     def AppendItems(
         self, requests: AsyncIterator[pb.AppendItemsRequest], context: Context
@@ -194,7 +198,9 @@ class ConversationsServicer(ConversationsServiceServicer):
             ConversationNotFound: It is missing, deleted, or not readable for the caller.
             ItemNotFound: It has no such item.
         """
-        return item_of(await self._items.get(current_access.get(), request.conversation_id, request.item_id))
+        stored = await self._items.get(current_access.get(), request.conversation_id, request.item_id)
+        response: item_pb2.Item = await item_response(stored)
+        return response
 
     async def BatchGetItems(self, request: pb.BatchGetItemsRequest, context: Context) -> pb.BatchGetItemsResponse:
         """Returns items by id, in request order.
@@ -205,7 +211,8 @@ class ConversationsServicer(ConversationsServiceServicer):
             ResponseTooLarge: Together they do not fit into a message.
         """
         stored = await self._items.get_batch(current_access.get(), request.conversation_id, list(request.item_ids))
-        return add_items(pb.BatchGetItemsResponse(), stored)
+        response: pb.BatchGetItemsResponse = await with_items(pb.BatchGetItemsResponse(), stored)
+        return response
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
         """Returns a page of the items of a conversation, by sequence.
@@ -233,12 +240,11 @@ class ConversationsServicer(ConversationsServiceServicer):
         stored, more = await self._items.page(
             access, request.conversation_id, comparisons, cursor, size, descending=descending
         )
-        response = add_items(pb.ListItemsResponse(has_more=more), stored)
-        if stored:
-            response.first_id, response.last_id = response.items[0].id, response.items[-1].id
+        response = pb.ListItemsResponse(has_more=more)
         if more:
             response.next_page_token = self._tokens.sign(page_tokens.pack_sequence(stored[-1].sequence), *query)
-        return response
+        page: pb.ListItemsResponse = await page_of(response, stored)
+        return page
 
     async def DeleteItem(self, request: pb.DeleteItemRequest, context: Context) -> conversation_pb2.Conversation:
         """Deletes the content of an item, whose sequence stays taken, and returns its conversation.

@@ -1,7 +1,7 @@
 """Rows of the store as messages of the contract."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from conversations.v1 import conversations_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.policy.attributes import group_pairs
+from server.requests.large import LARGE_BYTES, run_sized
 from server.store.conversations import etag_of
 from server.store.items import StoredItem
 
@@ -58,13 +59,53 @@ def add_items(response: ItemsResponse, stored: Iterable[StoredItem]) -> ItemsRes
     A serialized message is its fields one after the other, so the stored bytes are joined
     and parsed once, instead of each item by itself (docs/adr/0013).
     """
-    tag = _ITEMS_TAGS[type(response)]
+    response.MergeFromString(b"".join(_fields(type(response), stored)))
+    return response
+
+
+async def with_items(response: ItemsResponse, stored: Sequence[StoredItem]) -> Any:
+    """Returns ``response`` with items, or if they are large, its bytes, made in a thread and parsed by nobody."""
+    size = sum(len(each.body) for each in stored)
+    if size <= LARGE_BYTES:
+        return add_items(response, stored)
+    return await run_sized(size, _join, response, stored)
+
+
+async def item_response(stored: StoredItem) -> Any:
+    """Returns the item with its sequence, or if it is large, its bytes."""
+    size = len(stored.body)
+    if size <= LARGE_BYTES:
+        return item_of(stored)
+    return await run_sized(size, b"".join, (stored.body, _SEQUENCE_TAG, varint(stored.sequence)))
+
+
+async def page_of(response: pb.ListItemsResponse, stored: Sequence[StoredItem]) -> Any:
+    """Returns ``response`` as `with_items` does, with the ids of the first item and the last."""
+    size = sum(len(each.body) for each in stored)
+    if size > LARGE_BYTES:
+        return await run_sized(size, _join_page, response, stored)
+    add_items(response, stored)
+    if stored:
+        response.first_id, response.last_id = response.items[0].id, response.items[-1].id
+    return response
+
+
+def _join_page(response: pb.ListItemsResponse, stored: Sequence[StoredItem]) -> bytes:
+    response.first_id, response.last_id = item_of(stored[0]).id, item_of(stored[-1]).id
+    return _join(response, stored)
+
+
+def _join(response: ItemsResponse, stored: Iterable[StoredItem]) -> bytes:
+    return b"".join((*_fields(type(response), stored), response.SerializeToString()))
+
+
+def _fields(response: type[ItemsResponse], stored: Iterable[StoredItem]) -> list[bytes]:
+    tag = _ITEMS_TAGS[response]
     parts: list[bytes] = []
     for sequence, body in stored:
         field = _SEQUENCE_TAG + varint(sequence)
         parts += (tag, varint(len(body) + len(field)), body, field)
-    response.MergeFromString(b"".join(parts))
-    return response
+    return parts
 
 
 def varint(number: int) -> bytes:

@@ -9,7 +9,7 @@ from conversations.v1 import item_pb2, item_status_pb2, options_pb2
 
 from server.errors import FieldInvalid, Violation
 from server.items import PART_TAG, ItemJsonError, check_item, has_own_status, role_name, status_name
-from server.requests.large import run_sized
+from server.requests.large import current_size, run_sized
 from server.services.messages import timestamp
 from server.store.batch import Batch, Reference
 from server.store.ids import new_item_ids
@@ -70,9 +70,8 @@ class BatchBuilder:
     async def prepare(
         self, new: Sequence[item_pb2.NewItem], conversation_id: str, created_by: str, now: datetime
     ) -> Batch:
-        """Returns what `build` returns; it runs in a thread if the items are large."""
-        size = sum(each.ByteSize() for each in new)
-        return await run_sized(size, self.build, new, conversation_id, created_by, now)
+        """Returns what `build` returns; it runs in a thread if the request is large."""
+        return await run_sized(current_size.get(), self.build, new, conversation_id, created_by, now)
 
     def build(self, new: Sequence[item_pb2.NewItem], conversation_id: str, created_by: str, now: datetime) -> Batch:
         """Returns the rows to store; the items of ``new`` are changed in place.

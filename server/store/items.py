@@ -25,12 +25,17 @@ from server.store.batch import Batch
 from server.store.comparison import Comparison, item_filter
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
+from server.store.connection.execution import Rows
 from server.store.connection.failures import KeyTaken
 from server.store.conversations import ConversationStore
 from server.store.idempotency import PriorResult, Reservation, execute_write, reservation_values
+from server.store.response_budget import SHARED_BYTES, ResponseBudget
 from server.store.sql import items as sql
+from server.store.sql.statement import Statement
 
 _BEFORE_ALL, _AFTER_ALL = 0, 2**63 - 1  # sequences that no item has
+_ANY_SIZE = 2**31 - 1  # bytes, more than an item has
+_COUNTED_BYTES = 16 * 1024  # of a write whose response has its items; smaller ones are not counted
 
 
 class StoredItem(NamedTuple):
@@ -62,12 +67,16 @@ class ItemStore:
         database: Runs the statements.
         conversations: The conversations of the items.
         page_bytes: The most bytes that the items of one response may have together; a single item always fits.
+        responses: Has to have room for what is read, if that may be large. Without room, reads raise Overloaded.
     """
 
-    def __init__(self, database: Database, conversations: ConversationStore, page_bytes: int) -> None:
+    def __init__(
+        self, database: Database, conversations: ConversationStore, page_bytes: int, responses: ResponseBudget
+    ) -> None:
         self._database = database
         self._conversations = conversations
         self._page_bytes = page_bytes
+        self._responses = responses
         self._batcher = AppendBatcher(database, conversations.locks, self._run_append)
 
     async def append(self, append: Append) -> list[StoredItem]:
@@ -85,6 +94,8 @@ class ItemStore:
             RequestIdReused: The request id belongs to another request.
             ResponseTooLarge: The items of the earlier call have more than ``page_bytes`` together.
         """
+        if append.size > _COUNTED_BYTES:
+            await self._responses.reserve(append.size)  # now, for afterwards it could not be refused any more
         base = await self._batcher.run(append)
         result = await self._settle(append, base)
         batch = append.batch
@@ -169,6 +180,9 @@ class ItemStore:
             ItemNotFound: Likewise of the item.
         """
         row = await self._get_row(access, conversation_id, item_id)
+        if row["body"] is None:
+            await self._responses.reserve(row["size"])
+            row = await self._get_row(access, conversation_id, item_id, share=_ANY_SIZE)
         return StoredItem(row["sequence"], row["body"])
 
     async def get_batch(self, access: Access, conversation_id: str, item_ids: Sequence[str]) -> list[StoredItem]:
@@ -179,14 +193,8 @@ class ItemStore:
             ItemNotFound: Likewise of an item; the first one.
             ResponseTooLarge: The items have more than ``page_bytes`` together.
         """
-        statement = sql.get_batch(*_read_permissions(access))
-        values = {
-            **access.values,
-            "conversation_id": conversation_id,
-            "item_ids": item_ids,
-            "page_bytes": self._page_bytes,
-        }
-        rows = await self._database.fetch(statement, values)
+        values = {**access.values, "conversation_id": conversation_id, "item_ids": item_ids}
+        rows = await self._fitting(sql.get_batch(*_read_permissions(access)), values)
         if not rows:
             raise ConversationNotFound(conversation_id)
         missing = [item_id for item_id, row in zip(item_ids, rows, strict=True) if row["sequence"] is None]
@@ -245,11 +253,28 @@ class ItemStore:
         """The rows of a page; sizes are added up only when a body has more than its share of ``page_bytes``."""
         permissions = _read_permissions(access)
         statement = sql.page(*permissions, **kind, small=True)
-        rows = await self._database.read(statement, {**values, "share": self._page_bytes // count})
+        share = min(self._page_bytes, SHARED_BYTES) // count
+        rows = await self._database.read(statement, {**values, "share": share})
         if all(row["body"] is not None or row["sequence"] is None for row in rows[:count]):
             return rows
-        statement = sql.page(*permissions, **kind, small=False)
-        return await self._database.fetch(statement, {**values, "page_bytes": self._page_bytes})
+        return await self._fitting(sql.page(*permissions, **kind, small=False), values)
+
+    async def _fitting(self, statement: Statement, values: dict[str, Any], *, patient: bool = False) -> Rows:
+        """The rows of a statement that leaves out bodies beyond ``page_bytes``; many bytes only when there is room.
+
+        Args:
+            statement: With the columns sequence, size and body.
+            values: Of its other parameters.
+            patient: As `ResponseBudget.reserve`.
+        """
+        few = min(self._page_bytes, SHARED_BYTES)
+        rows = await self._database.fetch(statement, {**values, "page_bytes": few, "single_bytes": few})
+        if all(row["body"] is not None or row["sequence"] is None for row in rows):
+            return rows
+        size = sum(row["size"] or 0 for row in rows)
+        await self._responses.reserve(min(size, self._page_bytes), patient=patient)
+        many = {"page_bytes": self._page_bytes, "single_bytes": _ANY_SIZE}
+        return await self._database.fetch(statement, {**values, **many})
 
     async def delete(
         self, access: Access, conversation_id: str, item_id: str, reservation: Reservation | None
@@ -278,18 +303,22 @@ class ItemStore:
         if await self._conversations.prior_result(access, conversation_id, reservation):
             await self._require(access, conversation_id, delete, [item_id])
             return await self._conversations.get(access, conversation_id)
-        row = await self._get_row(access, conversation_id, item_id, delete)
+        row = await self._get_row(access, conversation_id, item_id, delete, share=0)
         # When it may be deleted, it was created after the statement had looked for it.
         raise ItemNotFound(conversation_id, item_id) if row[delete.name] else ActionDenied("item", "delete")
 
-    async def _get_row(self, access: Access, conversation_id: str, item_id: str, *others: Permission) -> asyncpg.Record:
+    async def _get_row(
+        self, access: Access, conversation_id: str, item_id: str, *others: Permission, share: int = SHARED_BYTES
+    ) -> asyncpg.Record:
         """An item's row, with a column for each of ``others``: whether it covers the item.
+
+        A body of more than ``share`` bytes is None.
 
         Raises:
             ConversationNotFound, ItemNotFound: As `get`.
         """
         statement = sql.get(*_read_permissions(access), *others)
-        values = {**access.values, "conversation_id": conversation_id, "item_id": item_id}
+        values = {**access.values, "conversation_id": conversation_id, "item_id": item_id, "share": share}
         rows = await self._database.read(statement, values)
         if not rows:
             raise ConversationNotFound(conversation_id)
@@ -311,9 +340,11 @@ class ItemStore:
             "conversation_id": conversation_id,
             "first": result.first_sequence,
             "last": result.first_sequence + result.item_count - 1,
-            "page_bytes": self._page_bytes,
         }
-        rows = await self._database.fetch(statement, values)
+        if bodies:
+            rows = await self._fitting(statement, values, patient=True)  # the write is committed
+        else:
+            rows = await self._database.fetch(statement, values)
         if not rows:
             await self._require(access, conversation_id, create, item_ids)
         found = {row["sequence"]: row for row in rows}

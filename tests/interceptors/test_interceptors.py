@@ -18,6 +18,7 @@ from server.identity.anonymous import Anonymous
 from server.interceptors import build_chain
 from server.interceptors.drain_gate import DrainGate
 from server.settings.service import load
+from server.store.response_budget import ResponseBudget
 from tests.support.problems import problem
 from tests.support.service import Service
 
@@ -32,6 +33,7 @@ ORDER = [
     "StreamLimit",
     "Authorization",
     "Decode",
+    "Encode",
 ]
 
 
@@ -66,7 +68,7 @@ async def test_a_method_outside_of_the_contract_is_refused() -> None:
     """A service that somebody registers beside the contract is not reached."""
     drain_gate = DrainGate()
     drain_gate.open()
-    chain = build_chain(load(), needs(*CONTRACT), drain_gate, Anonymous(), AccessCache(ONE_USER))
+    chain = build_chain(load(), needs(*CONTRACT), drain_gate, Anonymous(), AccessCache(ONE_USER), ResponseBudget(2**20))
     assert ORDER == [type(each).__name__ for each in chain.interceptors]
     reached: list[bytes] = []
 

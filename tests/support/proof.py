@@ -33,6 +33,7 @@ from server.store.conversations import ConversationStore
 from server.store.embedded import run_embedded
 from server.store.items import ItemStore
 from server.store.migrate import migrate
+from server.store.response_budget import ResponseBudget
 from server.store.sql import conversations as statements
 from server.store.sql.schema import conversations, items
 from server.store.sql.statement import compile_statement
@@ -108,7 +109,7 @@ class Proof:
         self._connection = connection
         self._rng = rng
         self._conversations = ConversationStore(database, 2**24)
-        self._items = ItemStore(database, self._conversations, 2**20)
+        self._items = ItemStore(database, self._conversations, 2**20, ResponseBudget(2**20))
         self.seen = Seen()
 
     async def until(self, cases: int) -> Seen:

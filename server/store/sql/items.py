@@ -79,13 +79,16 @@ def append(
 def get(read: Permission, item_read: Permission, *others: Permission) -> Statement:
     """One item, with a column for each of ``others``, named as it is: whether it covers the item.
 
-    When only the conversation exists there is a row of NULLs; no row when not even that does.
+    When only the conversation exists there is a row of NULLs; no row when not even that does. A body of more than
+    ``share`` bytes is NULL too.
     """
     same = _i.item_id == _item_id
     joined = and_(_i.conversation_id == _c.id, same, _i.delete_time.is_(None), item_allowed(item_read, _i.item_id))
     found = conversations.outerjoin(items, joined)
     covered = [item_allowed(permission, _i.item_id).label(permission.name) for permission in others]
-    return compile_statement(select(_i.sequence, _i.body, *covered).select_from(found).where(visible_one(read)), "read")
+    size = func.octet_length(_i.body).label("size")
+    columns = (_i.sequence, _small(_i.body), size, *covered)
+    return compile_statement(select(*columns).select_from(found).where(visible_one(read)), "read")
 
 
 @lru_cache(maxsize=512)
@@ -95,7 +98,7 @@ def between(read: Permission, item_read: Permission, *, bodies: bool) -> Stateme
     ``bodies``: also their bodies, NULL from where they would not fit into ``page_bytes``.
     """
     first, last = bindparam("first", type_=BigInteger), bindparam("last", type_=BigInteger)
-    body = [_fitting(_i.body, _i.sequence)] if bodies else []
+    body = _fitting(_i.body, _i.sequence) if bodies else ()
     return compile_statement(
         select(_i.sequence, _i.item_id, _i.delete_time, *body)
         .join_from(conversations, items, _i.conversation_id == _c.id)
@@ -118,15 +121,16 @@ def _small(body: ColumnElement[bytes]) -> ColumnElement[bytes]:
     return case((func.octet_length(body) <= bindparam("share", type_=Integer), body)).label("body")
 
 
-def _fitting(body: ColumnElement[bytes], order: ColumnElement[Any]) -> ColumnElement[bytes]:
-    """``body``, or NULL when it and those before it in ``order`` have more than ``page_bytes`` together.
+def _fitting(body: ColumnElement[bytes], order: ColumnElement[Any]) -> tuple[ColumnElement[Any], ...]:
+    """The columns ``size`` and ``body``; the latter is NULL when there would be more than ``page_bytes`` up to it.
 
-    The first one is never NULL. Sizes are read without the bodies.
+    The first one in ``order`` may have ``single_bytes``. Sizes are read without the bodies.
     """
     size = func.octet_length(body)
     total = func.sum(size).over(order_by=order, rows=(None, 0))
-    fits = or_(total <= bindparam("page_bytes", type_=BigInteger), total == size)
-    return case((fits, body)).label("body")
+    first = and_(total == size, size <= bindparam("single_bytes", type_=Integer))
+    fits = or_(total <= bindparam("page_bytes", type_=BigInteger), first)
+    return size.label("size"), case((fits, body)).label("body")
 
 
 @lru_cache(maxsize=512)
@@ -137,7 +141,7 @@ def get_batch(read: Permission, item_read: Permission) -> Statement:
     same = and_(_i.conversation_id == _c.id, _i.item_id == named.c.item_id, _i.delete_time.is_(None))
     joined = and_(same, item_allowed(item_read, _i.item_id))
     return compile_statement(
-        select(_i.sequence, _fitting(_i.body, named.c.ordinal))
+        select(_i.sequence, *_fitting(_i.body, named.c.ordinal))
         .select_from(conversations.join(named, true()).outerjoin(items, joined))
         .where(visible_one(read))
         .order_by(named.c.ordinal),
@@ -169,8 +173,9 @@ def page(
     """
     position = _sequence_of_cursor(item_read) if by_id else bindparam("position", type_=BigInteger)
     order = _i.sequence.desc() if descending else _i.sequence.asc()
+    bodies = (_small(_i.body),) if small else _fitting(_i.body, order)
     page = (
-        select(_i.sequence, _small(_i.body) if small else _fitting(_i.body, order))
+        select(_i.sequence, *bodies)
         .where(
             _i.conversation_id == _c.id,
             alive(items),
@@ -184,7 +189,7 @@ def page(
     )
     cursor = [position.label("position")] if by_id else []
     return compile_statement(
-        select(page.c.sequence, page.c.body, *cursor)
+        select(*page.c, *cursor)
         .select_from(conversations.outerjoin(page, true()))
         .where(visible_one(read))
         .order_by(page.c.sequence.desc() if descending else page.c.sequence),
