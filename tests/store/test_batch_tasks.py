@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from server.store import append_batching
@@ -97,6 +98,32 @@ async def test_a_killed_flush_answers_its_reads(own_service: Service) -> None:
     assert len(answers) >= 2
     assert {("UNAVAILABLE", "STORE_UNAVAILABLE")} == {(told.code, told.reason) for told in answers}
     assert made.id == (await stub.GetConversation(get(made.id))).id
+
+
+@pytest.mark.parametrize(
+    "error", [asyncpg.ConnectionDoesNotExistError(), asyncpg.DataError("x"), asyncpg.DivisionByZeroError("x")]
+)
+async def test_a_shared_read_that_fails(own_service: Service, error: Exception) -> None:
+    """Reads whose round trip fails are tried again one by one; the one that is to blame fails alone."""
+    stub = own_service.stub
+    made = [await stub.CreateConversation(create()) for _ in range(8)]
+    shared = 0
+
+    async def fail(execute: Execute, execution: Execution) -> Rows:
+        nonlocal shared
+        shared += len(execution.arguments) > 1
+        if any(made[-1].id in arguments for arguments in execution.arguments):
+            raise error
+        return await execute(execution)
+
+    with intercepted(own_service.database, fail):
+        for _ in range(20):
+            answers = await asyncio.gather(*(outcome(stub.GetConversation(get(each.id))) for each in made))
+            assert made[:-1] == answers[:-1]
+            assert answers[-1].code in {"UNAVAILABLE", "INTERNAL"}
+            if shared > 3:
+                break
+    assert shared
 
 
 async def test_an_append_that_breaks_the_batcher_fails_alone(

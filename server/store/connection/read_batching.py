@@ -11,7 +11,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from server.errors import DeadlineExceeded, StoreUnavailable
+from server.errors import StoreUnavailable
 from server.store.connection.execution import Arguments, Execute, Execution, Rows
 from server.store.sql.statement import Statement
 
@@ -92,16 +92,16 @@ class ReadBatcher:
             del self._batches[statement]
 
     async def _run(self, statement: Statement, batch: list[PendingRead]) -> None:
-        try:
-            await self._run_batch(statement, batch)
-        except DeadlineExceeded:  # of one of them, perhaps: each is tried with the whole time
-            await asyncio.gather(*(self._run_one(statement, read) for read in batch))
-
-    async def _run_batch(self, statement: Statement, batch: list[PendingRead]) -> None:
         if len(batch) < 2:
             for read in batch:
                 await self._run_one(statement, read)
             return
+        try:
+            await self._run_batch(statement, batch)
+        except Exception:  # noqa: BLE001 - of one of them, perhaps: each is tried with the whole time, and has its own error
+            await asyncio.gather(*(self._run_one(statement, read) for read in batch))
+
+    async def _run_batch(self, statement: Statement, batch: list[PendingRead]) -> None:
         arguments = [(*read.arguments, number) for number, read in enumerate(batch)]
         answers: list[Rows] = [[] for _ in batch]
         callers = [read.caller for read in batch]

@@ -111,7 +111,7 @@ def change(read: Permission, permissions: tuple[Permission, ...], *, attributes:
 def _delete_old_attributes(changed: CTE) -> CTE:
     """Deletes the rows of the attributes that the conversation no longer has."""
     gone = conversation_attributes.c.attribute != all_(changed.c.attributes)
-    same = conversation_attributes.c.conversation_id == changed.c.id
+    same = conversation_attributes.c.conversation_id == _id
     return delete_from(conversation_attributes).where(same, gone).cte("unindexed")
 
 
@@ -119,7 +119,7 @@ def _insert_new_attributes(changed: CTE) -> CTE:
     """Inserts the rows of new attributes; those of the others exist."""
     tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
     held = _unnest(changed.c.attributes)
-    query = select(changed.c.id, held.c.value, tenant, changed.c.create_time).select_from(changed.join(held, true()))
+    query = select(_id, held.c.value, tenant, changed.c.create_time).select_from(changed.join(held, true()))
     names = ["conversation_id", "attribute", "tenant", "create_time"]
     return pg_insert(conversation_attributes).from_select(names, query).on_conflict_do_nothing().cte("reindexed")
 

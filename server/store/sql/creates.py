@@ -137,7 +137,9 @@ def _insert_attributes(created: CTE) -> CTE:
     array = bindparam("attributes", type_=ARRAY(Text))
     held = func.unnest(array).table_valued("value").render_derived()
     now = bindparam("now", type_=Time)
-    query = select(created.c.id, held.c.value, tenant, now).select_from(created.join(held, true()))
+    query = select(bindparam("conversation_id", type_=Text), held.c.value, tenant, now).select_from(
+        created.join(held, true())
+    )
     names = ["conversation_id", "attribute", "tenant", "create_time"]
     return insert(conversation_attributes).from_select(names, query).cte("indexed")
 

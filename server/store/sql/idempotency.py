@@ -48,7 +48,7 @@ FIND = compile_statement(
     select(requests.c.fingerprint, requests.c.first_sequence, requests.c.item_count).where(
         requests.c.conversation_id == bindparam("conversation_id", type_=Text),
         # The key has no tenant, the conversation has; its tombstone counts.
-        conversations.c.id == requests.c.conversation_id,
+        conversations.c.id == bindparam("conversation_id", type_=Text),
         conversations.c.tenant == bindparam("tenant", type_=Text),
         requests.c.principal == bindparam("principal", type_=Text),
         requests.c.method == bindparam("method", type_=SmallInteger),

@@ -32,6 +32,7 @@ _COLUMNS = ("conversation_id", "sequence", "version", "item_id", "type", "role",
 
 
 _now: ColumnElement[datetime] = bindparam("now", type_=Time)
+_conversation_id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
 
 
 def _array(name: str, type_: Any = Text) -> ColumnElement[Any]:
@@ -113,11 +114,11 @@ def insert_items(rows: CTE, target: CTE) -> CTE:
 
     Args:
         rows: Of `sent_rows` or `resolved_rows`.
-        target: One row: the conversation's ``id``, ``base``, the sequence that the first item
+        target: One row, if the conversation is written: ``base``, the sequence that the first item
             follows, and the ``version`` the items get.
     """
     query = select(
-        target.c.id,
+        _conversation_id,
         target.c.base + rows.c.ordinal,
         target.c.version,
         rows.c.item_id,

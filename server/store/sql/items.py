@@ -1,4 +1,7 @@
-"""Statements on items."""
+"""Statements on items.
+
+Each names its conversation by a parameter for every table, so that on a sharded database it concerns one shard.
+"""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -83,7 +86,7 @@ def get(read: Permission, item_read: Permission, *others: Permission) -> Stateme
     ``share`` bytes is NULL too.
     """
     same = _i.item_id == _item_id
-    joined = and_(_i.conversation_id == _c.id, same, _i.delete_time.is_(None), item_allowed(item_read, _i.item_id))
+    joined = and_(_i.conversation_id == _id, same, _i.delete_time.is_(None), item_allowed(item_read, _i.item_id))
     found = conversations.outerjoin(items, joined)
     covered = [item_allowed(permission, _i.item_id).label(permission.name) for permission in others]
     size = func.octet_length(_i.body).label("size")
@@ -101,7 +104,7 @@ def between(read: Permission, item_read: Permission, *, bodies: bool) -> Stateme
     body = _fitting(_i.body, _i.sequence) if bodies else ()
     return compile_statement(
         select(_i.sequence, _i.item_id, _i.delete_time, *body)
-        .join_from(conversations, items, _i.conversation_id == _c.id)
+        .join_from(conversations, items, _i.conversation_id == _id)
         .where(visible_one(read), item_allowed(item_read, _i.item_id), _i.sequence.between(first, last))
         .order_by(_i.sequence),
         "read",
@@ -138,7 +141,7 @@ def get_batch(read: Permission, item_read: Permission) -> Statement:
     """Items by id in the order of ``item_ids``; a row of NULLs for each that does not exist."""
     ids = func.unnest(bindparam("item_ids", type_=ARRAY(Text)))
     named = ids.table_valued("item_id", with_ordinality="ordinal", name="asked").render_derived()
-    same = and_(_i.conversation_id == _c.id, _i.item_id == named.c.item_id, _i.delete_time.is_(None))
+    same = and_(_i.conversation_id == _id, _i.item_id == named.c.item_id, _i.delete_time.is_(None))
     joined = and_(same, item_allowed(item_read, _i.item_id))
     return compile_statement(
         select(_i.sequence, *_fitting(_i.body, named.c.ordinal))
@@ -177,7 +180,7 @@ def page(
     page = (
         select(_i.sequence, *bodies)
         .where(
-            _i.conversation_id == _c.id,
+            _i.conversation_id == _id,
             alive(items),
             item_allowed(item_read, _i.item_id),
             _i.sequence < position if descending else _i.sequence > position,
@@ -243,7 +246,7 @@ def delete(read: Permission, item_read: Permission, delete: Permission, *, reser
     emptied = (
         update(items)
         .where(
-            _i.conversation_id == bumped.c.id,
+            _i.conversation_id == _id,
             _i.item_id == _item_id,
             _i.delete_time.is_(None),
         )
