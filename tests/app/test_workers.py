@@ -340,6 +340,12 @@ def shells(script: str, patience: float = SOON) -> Workers:
     return Workers((Address("nowhere", 1),), "no database", 2, start, patience)
 
 
+def served_once(folder: Path, script: str) -> str:
+    """A worker whose first start serves until there is a file `end` in the folder; later ones run the script."""
+    first = f"mkdir {folder}/a 2>&- || mkdir {folder}/b 2>&-"
+    return f"if {first}; then echo null; until [ -e {folder}/end ]; do sleep 0.05; done; else {script}; fi"
+
+
 async def test_a_start_that_cannot_succeed_ends() -> None:
     """A worker that dies again and again without a word, before all serve, is not started for ever."""
     with capture_logs() as logs, pytest.raises(WorkersFailed, match=r"ended 3 times .* exit code 7"):
@@ -367,13 +373,47 @@ async def test_a_worker_that_does_not_end_is_killed() -> None:
 
 async def test_a_restart_that_fails_is_told_and_tried_again(tmp_path: Path) -> None:
     """Once all have served, a problem of one worker is a line in the log, and the others serve on."""
-    script = (
-        f"if mkdir {tmp_path}/$PPID.a || mkdir {tmp_path}/$PPID.b; then echo null; sleep 0.5; else echo '\"no\"'; fi"
-    )
     with capture_logs() as logs:
-        async with shells(f"({script}) 2>&-").running():
+        async with shells(served_once(tmp_path, "echo '\"no\"'")).running():
+            (tmp_path / "end").touch()
             await eventually(lambda: len([line for line in logs if line.get("problem") == "no"]) >= 4)
     assert all(line["again_in"] <= 2 for line in logs if "again_in" in line)
+
+
+BROKEN_OFF = "It broke off in the middle of what it had to say."
+BROKEN_REPORTS = {
+    "half a line": "printf '\"hal'",
+    "half a line of one that lives on": "printf '\"hal\\n'; read forever",
+    "a line that is no report": "echo served; read forever",
+    "a line beyond the limit": "head -c 70000 /dev/zero | tr '\\0' a; read forever",
+}
+
+
+@pytest.mark.parametrize("script", BROKEN_REPORTS.values(), ids=BROKEN_REPORTS)
+async def test_a_report_that_breaks_off_ends_the_start(script: str) -> None:
+    """A worker that does not say in a line how it is cannot be waited for: it is killed, and the start ends."""
+    with capture_logs() as logs, pytest.raises(WorkersFailed, match=BROKEN_OFF):
+        async with asyncio.timeout(SOON), shells(script).running():
+            raise AssertionError("they serve")
+    assert [] == [line["pid"] for line in logs if line["event"] == "worker started" and runs(line["pid"])]
+
+
+@pytest.mark.parametrize("script", BROKEN_REPORTS.values(), ids=BROKEN_REPORTS)
+async def test_a_report_that_breaks_off_later_is_an_end(script: str, tmp_path: Path) -> None:
+    """Once all have served, a worker with such a report is killed, told and started again; the others serve on."""
+    with capture_logs() as logs:
+        async with shells(served_once(tmp_path, script)).running():
+            (tmp_path / "end").touch()
+            await eventually(lambda: len([line for line in logs if line.get("problem") == BROKEN_OFF]) >= 3)
+    ended = [line for line in logs if line.get("problem") == BROKEN_OFF]
+    assert {-signal.SIGKILL, 0} >= {line["exit_code"] for line in ended}
+    assert [] == [line["pid"] for line in ended if runs(line["pid"])]
+
+
+async def test_a_report_in_two_pieces_is_one_line() -> None:
+    """A line is read to its end, however it arrives."""
+    async with asyncio.timeout(SOON), shells("printf nu; sleep 0.2; echo ll; read forever").running():
+        pass
 
 
 class _Signals:
