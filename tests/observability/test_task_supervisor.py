@@ -96,7 +96,38 @@ async def test_a_log_that_cannot_be_written_stops_nothing(monkeypatch: pytest.Mo
             raise OSError
 
     monkeypatch.setattr(task_supervisor, "log", Broken())
-    tasks, work = TaskSupervisor(), Work(ValueError(), ValueError())
-    async with tasks.running("work", work.run):
-        await asyncio.wait_for(work.steady.wait(), 5)
+    tasks, work, problems = TaskSupervisor(), Work(ValueError(), ValueError()), []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: problems.append(context))
+    try:
+        async with tasks.running("work", work.run):
+            await asyncio.wait_for(work.steady.wait(), 5)
+    finally:
+        loop.set_exception_handler(None)
     assert 2 == tasks.failures["work"]
+    assert [] == problems
+
+
+async def test_a_task_that_never_failed_is_counted() -> None:
+    """Its counter is there from the start and 0: one that is missing looks like one that was never wrong."""
+    tasks, work = TaskSupervisor(), Work()
+    async with tasks.running("work", work.run):
+        assert {"work": 0} == dict(tasks.failures)
+    assert {"work": 0} == dict(tasks.failures)
+
+
+async def test_earlier_ends_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses begin anew behind a run that was steady."""
+    monkeypatch.setattr(task_supervisor, "_STEADY_SECONDS", 1.0)
+    starts = 0
+
+    async def work() -> None:
+        nonlocal starts
+        starts += 1
+        await asyncio.sleep(1.1 if starts == 3 else 0)
+
+    with capture_logs() as lines:
+        async with TaskSupervisor().running("work", work), asyncio.timeout(5):
+            while len(lines) < 4:  # noqa: ASYNC110 - a log is no event
+                await asyncio.sleep(0.01)
+    assert [0.01, 0.02, 0.01, 0.02] == [line["again_in"] for line in lines[:4]]

@@ -138,7 +138,12 @@ async def test_a_database_that_is_away(url: str) -> None:
         problem = status.database_problem
         told = (problem.reason, problem.error, problem.code)
         assert ("connection_refused", "ConnectionRefusedError", "ECONNREFUSED") == told
+        async with asyncio.timeout(10):
+            while status.database_problem.failures < problem.failures + 2:
+                await asyncio.sleep(0.02)
+                status = await admin.stub.GetStatus(pb.GetStatusRequest())
         assert problem.HasField("start_time")
+        assert problem.start_time == status.database_problem.start_time  # of the outage, not of its last probe
         health = health_pb2_grpc.HealthStub(admin.channel)
         answer = await health.Check(health_pb2.HealthCheckRequest())
         assert health_pb2.HealthCheckResponse.NOT_SERVING == answer.status

@@ -316,7 +316,7 @@ async def test_a_wait_ends() -> None:
 
     async with locks.hold("a"):
         with pytest.raises(DeadlineExceeded):
-            await hold()
+            await asyncio.wait_for(hold(), 5)
         cancelled = asyncio.create_task(hold())
         await asyncio.sleep(0.01)
         cancelled.cancel()

@@ -6,7 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Self
 
 import asyncpg
@@ -16,13 +16,15 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from server.transport import health
 from tests.support.build import ahead, append, create, get, user_message
-from tests.support.problems import problem, problem_of
+from tests.support.problems import Problem, problem, problem_of
 from tests.support.service import Service, running_service
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS, PING, GOAWAY = 4, 6, 7  # frames of HTTP/2 (RFC 9113 §6)
 ACK = 1
+INITIAL_WINDOW_SIZE = 4  # of SETTINGS
 NO_ERROR, ENHANCE_YOUR_CALM = 0, 11
 
 
@@ -100,17 +102,74 @@ async def test_watches_of_a_connection(service: Service) -> None:
         watches = [HealthStub(channel).Watch(HealthCheckRequest()) for _ in range(10)]
         for each in watches:
             assert HealthCheckResponse.SERVING == (await each.read()).status
-        refused = HealthStub(channel).Watch(HealthCheckRequest())
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await refused.read()
-        assert "RATE_LIMITED" == problem_of(caught.value).reason
+        assert "RATE_LIMITED" == (await _refused(HealthStub(channel).Watch(HealthCheckRequest()))).reason
         assert await answers(service)
         watches[0].cancel()
         await asyncio.sleep(0.1)
         assert HealthCheckResponse.SERVING == (await HealthStub(channel).Watch(HealthCheckRequest()).read()).status
 
 
+async def test_watches_of_all_connections(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has so many watches of health; one more is refused on any connection, until one of them ends."""
+    monkeypatch.setattr(health, "MAX_WATCHES", 12)
+    async with running_service(service.url) as served, AsyncExitStack() as stack:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [grpc.aio.insecure_channel(served.address, options=options) for _ in range(3)]
+        first, second, third = [HealthStub(await stack.enter_async_context(channel)) for channel in channels]
+        watches = [stub.Watch(HealthCheckRequest()) for stub in [first] * 10 + [second] * 2]
+        for each in watches:
+            await each.read()
+        for stub in (second, third):
+            refused = await _refused(stub.Watch(HealthCheckRequest()))
+            assert ("RESOURCE_EXHAUSTED", "RATE_LIMITED", "12") == (
+                refused.code,
+                refused.reason,
+                refused.metadata["limit"],
+            )
+        watches[0].cancel()
+        await asyncio.sleep(0.1)
+        assert HealthCheckResponse.SERVING == (await third.Watch(HealthCheckRequest()).read()).status
+
+
+async def _refused(watch: Any) -> Problem:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await watch.read()
+    return problem_of(caught.value)
+
+
+class _Peer:
+    """What a watch needs of the context of its call."""
+
+    def __init__(self, name: str) -> None:
+        self.peer = lambda: name
+        self.write = asyncio.Event().wait
+
+
+async def test_connections_that_watched_are_forgotten() -> None:
+    """Nothing is kept of a connection whose watches have ended, so that new connections take no memory for good."""
+    made = await health.Health.create([])
+    for number in range(20):
+        context: Any = _Peer(f"ipv4:127.0.0.1:{number}")
+        watch = asyncio.create_task(made.Watch(HealthCheckRequest(), context))
+        await asyncio.sleep(0)
+        assert [context.peer()] == list(made._watches)
+        watch.cancel()
+        await asyncio.wait([watch])
+    assert not made._watches
+
+
 # -- sizes
+
+
+async def test_what_a_call_may_send_unread(service: Service) -> None:
+    """A call may send 64 KiB before its request is read, not the 4 MiB of gRPC's default."""
+
+    def settings_of(address: str) -> dict[int, int]:
+        with Peer(address) as peer:
+            payload = next(payload for kind, payload in peer.frames() if kind == SETTINGS and payload)
+            return dict(struct.iter_unpack(">HI", payload))
+
+    assert 64 * 1024 == (await asyncio.to_thread(settings_of, service.address))[INITIAL_WINDOW_SIZE]
 
 
 async def test_metadata(service: Service) -> None:
