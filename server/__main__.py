@@ -7,6 +7,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # The processes started here exec at once: the fork handlers are of no use, and crash the child now and then.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+from server.observability import lean_structlog  # noqa: F401 - before the modules that log
+
+# isort: split
 from server.cli.commands import main
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from server.app.migration import migrate_apart
 from server.errors import NotReadyYet
 from server.observability.task_supervisor import TaskSupervisor
 from server.settings.service import Settings
@@ -14,7 +15,7 @@ from server.store.connection.database import Database
 from server.store.connection.execution import Interceptor
 from server.store.connection.opening import open_database, verify
 from server.store.embedded import default_data_dir, run_embedded
-from server.store.migrate import HEAD, current_revision, is_behind, migrate
+from server.store.migrate import HEAD, current_revision, is_behind
 from server.store.sql import schema
 from server.store.sql.statement import compile_statement
 
@@ -104,7 +105,7 @@ async def prepare_schema(settings: Settings, store: Store) -> list[bytes]:
 
 async def _ensure_schema(url: str, *, migrating: bool) -> None:
     if migrating:
-        if await migrate(url):
+        if await migrate_apart(url):
             log.info("database schema brought up to date", revision=HEAD)
     elif is_behind(found := await current_revision(url)):
         raise SchemaBehind(

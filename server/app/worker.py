@@ -9,6 +9,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeAlias
 
+from server.observability import lean_structlog  # noqa: F401 - before the modules that log
+
+# isort: split
 import structlog
 
 from server.app.service import run_service

@@ -47,7 +47,7 @@ def _first_violations(request: Message) -> list[Violation]:
     """Returns the violations of the first invalid message in ``request``; none if it is valid after all."""
     path, message = _first_invalid(request)
     violations = []
-    if message.DESCRIPTOR.full_name not in _fast_path.unknown:
+    if message.DESCRIPTOR.full_name not in _fast_path.unknown.keys() | _fast_path.inward:
         own = _validator.collect_violations(_withoutchildren(message))
         violations = [_violation(each, path) for each in own if _depth(each) <= 1]
     return violations or [_violation(each) for each in _validator.collect_violations(request, fail_fast=True)]

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from buf.validate import validate_pb2
@@ -33,6 +34,7 @@ _GROUPS = {
     FieldDescriptor.TYPE_INT32: "int32",
     FieldDescriptor.TYPE_INT64: "int64",
 }
+_NOT_EMPTY = re.compile(r"this\.(\w+) != ''")  # the one expression of CEL that is known here
 _UUID = re.compile("[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 # Patterns that mean the same to RE2 and to Python, and that Python matches without
 # trying the same text again and again: no alternatives, flags or escapes but \x00,
@@ -53,11 +55,13 @@ class FastPath:
 
     Attributes:
         unknown: The first unknown rule of each such type, by its full name.
+        inward: The full names of the types with a rule about what is inside of one of their fields.
     """
 
     def __init__(self) -> None:
         self._checks: dict[Descriptor, Check] = {}
         self.unknown: dict[str, str] = {}
+        self.inward: set[str] = set()
 
     def certainly_valid(self, message: Message) -> bool:
         """Returns True if ``message`` keeps all its rules; False says that only protovalidate knows."""
@@ -135,8 +139,12 @@ class FastPath:
     def _value(self, field: FieldDescriptor, rules: FieldRules, handled: str = "") -> Check | None:
         """Returns the check of one value: the field's, an element of its list, or a key or value of its map."""
         group = _GROUPS.get(field.type, "")
-        _expect(rules, {group, handled})
+        _expect(rules, {group, handled, "cel"})
         checks = [_check(rule, limit, field) for rule, limit in getattr(rules, group).ListFields()] if group else []
+        if rules.cel:
+            assert field.containing_type
+            self.inward.add(field.containing_type.full_name)
+            checks += [_expression(each.expression, field) for each in rules.cel]
         if field.message_type and _has_rules(field.message_type):
             checks.append(self._check_of(field.message_type))
         return _all(checks)
@@ -165,6 +173,16 @@ def _check(rule: FieldDescriptor, limit: Any, field: FieldDescriptor) -> Check:
     if make is None or limit is False:
         raise UnknownRule(rule.full_name)
     return make(limit, field)
+
+
+def _expression(expression: str, field: FieldDescriptor) -> Check:
+    """Returns the check of an expression about a message: that one of its strings is not empty."""
+    match = _NOT_EMPTY.fullmatch(expression)
+    names = field.message_type.fields_by_name if match and field.message_type else {}
+    named = names.get(match[1]) if match else None
+    if named is None or named.type != FieldDescriptor.TYPE_STRING or named.is_repeated:
+        raise UnknownRule(expression)
+    return attrgetter(named.name)
 
 
 def _matcher(pattern: str) -> Check:

@@ -67,10 +67,11 @@ def contents(*parts: Content) -> NewItem:
     return new_item(message=Message(role=ROLE_USER, content=parts))
 
 
-def attributes(count: int, *names: str) -> UpdateConversationRequest:
+def attributes(count: int, *names: str, request_id: str = "", id: str = "conv_a") -> UpdateConversationRequest:  # noqa: A002
     """An update with so many values of each attribute."""
     values = AttributeValues(values=[f"v{number}" for number in range(count)])
-    return UpdateConversationRequest(conversation=Conversation(id="conv_a", attributes=dict.fromkeys(names, values)))
+    conversation = Conversation(id=id, attributes=dict.fromkeys(names, values))
+    return UpdateConversationRequest(conversation=conversation, request_id=request_id)
 
 
 BATCH = BatchGetItemsRequest(conversation_id="conv_a")
@@ -90,6 +91,8 @@ LARGE: dict[str, tuple[Any, set[str]]] = {
     "values": (attributes(257, "teams"), {'conversation.attributes["teams"].values'}),
     "a name": (attributes(250, "teams", "Teams"), {'conversation.attributes["Teams"]'}),
     "names": (attributes(20, *(f"a{number}" for number in range(17))), {"conversation.attributes"}),
+    "a request id beside names": (attributes(250, "teams", "roles", request_id="x"), {"request_id"}),
+    "no id beside names": (attributes(250, "teams", "roles", id=""), {"conversation"}),
     "valid": (attributes(250, "teams", "roles"), set()),
 }
 
