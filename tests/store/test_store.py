@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -486,12 +486,15 @@ SESSION = """
            (SELECT count(*) FROM pg_cursors WHERE is_holdable) AS cursors"""
 
 
-async def given_back(database: Database, size: int) -> None:
-    """Waits for statements whose callers have gone, until the pool has all of its connections."""
+async def take_all(database: Database, size: int, stack: AsyncExitStack) -> list[asyncpg.Connection]:
+    """All connections of the pool, once the statements whose callers have gone, and probes, have released them."""
+    taken: list[asyncpg.Connection] = []
     async with asyncio.timeout(20):
-        while database.pool.get_idle_size() < database.pool.get_size() or database._connections._idle:
+        while len(taken) < size:
             await database._connections._release_oldest(size)
-            await asyncio.sleep(0.01)
+            with suppress(TimeoutError):
+                taken.append(await stack.enter_async_context(database.pool.acquire(timeout=0.1)))
+    return taken
 
 
 async def test_connections_keep_no_state(postgres: str, template: str) -> None:
@@ -517,9 +520,7 @@ async def test_connections_keep_no_state(postgres: str, template: str) -> None:
 
         await asyncio.gather(*map(calls, range(12)))
         async with AsyncExitStack() as stack:
-            await given_back(served.database, size)
-            pool = served.database.pool
-            connections = [await stack.enter_async_context(pool.acquire(timeout=2)) for _ in range(size)]
+            connections = await take_all(served.database, size, stack)
             found = [tuple(await connection.fetchrow(SESSION)) for connection in connections]
             assert not any(connection.is_in_transaction() for connection in connections)
         assert [("", 0, 0, 0, 0, 0)] * size == found

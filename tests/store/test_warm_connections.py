@@ -77,3 +77,19 @@ async def test_a_defect_is_no_lost_connection(postgres: str) -> None:
         with pytest.raises(AttributeError, match="a defect"):
             await database._connections.run(defective)
         assert 1 == (await database.fetch(SELECT_1, {}))[0][0]
+
+
+async def test_connections_that_are_taken_while_others_are_released(postgres: str) -> None:
+    """A statement that takes an idle connection while others are released does not end the release."""
+    async with open_database(postgres, 4, Bounds()) as database:
+        await asyncio.gather(*(database.fetch(Statement("SELECT pg_sleep(0.1)", (), "read"), {}) for _ in range(4)))
+        warm = database._connections
+        count = len(warm._idle)
+        assert count >= 2
+        release = asyncio.create_task(warm._release_oldest(count))
+        await asyncio.sleep(0)  # it waits for its first connection
+        taken = [await warm._acquire() for _ in range(count - 1)]
+        assert not warm._idle
+        await release
+        for connection in taken:
+            await warm._release(connection)

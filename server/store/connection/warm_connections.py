@@ -107,7 +107,9 @@ class WarmConnections:
 
     async def _release_oldest(self, count: int) -> None:
         self._unused = len(self._idle) - count
-        for _ in range(min(count, len(self._idle))):
+        for _ in range(count):
+            if not self._idle:  # statements took the rest while one was released
+                return
             await self._release(self._idle.pop(0))
 
     async def _release(self, connection: Connection) -> None:
