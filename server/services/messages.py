@@ -10,13 +10,14 @@ from conversations.v1 import conversations_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.policy.attributes import group_pairs
-from server.requests.large import LARGE_BYTES, run_sized
+from server.requests.large import run_sized
 from server.store.conversations import etag_of
 from server.store.items import StoredItem
 
 ItemsResponse = TypeVar("ItemsResponse", pb.CreateItemsResponse, pb.BatchGetItemsResponse, pb.ListItemsResponse)
 
 
+_JOINED_BYTES = 256 * 1024  # are joined in less time than a thread takes to begin
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -53,45 +54,38 @@ def item_of(stored: StoredItem) -> item_pb2.Item:
     return item
 
 
-def add_items(response: ItemsResponse, stored: Iterable[StoredItem]) -> ItemsResponse:
-    """Adds items, with their sequences, to the field `items` of ``response``, and returns it.
-
-    A serialized message is its fields one after the other, so the stored bytes are joined
-    and parsed once, instead of each item by itself (docs/adr/0013).
-    """
-    response.MergeFromString(b"".join(_fields(type(response), stored)))
-    return response
-
-
 async def with_items(response: ItemsResponse, stored: Sequence[StoredItem]) -> Any:
-    """Returns ``response`` with items, or if they are large, its bytes, made in a thread and parsed by nobody."""
-    size = sum(len(each.body) for each in stored)
-    if size <= LARGE_BYTES:
-        return add_items(response, stored)
-    return await run_sized(size, _join, response, stored)
+    """Returns the bytes of ``response`` with items in its field `items`, with their sequences.
+
+    A serialized message is its fields one after the other, so the stored bytes are joined, and parsed by nobody
+    (docs/adr/0013). More than `_JOINED_BYTES` are joined in a thread.
+    """
+    size = _size_of(stored)
+    return _join(response, stored) if size <= _JOINED_BYTES else await run_sized(size, _join, response, stored)
 
 
 async def item_response(stored: StoredItem) -> Any:
-    """Returns the item with its sequence, or if it is large, its bytes."""
+    """Returns the bytes of the item with its sequence."""
+    parts = stored.body, _SEQUENCE_TAG, varint(stored.sequence)
     size = len(stored.body)
-    if size <= LARGE_BYTES:
-        return item_of(stored)
-    return await run_sized(size, b"".join, (stored.body, _SEQUENCE_TAG, varint(stored.sequence)))
+    return b"".join(parts) if size <= _JOINED_BYTES else await run_sized(size, b"".join, parts)
 
 
 async def page_of(response: pb.ListItemsResponse, stored: Sequence[StoredItem]) -> Any:
-    """Returns ``response`` as `with_items` does, with the ids of the first item and the last."""
-    size = sum(len(each.body) for each in stored)
-    if size > LARGE_BYTES:
-        return await run_sized(size, _join_page, response, stored)
-    add_items(response, stored)
-    if stored:
-        response.first_id, response.last_id = response.items[0].id, response.items[-1].id
-    return response
+    """Returns bytes as `with_items` does, with the ids of the first item and the last."""
+    size = _size_of(stored)
+    if size <= _JOINED_BYTES:
+        return _join_page(response, stored)
+    return await run_sized(size, _join_page, response, stored)
+
+
+def _size_of(stored: Iterable[StoredItem]) -> int:
+    return sum([len(body) for _, body in stored])
 
 
 def _join_page(response: pb.ListItemsResponse, stored: Sequence[StoredItem]) -> bytes:
-    response.first_id, response.last_id = item_of(stored[0]).id, item_of(stored[-1]).id
+    if stored:
+        response.first_id, response.last_id = item_of(stored[0]).id, item_of(stored[-1]).id
     return _join(response, stored)
 
 
@@ -112,6 +106,8 @@ def varint(number: int) -> bytes:
     """Returns ``number``, 0 or more, in protobuf's variable-length encoding."""
     if number < 0x80:
         return _ONE_BYTE[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     groups = bytearray()
     while number > 0x7F:
         groups.append(number & 0x7F | 0x80)

@@ -104,7 +104,7 @@ class ItemStore:
         rows = await self._read_back(append, result, bodies=True)
         if any(row["body"] is None for row in rows):
             raise ResponseTooLarge(self._page_bytes)
-        return [StoredItem(row["sequence"], row["body"]) for row in rows]
+        return [_stored(row) for row in rows]
 
     async def append_ids(self, append: Append) -> AppendedIds:
         """Stores items as `append` does; returns their ids, and reads no item back."""
@@ -202,7 +202,7 @@ class ItemStore:
             raise ItemNotFound(conversation_id, missing[0])
         if any(row["body"] is None for row in rows):
             raise ResponseTooLarge(self._page_bytes)
-        return [StoredItem(row["sequence"], row["body"]) for row in rows]
+        return [_stored(row) for row in rows]
 
     async def page(
         self,
@@ -244,7 +244,7 @@ class ItemStore:
             raise ConversationNotFound(conversation_id)
         if isinstance(cursor, str) and rows[0]["position"] is None:
             raise FieldInvalid(Violation("after", "no such item in this conversation", "after.exists"))
-        page = [StoredItem(row["sequence"], row["body"]) for row in rows[:count] if row["body"] is not None]
+        page = [_stored(row) for row in rows[:count] if row["body"] is not None]
         return page, rows[0]["sequence"] is not None and len(page) < len(rows)
 
     async def _page(
@@ -255,7 +255,8 @@ class ItemStore:
         statement = sql.page(*permissions, **kind, small=True)
         share = min(self._page_bytes, SHARED_BYTES) // count
         rows = await self._database.read(statement, {**values, "share": share})
-        if all(row["body"] is not None or row["sequence"] is None for row in rows[:count]):
+        left_out = [row for row in rows[:count] if row["body"] is None]
+        if not left_out or left_out[0]["sequence"] is None:  # or the page is empty
             return rows
         return await self._fitting(sql.page(*permissions, **kind, small=False), values)
 
@@ -387,3 +388,8 @@ class ItemStore:
 def _read_permissions(access: Access) -> tuple[Permission, Permission]:
     """The permissions of every read of items: to read the conversation, and its items."""
     return access.demand("conversation", "read"), access.demand("item", "read")
+
+
+def _stored(row: asyncpg.Record) -> StoredItem:
+    """The item of a row, in half the time of the constructor of a NamedTuple."""
+    return tuple.__new__(StoredItem, (row["sequence"], row["body"]))
