@@ -8,12 +8,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from typing import TypeVar
 
 import grpc.aio
 
 from server.errors import Overloaded
-from server.interceptors.chain import Context
+from server.interceptors.chain import Context as CallContext
 from server.interceptors.error_status import trailers_of
 
 SLOW_SECONDS = 0.1  # that a small request never takes to arrive, and a large one may
@@ -65,9 +66,11 @@ class SlowReads:
         """``places``: requests at once."""
         self._limit = max(1, places // 4)
         self._places = asyncio.Semaphore(places)
+        self._watches: dict[_Watch, None] = {}  # of requests on their way that are not slow, the oldest first
+        self._looking = False  # whether a timer waits for the oldest
         self.count = 0  # that have taken longer
 
-    async def read(self, context: Context, read: Callable[[], Awaitable[Body]]) -> Body:
+    async def read(self, context: CallContext, read: Callable[[], Awaitable[Body]]) -> Body:
         """Returns what ``read`` reads from ``context``.
 
         Raises:
@@ -75,17 +78,37 @@ class SlowReads:
                 ended with RESOURCE_EXHAUSTED.
         """
         async with self._places:
-            watch = _Watch(self, context)
-            timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, watch.is_slow)
+            watch = self._watch(context)
             try:
                 body = await read()
             finally:
-                timer.cancel()
+                self._watches.pop(watch, None)
                 watch.end()
             await watch.raise_if_refused()  # it may have arrived in the moment in which it was refused
             return body
 
-    async def refuse(self, context: Context) -> BaseException:
+    def _watch(self, context: CallContext) -> "_Watch":
+        """Begins to watch a request. One timer serves all: a timer for each would cost more than a small read."""
+        loop = asyncio.get_running_loop()
+        watch = _Watch(self, context, loop.time() + SLOW_SECONDS)
+        self._watches[watch] = None
+        if not self._looking:
+            self._looking = True
+            loop.call_at(watch.slow_at, self._look, context=Context())
+        return watch
+
+    def _look(self) -> None:
+        """Finds the requests that have become slow, and comes back when the next one may be."""
+        loop = asyncio.get_running_loop()
+        while watch := next(iter(self._watches), None):
+            if watch.slow_at > loop.time():
+                loop.call_at(watch.slow_at, self._look, context=Context())
+                return
+            del self._watches[watch]
+            watch.is_slow()
+        self._looking = False
+
+    async def refuse(self, context: CallContext) -> BaseException:
         """Ends a call, and with it the read; a read that is cancelled leaks what it would have received.
 
         Returns:
@@ -111,11 +134,14 @@ class SlowReads:
 class _Watch:
     """One request on its way."""
 
-    __slots__ = ("_context", "_counted", "_reads", "_refusal")
+    __slots__ = ("_context", "_counted", "_reads", "_refusal", "_variables", "slow_at")
 
-    def __init__(self, reads: SlowReads, context: Context) -> None:
+    def __init__(self, reads: SlowReads, context: CallContext, slow_at: float) -> None:
+        """``slow_at``: when it has taken too long to be small, by the clock of the loop."""
+        self.slow_at = slow_at
         self._reads = reads
         self._context = context
+        self._variables = copy_context()  # of the call, while the timer is that of all
         self._counted = False
         self._refusal: asyncio.Task[BaseException] | None = None
 
@@ -123,7 +149,8 @@ class _Watch:
         """Called when it has taken too long to be small."""
         self._counted = self._reads.begin()
         if not self._counted:
-            self._refusal = asyncio.get_running_loop().create_task(self._reads.refuse(self._context))
+            refuse = self._reads.refuse(self._context)
+            self._refusal = asyncio.get_running_loop().create_task(refuse, context=self._variables)
 
     def end(self) -> None:
         """Called when it has arrived, or will not."""

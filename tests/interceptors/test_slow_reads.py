@@ -41,3 +41,37 @@ async def test_a_request_that_arrives_while_it_is_refused_is_not_served() -> Non
         with pytest.raises(grpc.aio.AbortError):
             await call
     assert 1 == reads.count
+
+
+async def test_each_request_becomes_slow_in_its_own_time() -> None:
+    """One timer watches all: those that come later become slow later, small ones never, and so again after a pause."""
+    reads, arrived = SlowReads(16), asyncio.Event()
+
+    async def slow() -> bytes:
+        await arrived.wait()
+        return b"slow"
+
+    async def small() -> bytes:
+        await asyncio.sleep(0)
+        return b"small"
+
+    loop = asyncio.get_running_loop()
+    for _ in range(2):
+        arrived.clear()
+        calls, began = [], []
+        for _ in range(2):
+            began.append(loop.time())
+            calls.append(asyncio.create_task(reads.read(LateAbort(), slow)))  # type: ignore[arg-type]
+            for _ in range(3):
+                assert b"small" == await reads.read(LateAbort(), small)  # type: ignore[arg-type]
+            await asyncio.sleep(0.6 * SLOW_SECONDS)
+        async with asyncio.timeout(SLOW_SECONDS + 5):
+            for number, since in enumerate(began, 1):
+                while reads.count < number:  # noqa: ASYNC110 - what it looks at is no event
+                    await asyncio.sleep(0.001)
+                assert SLOW_SECONDS <= loop.time() - since + 0.001
+        await asyncio.sleep(2 * SLOW_SECONDS)
+        assert 2 == reads.count
+        arrived.set()
+        assert [b"slow"] * 2 == await asyncio.gather(*calls)
+        assert 0 == reads.count
