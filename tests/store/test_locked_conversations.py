@@ -205,6 +205,27 @@ async def test_what_waited_is_few_statements(service: Service) -> None:
     assert 60 == await last_sequence(stub, locked)
 
 
+async def test_a_lane_keeps_the_order(service: Service) -> None:
+    """Appends that a shared statement could not store run before those that came while it ran."""
+    stub = service.stub
+    before, locked = await new(stub), await new(stub)
+    first = lambda: stub.CreateItems(append(before, user_message()))  # noqa: E731
+    calls = [lambda n=n: stub.CreateItems(append(locked, user_message(f"{n}"))) for n in range(8)]
+    async with (
+        queued_behind(service.database, first, *calls[:4]) as (line, tasks),
+        row_locked(service.url, locked),
+        held_statement(service.database, MANY) as shared,
+    ):
+        line.release.set()
+        await shared.started.wait()
+        for number, call in enumerate(calls[4:], 1):
+            tasks.append(asyncio.create_task(outcome(call())))
+            await shared.until(lambda want=number: want == len(shared.writes))  # type: ignore[misc]
+        shared.release.set()
+        await shared.until(lambda: len(shared.texts) == 2)  # the shared statement, and that of the lane
+    assert [f"{number}" for number in range(8)] == await stored(stub, locked)
+
+
 async def test_a_caller_that_leaves_a_lane(service: Service) -> None:
     """An append whose caller leaves while the row is locked is not stored, and its items take no more memory."""
     stub = service.stub
