@@ -7,11 +7,10 @@ that size from the arenas too. After a burst of large requests several hundred m
 import asyncio
 import ctypes
 import gc
-import resource
-from pathlib import Path
 from typing import Any
 
-_STATM = Path("/proc/self/statm")
+from server.observability.resident_memory import STATM, resident_bytes
+
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # <malloc.h>
 _LARGE_BLOCK = 128 * 1024  # bytes; the threshold that glibc begins with, and then moves unless it is set
 _ARENAS = 2
@@ -22,18 +21,13 @@ _SHORTEST, _LONGEST = 2.0, 16.0  # seconds between two looks
 def find_glibc() -> Any:
     """Returns the C library if it is glibc and there is a /proc; else None."""
     library = ctypes.CDLL(None)
-    return library if hasattr(library, "malloc_trim") and _STATM.exists() else None
+    return library if hasattr(library, "malloc_trim") and STATM.exists() else None
 
 
 def limit_arenas(glibc: Any) -> None:
     """Has large blocks returned to the system as soon as they are freed, and small ones kept in two arenas."""
     glibc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
     glibc.mallopt(_M_ARENA_MAX, _ARENAS)
-
-
-def resident_bytes() -> int:
-    """Returns the resident memory of this process."""
-    return int(_STATM.read_bytes().split()[1]) * resource.getpagesize()
 
 
 async def give_memory_back(glibc: Any) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
+from itertools import takewhile
 from typing import TypeVar
 
 import grpc.aio
@@ -16,8 +17,11 @@ import grpc.aio
 from server.errors import Overloaded
 from server.interceptors.chain import Context as CallContext
 from server.interceptors.error_status import trailers_of
+from server.observability.resident_memory import MemoryGauge
 
 SLOW_SECONDS = 0.1  # that a small request never takes to arrive, and a large one may
+LOOK_SECONDS = 0.02  # between two looks at those that arrive; a request that has not arrived then is not small
+GROWTH_BYTES = 128 * 1024 * 1024  # of the process; beyond it only one request that is not small may go on arriving
 
 Body = TypeVar("Body")
 
@@ -60,14 +64,17 @@ class SlowReads:
 
     A small request arrives with its headers and takes its place for a moment only. One that takes longer than
     `SLOW_SECONDS` is large or dripping; those get a quarter of the places, so that small ones hardly wait for them.
+    While the process has grown by `GROWTH_BYTES`, all but the oldest are refused after `LOOK_SECONDS` already: gRPC
+    tells the size of a request only when it has all of it.
     """
 
-    def __init__(self, places: int) -> None:
-        """``places``: requests at once."""
+    def __init__(self, places: int, memory: MemoryGauge | None = None) -> None:
+        """``places``: requests at once. ``memory``: tells when the process has grown."""
+        self._memory = memory or MemoryGauge(GROWTH_BYTES)
         self._limit = max(1, places // 4)
         self._places = asyncio.Semaphore(places)
-        self._watches: dict[_Watch, None] = {}  # of requests on their way that are not slow, the oldest first
-        self._looking = False  # whether a timer waits for the oldest
+        self._watches: dict[_Watch, None] = {}  # of requests on their way, the oldest first
+        self._looking = False  # whether a timer runs
         self.count = 0  # that have taken longer
 
     async def read(self, context: CallContext, read: Callable[[], Awaitable[Body]]) -> Body:
@@ -90,23 +97,32 @@ class SlowReads:
     def _watch(self, context: CallContext) -> "_Watch":
         """Begins to watch a request. One timer serves all: a timer for each would cost more than a small read."""
         loop = asyncio.get_running_loop()
-        watch = _Watch(self, context, loop.time() + SLOW_SECONDS)
+        watch = _Watch(self, context, loop.time())
         self._watches[watch] = None
         if not self._looking:
             self._looking = True
-            loop.call_at(watch.slow_at, self._look, context=Context())
+            loop.call_later(LOOK_SECONDS, self._look, context=Context())
         return watch
 
     def _look(self) -> None:
-        """Finds the requests that have become slow, and comes back when the next one may be."""
+        """Refuses the requests that may not go on arriving, and comes back while there are others."""
         loop = asyncio.get_running_loop()
-        while watch := next(iter(self._watches), None):
-            if watch.slow_at > loop.time():
-                loop.call_at(watch.slow_at, self._look, context=Context())
-                return
+        now = loop.time()
+        large = list(takewhile(lambda watch: watch.began + LOOK_SECONDS <= now, self._watches))
+        for watch in large:
+            if watch.began + SLOW_SECONDS <= now and not watch.may_be_slow():
+                self._refuse(watch)
+        if large[1:] and self._memory.is_short():
+            for watch in large[1:]:
+                self._refuse(watch)
+        self._looking = bool(self._watches)
+        if self._looking:
+            loop.call_later(LOOK_SECONDS, self._look, context=Context())
+
+    def _refuse(self, watch: "_Watch") -> None:
+        if watch in self._watches:
             del self._watches[watch]
-            watch.is_slow()
-        self._looking = False
+            watch.refuse()
 
     async def refuse(self, context: CallContext) -> BaseException:
         """Ends a call, and with it the read; a read that is cancelled leaks what it would have received.
@@ -134,23 +150,26 @@ class SlowReads:
 class _Watch:
     """One request on its way."""
 
-    __slots__ = ("_context", "_counted", "_reads", "_refusal", "_variables", "slow_at")
+    __slots__ = ("_context", "_counted", "_reads", "_refusal", "_variables", "began")
 
-    def __init__(self, reads: SlowReads, context: CallContext, slow_at: float) -> None:
-        """``slow_at``: when it has taken too long to be small, by the clock of the loop."""
-        self.slow_at = slow_at
+    def __init__(self, reads: SlowReads, context: CallContext, began: float) -> None:
+        """``began``: by the clock of the loop."""
+        self.began = began
         self._reads = reads
         self._context = context
         self._variables = copy_context()  # of the call, while the timer is that of all
         self._counted = False
         self._refusal: asyncio.Task[BaseException] | None = None
 
-    def is_slow(self) -> None:
-        """Called when it has taken too long to be small."""
-        self._counted = self._reads.begin()
-        if not self._counted:
-            refuse = self._reads.refuse(self._context)
-            self._refusal = asyncio.get_running_loop().create_task(refuse, context=self._variables)
+    def may_be_slow(self) -> bool:
+        """Counts it as slow, once; whether there was room for one more."""
+        self._counted = self._counted or self._reads.begin()
+        return self._counted
+
+    def refuse(self) -> None:
+        """Ends its call."""
+        refuse = self._reads.refuse(self._context)
+        self._refusal = asyncio.get_running_loop().create_task(refuse, context=self._variables)
 
     def end(self) -> None:
         """Called when it has arrived, or will not."""

@@ -12,7 +12,8 @@ import pytest
 
 from server.app import memory
 from server.app import service as app
-from server.app.memory import find_glibc, give_memory_back, resident_bytes
+from server.app.memory import find_glibc, give_memory_back
+from server.observability.resident_memory import resident_bytes
 from tests.support.commands import ROOT
 from tests.support.service import Service, running_service
 
@@ -180,7 +181,7 @@ def test_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=None))
     assert find_glibc() is not None
     with monkeypatch.context() as without:
-        without.setattr(memory, "_STATM", Path("/nowhere"))
+        without.setattr(memory, "STATM", Path("/nowhere"))
         assert find_glibc() is None
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     assert find_glibc() is None

@@ -67,6 +67,7 @@ _ITEMS, _CONVERSATIONS = "store/sql/items.py", "store/sql/conversations.py"
 _DATABASE, _FAILURES = "store/connection/database.py", "store/connection/failures.py"
 _CONNECTIONS = "store/connection/warm_connections.py"
 _SERVICER = "services/conversations.py"
+_RESPONSES, _ARRIVALS = "store/response_budget.py", "interceptors/body_budget.py"
 
 # Request ids are checked and not kept: what is repeated is done again.
 _FORGETFUL = (
@@ -165,8 +166,8 @@ MUTATIONS = (
         (
             Change(
                 _SERVICER,
-                "reserved = reservation_for(Method.CREATE_ITEMS, request)",
-                "reserved = reservation_for(Method.CREATE_ITEMS, request)\n"
+                "reservation_for, Method.CREATE_ITEMS, request)",
+                "reservation_for, Method.CREATE_ITEMS, request)\n"
                 "        __import__('logging').warning(str(request.items[0].item))",
             ),
         ),
@@ -232,5 +233,31 @@ MUTATIONS = (
         "fuzzed",
         "INTERNAL",
         (Change("interceptors/decode.py", "except DecodeError:", "except ZeroDivisionError:"),),
+    ),
+    # What a caller can make it hold.
+    Mutation(
+        "responses that nobody takes are not counted",
+        "400 answers that nobody takes",
+        "the server grew to",
+        (
+            Change(_RESPONSES, "if full or self._per_caller[waiter.caller] + waiter.cost > ", "if waiter.cost > "),
+            Change(_RESPONSES, "elif self.used + waiter.cost > self._limit:", "elif waiter.cost > self._limit:"),
+        ),
+    ),
+    Mutation(
+        "requests arrive without a bound",
+        "4 clients with 16 times 15 MiB",
+        "the server grew to",
+        (
+            Change("interceptors/decode.py", "_ARRIVING = 16 ", "_ARRIVING = 1600 "),
+            Change("interceptors/decode.py", "_BODIES = 2 ", "_BODIES = 200 "),
+            Change(_ARRIVALS, "if large[1:] and self._memory.is_short():", "if False:"),
+        ),
+    ),
+    Mutation(
+        "values in JSON are not counted",
+        "15 MiB of nested JSON",
+        "a health check took",
+        (Change("items/text.py", "MAX_VALUES = 100_000 ", "MAX_VALUES = 1_000_000_000 "),),
     ),
 )

@@ -7,6 +7,7 @@ import grpc.aio
 import pytest
 
 from server.interceptors.body_budget import SLOW_SECONDS, SlowReads
+from server.observability.resident_memory import MemoryGauge
 
 
 class LateAbort:
@@ -75,3 +76,27 @@ async def test_each_request_becomes_slow_in_its_own_time() -> None:
         arrived.set()
         assert [b"slow"] * 2 == await asyncio.gather(*calls)
         assert 0 == reads.count
+
+
+async def test_while_memory_is_short_only_the_oldest_goes_on() -> None:
+    """The others are refused before they are slow."""
+    used = [0]
+    reads, arrives = SlowReads(16, MemoryGauge(10, lambda: used[0])), asyncio.Event()
+
+    async def read() -> bytes:
+        await arrives.wait()
+        return b"body"
+
+    contexts = [LateAbort() for _ in range(3)]
+    for context in contexts:
+        context.goes_on.set()
+    calls = [asyncio.create_task(reads.read(context, read)) for context in contexts]  # type: ignore[arg-type]
+    await asyncio.sleep(SLOW_SECONDS / 2)
+    assert not any(context.begun.is_set() for context in contexts)
+    used[0] = 11
+    await asyncio.sleep(SLOW_SECONDS)
+    assert [False, True, True] == [context.begun.is_set() for context in contexts]
+    arrives.set()
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert [bytes, grpc.aio.AbortError, grpc.aio.AbortError] == [type(each) for each in done]
+    assert (0, {}) == (reads.count, reads._watches)
