@@ -199,7 +199,7 @@ class Workers:
         return problem
 
     async def _end(self) -> None:
-        """Sends SIGTERM to all workers, waits for their running calls, and sends SIGKILL to the rest."""
+        """Sends SIGTERM to all workers, waits for their calls in flight, and sends SIGKILL to the rest."""
         ends = {asyncio.create_task(each.process.wait()): each for each in self._running.values()}
         if not ends:
             return

@@ -49,12 +49,12 @@ def check(file: Annotated[Path, typer.Argument(help="The policy, YAML.")], attri
 
 @policy_app.command("explain")
 def explained(
-    principal: Annotated[str, typer.Option(help="Id of who asks.")],
+    principal: Annotated[str, typer.Option(help="Id of the principal.")],
     resource: Annotated[str, typer.Option(help=f"What for: {', '.join(RESOURCES)}.")],
     action: Annotated[str, typer.Option(help=f"To do what: {', '.join(ACTIONS)}.")],
     file: Annotated[Path | None, typer.Argument(help="The policy, YAML; without it the default policy.")] = None,
     attribute: Annotated[
-        list[str] | None, typer.Option(help="name=value that the one who asks has; repeatable.")
+        list[str] | None, typer.Option(help="name=value, an attribute of the principal; repeatable.")
     ] = None,
     owner: Annotated[str | None, typer.Option(help="Owner of the conversation; '' for one of nobody.")] = None,
     row_attribute: Annotated[

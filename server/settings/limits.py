@@ -38,5 +38,5 @@ class LimitSettings(BaseSettings):
         10.0, description="Pings of a client may come so often (too_many_pings)."
     )
     grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = Field(
-        10.0, description="From SIGTERM to the end of running calls."
+        10.0, description="From SIGTERM to the end of the calls in flight."
     )

@@ -27,7 +27,7 @@ def of_calls(counts: CallCounts) -> Iterator[Metric]:
         _handled(calls, counts.unknown),
     )
     seconds = ((words, own.seconds) for words, own in calls.items())
-    yield histograms_by("grpc_server_handling_seconds", "Time from the call to its end.", _LABELS, seconds)
+    yield histograms_by("grpc_server_handling_seconds", "Time from the start of a call to its end.", _LABELS, seconds)
     yield _counted("msg_received", "Messages that came.", calls, _received)
     told = {words: own for words, own in calls.items() if own.kind in ("unary", "bidi_stream")}
     yield _counted("msg_sent", "Messages that were sent; a health Watch does not say.", told, _sent)

@@ -70,26 +70,26 @@ def of_capacity(
     settings: Settings, calls: ConcurrencyCounts, streams: ConcurrencyCounts, drain: DrainState
 ) -> Iterator[Metric]:
     """Yields what is in flight, and what was refused because of a limit."""
-    yield gauge("calls_running", "Unary calls under way.", calls.count)
-    yield gauge("calls_limit", "Most unary calls at once (max_calls).", settings.calls_limit)
-    yield gauge("streams_running", "Streams under way.", streams.count)
-    yield gauge("streams_limit", "Most streams at once (max_streams).", settings.max_streams)
+    yield gauge("calls_running", "Unary calls in flight.", calls.count)
+    yield gauge("calls_limit", "The most unary calls that may be in flight (max_calls).", settings.calls_limit)
+    yield gauge("streams_running", "Streams in flight.", streams.count)
+    yield gauge("streams_limit", "The most streams that may be in flight (max_streams).", settings.max_streams)
     refused = {"calls": calls.refused, "streams": streams.refused}
-    yield counts("capacity_refusals", "Calls refused with RESOURCE_EXHAUSTED, too many being under way.", "of", refused)
-    yield gauge("draining", "1 while the server refuses new calls and ends.", drain.draining.is_set())
+    yield counts("capacity_refusals", "Calls refused with RESOURCE_EXHAUSTED: too many were in flight.", "of", refused)
+    yield gauge("draining", "1 while the process drains.", drain.draining.is_set())
 
 
 def of_store(database: PoolState) -> Iterator[Metric]:
     """Yields the metrics of the pool and of statements."""
     own = database.stats
-    yield gauge("pool_size", "Most connections (pool_size).", database.size)
-    yield gauge("pool_open", "Connections there are.", database.pool.get_size())
+    yield gauge("pool_size", "The most connections that the pool may open (pool_size).", database.size)
+    yield gauge("pool_open", "Connections that are open.", database.pool.get_size())
     yield gauge("pool_in_use", "Connections that run a statement.", database.in_use)
     yield gauge("pool_waiting", "Statements that wait for a connection.", database.waiting)
-    yield histogram("pool_wait_seconds", "Wait for a connection, of statements that found none free.", own.waits)
+    yield histogram("pool_wait_seconds", "Time that statements waited for a connection when none was free.", own.waits)
     yield histograms_by(
         "conversations_statement_seconds",
-        "Time of a statement on its connection: read, append (places items) or write.",
+        "Time of a statement on its connection, by kind: read, append or write.",
         ("kind",),
         (((kind,), seconds) for kind, seconds in own.seconds.items()),
     )
@@ -107,20 +107,22 @@ def of_sharing(database: PoolState) -> Iterator[Metric]:
     own = database.stats
     yield count("items_appended", "Items appended.", own.items)
     yield count("appends", "Appends of items to a conversation.", own.appends)
-    yield histogram("shared_appends", "Appends in a statement for several.", own.shared_appends)
+    yield histogram("shared_appends", "Appends in each statement that several appends shared.", own.shared_appends)
     yield count("creates", "Conversations created.", own.creates)
-    yield histogram("shared_creates", "Creates in a statement for several.", own.shared_creates)
+    yield histogram("shared_creates", "Creates in each statement that several creates shared.", own.shared_creates)
     yield count("reads", "Short reads.", own.reads)
-    yield histogram("shared_reads", "Short reads in a round trip for several.", own.shared_reads)
+    yield histogram("shared_reads", "Short reads in each round trip that several reads shared.", own.shared_reads)
 
 
 def of_purges(settings: Settings, purges: PurgeStats) -> Iterator[Metric]:
     """Yields the metrics of purges; nothing if another process purges."""
     if not settings.purge_every_minutes:
         return
-    yield counts("purge_runs", "Purges: done, skipped (another process was at it) or failed.", "outcome", purges.runs)
+    yield counts("purge_runs", "Purges: done, failed, or skipped because another one ran.", "outcome", purges.runs)
     yield counts("purge_rows", "Rows that purges removed.", "kind", purges.rows)
-    yield gauge("purge_last_success_timestamp_seconds", "When a purge was done; 0: not yet.", purges.last)
+    yield gauge(
+        "purge_last_success_timestamp_seconds", "Time of the last successful purge; 0 before the first.", purges.last
+    )
 
 
 def of_policy(policy: PolicyState) -> Iterator[Metric]:
@@ -136,8 +138,8 @@ def of_jwks(jwks: JwksStats | None) -> Iterator[Metric]:
     """Yields the metrics of the issuer's keys, if they come from a URL."""
     if jwks is None:
         return
-    yield counts("jwks_fetches", "Fetches of the issuer's keys: good or failed.", "outcome", jwks.fetches)
-    yield gauge("jwks_age_seconds", "Since the last good fetch; after a day its keys are dropped.", jwks.age)
+    yield counts("jwks_fetches", "Fetches of the issuer's keys, by outcome: good or failed.", "outcome", jwks.fetches)
+    yield gauge("jwks_age_seconds", "Seconds since the last good fetch; after a day keys are dropped.", jwks.age)
 
 
 def of_certificate(certificate: CertificateState | None) -> Iterator[Metric]:
@@ -146,7 +148,7 @@ def of_certificate(certificate: CertificateState | None) -> Iterator[Metric]:
         return
     expiry = certificate.expires_at.timestamp()
     yield gauge("certificate_expiry_timestamp_seconds", "When the certificate that is served expires.", expiry)
-    description = "Changes of the certificate's files: taken or refused."
+    description = "Changes of the certificate's files, by outcome: taken or refused."
     yield counts("certificate_reloads", description, "outcome", certificate.reloads)
 
 
@@ -154,8 +156,8 @@ def of_process(readiness: ReadyState, drain: DrainState, lag: EventLoopLag) -> I
     """Yields readiness, event loop lag and build information."""
     ready = readiness.ready and not drain.draining.is_set()
     yield gauge("ready", "1 while the server takes calls, as its health says.", ready)
-    yield histogram("event_loop_lag_seconds", "How late the event loop is, looked at four times a second.", lag.seconds)
-    yield info("build_info", "What runs.", _build())
+    yield histogram("event_loop_lag_seconds", "Delay of the event loop, measured four times a second.", lag.seconds)
+    yield info("build_info", "Versions of what runs; the value is 1.", _build())
 
 
 def of_tasks(tasks: TaskState) -> Iterator[Metric]:

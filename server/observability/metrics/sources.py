@@ -20,7 +20,7 @@ class CallCounts(Protocol):
 
 
 class ConcurrencyCounts(Protocol):
-    """Calls under way, and calls refused because there were too many."""
+    """Calls in flight, and calls refused because there were too many."""
 
     @property
     def count(self) -> int: ...

@@ -32,7 +32,7 @@ class Connector:
         self._url = url
         self._hosts = hosts_of(url)
         self._made: WeakSet[asyncpg.Connection] = WeakSet()
-        self._limits: set[asyncio.Timeout] = set()  # of attempts under way
+        self._limits: set[asyncio.Timeout] = set()  # of attempts that have not ended
 
     async def connect(self, *_dsn: Any, timeout: float, **options: Any) -> asyncpg.Connection:  # noqa: ASYNC109
         """Returns a connection to a host that takes writes.

@@ -1,9 +1,9 @@
 """Reads that come at the same moment, in one round trip (ADR 12).
 
-A read that comes while no other is under way runs at once. When others are, the
+A read that comes while no other is in flight runs at once. When others are, the
 reads of one statement that come within the same few turns of the event loop are
 sent together: the more the process has to do, the more they are. None waits for
-a statement that is under way.
+a statement that is in flight.
 """
 
 import asyncio
