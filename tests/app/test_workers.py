@@ -27,7 +27,7 @@ from server.authorization.policy_file import PolicyConfigError, PolicyFile
 from server.errors import StartFailed
 from server.settings.addresses import Address
 from server.settings.service import SettingsInvalid, load
-from tests.support.build import create
+from tests.support.build import create, user_message
 from tests.support.commands import ROOT, environment, finish, run_command, start_command
 from tests.support.postgres import data_folder, fetch, fresh_database, kill_postmasters_in, postmasters_in
 from tests.support.service import Service
@@ -270,8 +270,9 @@ async def test_calls_in_flight_end(postgres: str, template: str, tmp_path: Path)
 
 
 async def _created(address: str) -> str:
+    large = create(user_message("x" * 300_000))  # does not share a statement
     async with client(address) as stub:
-        return (await stub.CreateConversation(create()).code()).name  # type: ignore[no-any-return]
+        return (await stub.CreateConversation(large).code()).name  # type: ignore[no-any-return]
 
 
 async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
