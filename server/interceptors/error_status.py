@@ -19,6 +19,8 @@ from server.interceptors.chain import Context, Guard, Handler, Interceptor
 
 log = structlog.get_logger(__name__)
 
+_GONE = "the caller has left, so nothing could be sent"
+
 Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 # Codes that retry policies of clients wait for; others get no pushback.
@@ -48,8 +50,10 @@ class _StatusGuard:
     ) -> None:
         if error is None or isinstance(error, asyncio.CancelledError | grpc.aio.AbortError | GeneratorExit):
             return
+        if isinstance(error, grpc.aio.InternalError):
+            raise grpc.aio.AbortError(_GONE) from error
         reported = error if isinstance(error, ServiceError) else self._internal(error)
-        await self._context.abort(reported.code, str(reported), trailers_of(reported))
+        await _abort(self._context, reported.code, str(reported), trailers_of(reported))
 
     def _internal(self, error: BaseException) -> ServiceError:
         """Logs an unexpected exception, and returns the error that names its log line."""
@@ -63,9 +67,17 @@ def abort_with(error: ServiceError) -> Handler:
     code, message, trailers = error.code, str(error), trailers_of(error)
 
     async def abort(_request: Any, context: Context) -> None:
-        await context.abort(code, message, trailers)
+        await _abort(context, code, message, trailers)
 
     return grpc.unary_unary_rpc_method_handler(abort)
+
+
+async def _abort(context: Context, code: grpc.StatusCode, message: str, trailers: Trailers) -> None:
+    """Ends a call. What grpc.aio raises when the caller has just left would be logged as an error of ours."""
+    try:
+        await context.abort(code, message, trailers)
+    except grpc.aio.InternalError as error:
+        raise grpc.aio.AbortError(_GONE) from error
 
 
 def trailers_of(error: ServiceError) -> Trailers:

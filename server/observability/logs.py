@@ -58,6 +58,7 @@ def configure(level: str, form: str) -> None:
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
         )
     )
+    handler.addFilter(_is_worth_a_line)
     logging.basicConfig(handlers=[handler], force=True)
     _State.form = form
     set_level(level)
@@ -93,6 +94,16 @@ def escaped(text: str) -> str:
     if len(text) > _MAX_CHARACTERS:
         text = text[:_MAX_CHARACTERS] + "…"
     return escape_unprintable(text)
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether a line of a library is for operators.
+
+    Those of grpc.aio about an answer that it could not send are not: it writes an error with a traceback whenever a
+    caller leaves in that moment, and the call has its line in the access log and its count.
+    """
+    kind = record.exc_info[0] if record.exc_info else None
+    return not (record.name.startswith("grpc.") and kind is not None and kind.__name__ == "ExecuteBatchError")
 
 
 def _renderer(form: str) -> Processor:

@@ -1,13 +1,16 @@
 """What a client with default limits receives of an error."""
 
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from google.rpc.status_pb2 import Status
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # its stub is empty
+from structlog.testing import capture_logs
 
-from server.errors import MAX_VIOLATIONS, FieldInvalid, Violation, clip
+from server.errors import MAX_VIOLATIONS, ConversationNotFound, FieldInvalid, Violation, clip
+from server.interceptors.error_status import ErrorStatus, abort_with
 from tests.support.build import append, batch_get, update, user_message
 from tests.support.problems import problem
 from tests.support.service import Service
@@ -73,3 +76,28 @@ def test_the_longest_violations(count: int) -> None:
     (sent,) = error.details()
     assert 1 <= len(sent.field_violations) <= count
     assert error.status().ByteSize() <= FOUR_KIB
+
+
+class _GoneCaller:
+    """The context of a call whose caller has just left: gRPC can send nothing any more."""
+
+    async def abort(self, *_status: Any) -> None:
+        """As grpc.aio's."""
+        raise cygrpc.ExecuteBatchError("Failed grpc_call_start_batch")
+
+
+@pytest.mark.parametrize("error", [ConversationNotFound("conv_a"), cygrpc.ExecuteBatchError("of a nested abort")])
+async def test_a_caller_that_has_left_is_no_error(error: Exception) -> None:
+    """A status that cannot be sent ends the call as one that was aborted: grpc.aio would log anything else."""
+    guard = ErrorStatus().guard("/conversations.v1.ConversationsService/GetConversation")
+    with capture_logs() as lines, pytest.raises(grpc.aio.AbortError):
+        async with guard(cast("Any", _GoneCaller())):
+            raise error
+    assert not lines
+
+
+async def test_a_refusal_of_a_caller_that_has_left_is_no_error() -> None:
+    """The same holds for the handler of a refusal that is known before the call is looked at."""
+    handler = abort_with(ConversationNotFound("conv_a"))
+    with pytest.raises(grpc.aio.AbortError):
+        await cast("Any", handler).unary_unary(b"", cast("Any", _GoneCaller()))

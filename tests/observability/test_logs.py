@@ -302,3 +302,26 @@ async def test_a_closed_log_fails_no_call(service: Service, tmp_path: Path, form
     finally:
         process.terminate()
         await process.wait()
+
+
+GONE = """
+import logging, sys
+from grpc._cython.cygrpc import ExecuteBatchError
+from server.observability.logs import configure
+configure("debug", "json")
+grpc = "grpc._cython.cygrpc"
+for name, error in ((grpc, ExecuteBatchError), (grpc, ValueError), ("x", ExecuteBatchError)):
+    try:
+        raise error("secret")
+    except Exception:
+        logging.getLogger(name).exception("raised")
+logging.getLogger(grpc).error("without an exception")
+"""
+
+
+def test_callers_that_left_are_no_errors() -> None:
+    """What grpc.aio says of an answer that it could not send is left out, and nothing else that libraries say."""
+    lines = [json.loads(line) for line in printed(GONE)]
+    assert [("raised", "ValueError"), ("raised", "ExecuteBatchError"), ("without an exception", None)] == [
+        (line["event"], line.get("error")) for line in lines
+    ]
