@@ -22,6 +22,7 @@ from typing import TypeAlias
 from server.store.appends import MAX_BYTES, MAX_ITEMS, Append, Group, statement_parameters
 from server.store.connection.database import Database
 from server.store.connection.failures import KeyTaken
+from server.store.connection.slots import waited_since
 from server.store.conversation_locks import ConversationLocks
 from server.store.sql.appends import append_many
 from server.store.turns import Turn, Turns
@@ -190,7 +191,8 @@ class AppendBatcher(Turns):
             append.sent = True
         callers = [caller for append in appends for caller in append.callers]
         try:
-            rows = await self._database.fetch(statement, values, repeatable=reserves, callers=callers)
+            with waited_since(appends[0].began):
+                rows = await self._database.fetch(statement, values, repeatable=reserves, callers=callers)
         except KeyTaken:  # an item id or request id
             return {}
         return {row["number"]: row["base"] for row in rows}
@@ -253,7 +255,8 @@ class AppendBatcher(Turns):
                 continue
             append.sent = True
             try:
-                append.succeed(await self._run_one(append))
+                with waited_since(append.began):
+                    append.succeed(await self._run_one(append))
             except Exception as error:  # noqa: BLE001 - its caller receives it
                 append.fail(error)
 

@@ -5,11 +5,13 @@ A write that waits here for the one before it does not hold a connection meanwhi
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from server.errors import DeadlineExceeded
+from server.store.connection.slots import waited_since
 
 
 class ConversationLocks:
@@ -25,15 +27,17 @@ class ConversationLocks:
 
     @asynccontextmanager
     async def hold(self, conversation_id: str) -> AsyncIterator[None]:
-        """Holds the lock of a conversation meanwhile.
+        """Holds the lock of a conversation meanwhile; the wait for it counts as one for a connection.
 
         Raises:
             DeadlineExceeded: The wait took longer than its bound.
         """
+        began = time.perf_counter()
         if not self.try_acquire(conversation_id):
             await self._wait(conversation_id)
         try:
-            yield
+            with waited_since(began):
+                yield
         finally:
             self.release(conversation_id)
 

@@ -19,6 +19,7 @@ import asyncpg
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
 from server.store.connection.database import Database
 from server.store.connection.failures import KeyTaken
+from server.store.connection.slots import waited_since
 from server.store.conversation_locks import ConversationLocks
 from server.store.creates import MAX_BYTES, MAX_ROWS, Create, statement_parameters
 from server.store.sql.creates import create_many
@@ -150,7 +151,8 @@ class CreateBatcher(Turns):
         for create in creates:
             create.sent = True
         callers = [caller for create in creates for caller in create.callers]
-        rows = await self._database.fetch(statement, values, repeatable=reserves, callers=callers)
+        with waited_since(creates[0].began):
+            rows = await self._database.fetch(statement, values, repeatable=reserves, callers=callers)
         stored = {row["id"] for row in rows}
         for create in creates:
             if create.conversation_id in stored:
@@ -185,6 +187,7 @@ class CreateBatcher(Turns):
     async def _run_individually(self, create: Create) -> None:
         create.sent = True
         try:
-            create.succeed(await self._run_one(create))
+            with waited_since(create.began):
+                create.succeed(await self._run_one(create))
         except Exception as error:  # noqa: BLE001 - its caller receives it
             create.fail(error)

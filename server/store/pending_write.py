@@ -1,6 +1,7 @@
 """A write that waits for a statement, which may be one for several writes."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -18,17 +19,20 @@ class PendingWrite(Generic[Answer]):
     Attributes:
         answer: Set by `begin`. Its result is what the caller receives.
         callers: The context of its call, set by `begin`.
+        began: When `begin` was called, by `time.perf_counter`.
         sent: Whether it was given to a statement.
     """
 
     answer: "asyncio.Future[Answer]" = field(init=False)
     callers: Sequence[Context] = field(default=(), init=False)
+    began: float = field(default=0.0, init=False)
     sent: bool = field(default=False, init=False)
 
     def begin(self) -> None:
         """Notes the call that is the current one, before the write is queued."""
         self.answer = asyncio.get_running_loop().create_future()
         self.callers = (copy_context(),)
+        self.began = time.perf_counter()
 
     def cancel(self) -> None:
         """Leaves it out, unless its statement runs; if it still waits, it takes no more memory."""

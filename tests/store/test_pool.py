@@ -5,6 +5,12 @@ import time
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
+from server.errors import StoreUnavailable
+from server.observability.stats import StoreStats
+from server.store.connection.slots import ConnectionSlots, waited_since
+from server.store.conversation_locks import ConversationLocks
 from server.store.sql.statement import Statement
 from tests.support.build import ahead, append, copy_of, create, request_of_each_method, user_message
 from tests.support.postgres import fresh_database
@@ -62,3 +68,35 @@ async def test_a_stream_is_refused_after_a_second(postgres: str, template: str) 
         assert 20 == len(answers)
         assert not any(answer.HasField("appended") for answer in answers)
         await held
+
+
+async def refused_after(slots: ConnectionSlots) -> float:
+    """Seconds until a statement is refused for want of a slot."""
+    began = time.perf_counter()
+    with pytest.raises(StoreUnavailable):
+        await slots.acquire(waits=True)
+    return time.perf_counter() - began
+
+
+async def test_the_wait_for_a_conversation_counts() -> None:
+    """A write that has waited for another write to its conversation waits so much less for a connection."""
+    slots, locks = ConnectionSlots(1, 1.0, StoreStats()), ConversationLocks(2.0)
+    await slots.acquire(waits=False)
+
+    async def second() -> float:
+        async with locks.hold("conv_a"):
+            return await refused_after(slots)
+
+    async with locks.hold("conv_a"):
+        waiting = asyncio.ensure_future(second())
+        await asyncio.sleep(0.6)
+    assert 0.3 <= await waiting <= 0.6
+
+
+@pytest.mark.parametrize(("waited", "left"), [(0.0, 1.0), (0.8, 0.2), (0.9, 0.1), (5.0, 0.1)])
+async def test_a_short_wait_is_left(waited: float, left: float) -> None:
+    """However long a statement has waited for its turn, it waits a tenth of a second for a connection."""
+    slots = ConnectionSlots(1, 1.0, StoreStats())
+    await slots.acquire(waits=False)
+    with waited_since(time.perf_counter() - waited):
+        assert left - 0.02 <= await refused_after(slots) <= left + 0.3
