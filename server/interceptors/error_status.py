@@ -19,7 +19,9 @@ from server.interceptors.chain import Context, Guard, Handler, Interceptor
 
 log = structlog.get_logger(__name__)
 
-_GONE = "the caller has left, so nothing could be sent"
+# After these there is nothing to send: the call was cancelled or has its status, or gRPC could not send it that
+# because its caller has left (InternalError, for which grpc.aio has one line that `logs` leaves out).
+_ENDS = (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit, grpc.aio.InternalError)
 
 Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
@@ -48,12 +50,10 @@ class _StatusGuard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, asyncio.CancelledError | grpc.aio.AbortError | GeneratorExit):
+        if error is None or isinstance(error, _ENDS):
             return
-        if isinstance(error, grpc.aio.InternalError):
-            raise grpc.aio.AbortError(_GONE) from error
         reported = error if isinstance(error, ServiceError) else self._internal(error)
-        await _abort(self._context, reported.code, str(reported), trailers_of(reported))
+        await self._context.abort(reported.code, str(reported), trailers_of(reported))
 
     def _internal(self, error: BaseException) -> ServiceError:
         """Logs an unexpected exception, and returns the error that names its log line."""
@@ -67,17 +67,9 @@ def abort_with(error: ServiceError) -> Handler:
     code, message, trailers = error.code, str(error), trailers_of(error)
 
     async def abort(_request: Any, context: Context) -> None:
-        await _abort(context, code, message, trailers)
+        await context.abort(code, message, trailers)
 
     return grpc.unary_unary_rpc_method_handler(abort)
-
-
-async def _abort(context: Context, code: grpc.StatusCode, message: str, trailers: Trailers) -> None:
-    """Ends a call. What grpc.aio raises when the caller has just left would be logged as an error of ours."""
-    try:
-        await context.abort(code, message, trailers)
-    except grpc.aio.InternalError as error:
-        raise grpc.aio.AbortError(_GONE) from error
 
 
 def trailers_of(error: ServiceError) -> Trailers:
