@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from server.errors import DeadlineExceeded
 from server.store.connection.slots import waited_since
@@ -33,10 +33,11 @@ class ConversationLocks:
             DeadlineExceeded: The wait took longer than its bound.
         """
         began = time.perf_counter()
-        if not self.try_acquire(conversation_id):
+        waits = not self.try_acquire(conversation_id)
+        if waits:
             await self._wait(conversation_id)
         try:
-            with waited_since(began):
+            with waited_since(began) if waits else nullcontext():
                 yield
         finally:
             self.release(conversation_id)

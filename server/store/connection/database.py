@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -20,11 +20,20 @@ from server.observability.stats import StoreStats
 from server.store.connection.bounds import Bounds
 from server.store.connection.connector import Connector
 from server.store.connection.execution import Execute, Execution, Interceptor, Rows
-from server.store.connection.failures import DISK_FULL, DRIVER_ERRORS, Failure, FailureRule, Problem, find_taken_key
+from server.store.connection.failures import (
+    DISK_FULL,
+    DRIVER_ERRORS,
+    TOO_MANY_CONNECTIONS,
+    ConnectFailed,
+    Failure,
+    FailureRule,
+    Problem,
+    find_taken_key,
+)
 from server.store.connection.outage import OutageLog
 from server.store.connection.probe import Connect, Probe
 from server.store.connection.read_batching import ReadBatcher
-from server.store.connection.slots import ConnectionSlots
+from server.store.connection.slots import ConnectionSlots, waited, waited_since
 from server.store.connection.warm_connections import Connection, WarmConnections
 from server.store.sql.statement import Statement
 
@@ -189,9 +198,11 @@ class Database:
 
     async def _execute(self, execution: Execution, *, repeatable: bool = True) -> Rows:
         """Runs ``execution``, again where that may help; see `fetch`."""
+        began = time.perf_counter() - waited()
         for attempt in range(1, _TRIES + 1):
             try:
-                rows = await self._intercepted()(execution)
+                with waited_since(began) if attempt > 1 else nullcontext():
+                    rows = await self._intercepted()(execution)
             except DRIVER_ERRORS as error:
                 if taken := find_taken_key(error):
                     raise taken from error
@@ -236,6 +247,10 @@ class Database:
         try:
             self._refuse_to_connect()
             return await self._connections.run(partial(_send, execution=execution))
+        except ConnectFailed as error:
+            if Failure.of(error).rule is TOO_MANY_CONNECTIONS:
+                self._slots.withhold()
+            raise
         finally:
             self._slots.release(waits=waits)
             self.stats.seconds[execution.statement.kind].add(time.perf_counter() - began)

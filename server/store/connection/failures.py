@@ -72,9 +72,9 @@ def _lost(reason: str, *, undone: bool = False) -> FailureRule:
     return FailureRule(reason, "connection", retry=True, renew=True, undone=undone, probe=True)
 
 
-def _refused(reason: str) -> FailureRule:
+def _refused(reason: str, *, retry: bool = False) -> FailureRule:
     """No connection can be made, so nothing was sent; it may be so for every new one."""
-    return FailureRule(reason, "connection", undone=True, probe=True)
+    return FailureRule(reason, "connection", retry=retry, undone=True, probe=True)
 
 
 _DEFECT = None  # not a state of the database: the exception is raised as it is
@@ -82,6 +82,7 @@ _CONFLICT = FailureRule("conflict", "race", Conflict, retry=True, undone=True)
 _SLOW = FailureRule("timeout", "timeout", DeadlineExceeded, undone=True)
 _READ_ONLY = FailureRule("read_only", retry=True, renew=True, undone=True, probe=True)
 DISK_FULL = FailureRule("disk_full", undone=True, probe=True)
+TOO_MANY_CONNECTIONS = _refused("too_many_connections", retry=True)  # over one of those that there are
 
 BY_SQLSTATE: dict[str, FailureRule | None] = {
     "08": _lost("connection_lost"),
@@ -99,7 +100,7 @@ BY_SQLSTATE: dict[str, FailureRule | None] = {
     "53": FailureRule("out_of_resources", undone=True),
     "53100": DISK_FULL,
     "53200": FailureRule("out_of_memory", undone=True),
-    "53300": _refused("too_many_connections"),
+    "53300": TOO_MANY_CONNECTIONS,
     "55": FailureRule("not_in_required_state", undone=True),
     "55P03": _SLOW,  # lock_timeout
     "57": _lost("shutting_down"),

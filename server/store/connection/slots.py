@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from server.errors import StoreUnavailable
 from server.observability.stats import StoreStats
 
+WITHHELD_SECONDS = 5.0  # in which a slot is left out whose connection the database has refused
 _LEAST_WAIT = 0.1  # seconds, however long a call has waited for something else
 
 # Seconds that a statement has waited for its turn before it asks for a slot.
@@ -32,6 +33,11 @@ def waited_since(began: float) -> Iterator[None]:
         _waited.reset(token)
 
 
+def waited() -> float:
+    """Returns the seconds that statements in this context have waited for their turn."""
+    return _waited.get()
+
+
 class ConnectionSlots:
     """As many slots as the pool has connections; asyncpg's own wait for one makes a task for each call.
 
@@ -49,8 +55,10 @@ class ConnectionSlots:
 
     def __init__(self, size: int, wait: float, stats: StoreStats) -> None:
         self.waiting = 0
-        self._free = _Limit(size)
-        self._for_locks = _Limit(max(1, size - max(1, size // 4)))
+        self._size, self._size_for_locks = size, max(1, size - max(1, size // 4))
+        self._withheld = 0
+        self._free = _Limit(self._size)
+        self._for_locks = _Limit(self._size_for_locks)
         self._wait = wait
         self._stats = stats
 
@@ -74,6 +82,28 @@ class ConnectionSlots:
         if waits:
             self._for_locks.release()
 
+    def withhold(self) -> bool:
+        """Leaves out the next slot that is given back, for `WITHHELD_SECONDS`.
+
+        To be called before a statement gives back its slot whose connection the database has refused.
+
+        Returns:
+            Whether others are left; the last one is not left out.
+        """
+        if self._withheld >= self._size - 1:
+            return False
+        self._withheld += 1
+        limits = [self._free, *([self._for_locks] if self._withheld < self._size_for_locks else [])]
+        for limit in limits:
+            limit.withhold()
+        asyncio.get_running_loop().call_later(WITHHELD_SECONDS, self._restore, limits)
+        return True
+
+    def _restore(self, limits: "list[_Limit]") -> None:
+        self._withheld -= 1
+        for limit in limits:
+            limit.restore()
+
     async def _take(self, *, waits: bool) -> None:
         if waits:
             await self._for_locks.acquire()
@@ -87,7 +117,7 @@ class ConnectionSlots:
     async def _wait_for_one(self, *, waits: bool) -> None:
         began = time.perf_counter()
         stuck = self._free.is_stuck(self._wait) or (waits and self._for_locks.is_stuck(self._wait))
-        left = max(_LEAST_WAIT, self._wait - _waited.get())
+        left = max(_LEAST_WAIT, self._wait - waited())
         self.waiting += 1
         try:
             async with asyncio.timeout(0 if stuck else left):
@@ -106,6 +136,7 @@ class _Limit:
     def __init__(self, size: int) -> None:
         self._semaphore = asyncio.Semaphore(size)
         self._changed = 0.0
+        self._owed = 0  # that are withheld as soon as they are given back
 
     def locked(self) -> bool:
         """Whether none is left."""
@@ -120,5 +151,16 @@ class _Limit:
         self._changed = time.perf_counter()
 
     def release(self) -> None:
+        if self._owed:
+            self._owed -= 1
+            return
         self._changed = time.perf_counter()
         self._semaphore.release()
+
+    def withhold(self) -> None:
+        """Leaves out the next one that is given back."""
+        self._owed += 1
+
+    def restore(self) -> None:
+        """Takes back one `withhold`."""
+        self.release()
