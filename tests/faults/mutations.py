@@ -230,7 +230,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a request that cannot be parsed is unexpected",
-        "fuzzed",
+        "5,000 fuzzed",
         "INTERNAL",
         (Change("interceptors/decode.py", "except DecodeError:", "except ZeroDivisionError:"),),
     ),

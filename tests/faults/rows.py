@@ -158,7 +158,8 @@ ROWS = (
     _attack("16 idle streams after 12 MiB", attacked("idle_streams", 6)),
     _attack("2,000 watches of health", attacked("health_watches", 6, stranger=True)),
     _attack("malformed streams", attacked("malformed_streams", 15)),
-    _attack("100,000 fuzzed calls", fuzz.fuzzed(100_000, short=5_000), short=True),
+    _attack("5,000 fuzzed calls", fuzz.fuzzed(5_000), short=True),
+    _attack("100,000 fuzzed calls", fuzz.fuzzed(100_000)),
     # Nothing but time and neighbours.
     Row(
         "two tenants, each after the other's", processes.nothing, seconds=6, times=1, layout=_NEIGHBOURS, codes=_STRANGE

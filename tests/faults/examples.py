@@ -1,0 +1,69 @@
+"""A request of each method that makes sense, so that a fuzzed call gets further than the rules of requests."""
+
+from collections import deque
+from random import Random
+
+from conversations.v1.access_service_pb2 import CheckAccessRequest, ExplainAccessRequest, Permission
+from conversations.v1.conversations_service_pb2 import ListConversationsRequest
+from google.protobuf.message import Message
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthListRequest
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+
+from tests.support.build import (
+    ahead,
+    append,
+    batch_get,
+    copy_of,
+    create,
+    delete,
+    delete_item,
+    get,
+    get_item,
+    list_items,
+    update,
+    user_message,
+)
+
+ITEM = "msg_1"  # in every conversation that `Examples` makes
+_KEPT = 50  # conversations that examples are about
+
+
+class Examples:
+    """Requests of a caller that knows its conversations.
+
+    Args:
+        random: Which of them a request is about.
+        ids: Conversations of the caller.
+
+    Attributes:
+        ids: Those of late; whoever reads the answers to creates adds to it.
+    """
+
+    def __init__(self, random: Random, ids: list[str]) -> None:
+        self._random = random
+        self.ids = deque(ids, maxlen=_KEPT)
+
+    def of(self, path: str) -> Message | None:
+        """A request of the method at ``path``; None for a method that is not known."""
+        id_, other = self._random.choice(self.ids), self._random.choice(self.ids)
+        permission = Permission(resource="conversation", action="read")
+        symbol = "conversations.v1.ConversationsService"
+        return {
+            "CreateConversation": create(user_message("x", id=ITEM), metadata={"a": "b"}),
+            "GetConversation": get(id_),
+            "UpdateConversation": update(id_, "metadata", metadata={"a": "c"}),
+            "DeleteConversation": delete(id_),
+            "ListConversations": ListConversationsRequest(page_size=20, filter='metadata.a = "b"'),
+            "CreateItems": append(id_, user_message("y"), copy_of(other, ITEM)),
+            "AppendItems": ahead(id_, user_message("z")),
+            "GetItem": get_item(id_, ITEM),
+            "BatchGetItems": batch_get(id_, ITEM),
+            "ListItems": list_items(id_, page_size=20, after=ITEM),
+            "DeleteItem": delete_item(id_, ITEM),
+            "CheckAccess": CheckAccessRequest(conversation_id=id_, permissions=[permission]),
+            "ExplainAccess": ExplainAccessRequest(permission=permission, conversation_id=id_),
+            "Check": HealthCheckRequest(service="readiness"),
+            "Watch": HealthCheckRequest(),
+            "List": HealthListRequest(),
+            "ServerReflectionInfo": ServerReflectionRequest(file_containing_symbol=symbol),
+        }.get(path.rpartition("/")[2])
