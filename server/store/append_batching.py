@@ -255,8 +255,7 @@ class AppendBatcher(Turns):
                 continue
             append.sent = True
             try:
-                with waited_since(append.began):
-                    append.succeed(await self._run_one(append))
+                append.succeed(await self._run_one(append))
             except Exception as error:  # noqa: BLE001 - its caller receives it
                 append.fail(error)
 
