@@ -343,8 +343,7 @@ async def test_a_caller_that_leaves_the_queue(service: Service) -> None:
     requests = [create(user_message(f"{n}"), request_id=str(uuid4())) for n in range(3)]
     async with queued_creates(service.database, service.stub, *requests) as (line, tasks):
         tasks[1].cancel()
-        await line.until(line.writes[1].answer.done)
-        assert not line.writes[1].batch
+        await line.until(lambda: not line.writes[1].batch)
     assert ["OK", "OK"] == codes([tasks[0].result(), tasks[2].result()])
     target = conversation_id_for("", "local", requests[1].request_id)
     assert 0 == await service.database.pool.fetchval("SELECT count(*) FROM conversations WHERE id = $1", target)
