@@ -21,6 +21,7 @@ from server.observability.resident_memory import MemoryGauge
 
 SLOW_SECONDS = 0.1  # that a small request never takes to arrive, and a large one may
 LOOK_SECONDS = 0.02  # between two looks at those that arrive; a request that has not arrived then is not small
+_FEW_PLACES = 2  # for requests that begin to arrive while memory is short
 GROWTH_BYTES = 128 * 1024 * 1024  # of the process; beyond it only one request that is not small may go on arriving
 
 Body = TypeVar("Body")
@@ -65,7 +66,7 @@ class SlowReads:
     A small request arrives with its headers and takes its place for a moment only. One that takes longer than
     `SLOW_SECONDS` is large or dripping; those get a quarter of the places, so that small ones hardly wait for them.
     While the process has grown by `GROWTH_BYTES`, all but the oldest are refused after `LOOK_SECONDS` already: gRPC
-    tells the size of a request only when it has all of it.
+    tells the size of a request only when it has all of it. The next ones then begin to arrive two at a time.
     """
 
     def __init__(self, places: int, memory: MemoryGauge | None = None) -> None:
@@ -73,6 +74,8 @@ class SlowReads:
         self._memory = memory or MemoryGauge(GROWTH_BYTES)
         self._limit = max(1, places // 4)
         self._places = asyncio.Semaphore(places)
+        self._few_places = asyncio.Semaphore(_FEW_PLACES)
+        self._short = False  # of memory, when it was last looked
         self._watches: dict[_Watch, None] = {}  # of requests on their way, the oldest first
         self._looking = False  # whether a timer runs
         self.count = 0  # that have taken longer
@@ -85,14 +88,23 @@ class SlowReads:
                 ended with RESOURCE_EXHAUSTED.
         """
         async with self._places:
-            watch = self._watch(context)
-            try:
-                body = await read()
-            finally:
-                self._watches.pop(watch, None)
-                watch.end()
-            await watch.raise_if_refused()  # it may have arrived in the moment in which it was refused
-            return body
+            if not self._short:
+                return await self._read(context, read)
+            async with self._few_places:
+                return await self._read(context, read)
+
+    async def _read(self, context: CallContext, read: Callable[[], Awaitable[Body]]) -> Body:
+        watch = self._watch(context)
+        try:
+            body = await read()
+        except Exception:
+            await watch.raise_if_refused()  # a call can be ended once
+            raise
+        finally:
+            self._watches.pop(watch, None)
+            watch.end()
+        await watch.raise_if_refused()  # it may have arrived in the moment in which it was refused
+        return body
 
     def _watch(self, context: CallContext) -> "_Watch":
         """Begins to watch a request. One timer serves all: a timer for each would cost more than a small read."""
@@ -112,10 +124,11 @@ class SlowReads:
         for watch in large:
             if watch.began + SLOW_SECONDS <= now and not watch.may_be_slow():
                 self._refuse(watch)
-        if large[1:] and self._memory.is_short():
-            for watch in large[1:]:
-                self._refuse(watch)
+        self._short = bool(large or self._short) and self._memory.is_short()
+        for watch in large[1:] if self._short else ():
+            self._refuse(watch)
         self._looking = bool(self._watches)
+        self._short = self._short and self._looking
         if self._looking:
             loop.call_later(LOOK_SECONDS, self._look, context=Context())
 

@@ -246,12 +246,12 @@ MUTATIONS = (
     ),
     Mutation(
         "requests arrive without a bound",
-        "4 clients with 16 times 15 MiB",
+        "100 times 15 MiB by a caller",
         "the server grew to",
         (
             Change("interceptors/decode.py", "_ARRIVING = 16 ", "_ARRIVING = 1600 "),
             Change("interceptors/decode.py", "_BODIES = 2 ", "_BODIES = 200 "),
-            Change(_ARRIVALS, "if large[1:] and self._memory.is_short():", "if False:"),
+            Change(_ARRIVALS, "bool(large or self._short) and self._memory.is_short()", "False"),
         ),
     ),
     Mutation(

@@ -100,3 +100,46 @@ async def test_while_memory_is_short_only_the_oldest_goes_on() -> None:
     done = await asyncio.gather(*calls, return_exceptions=True)
     assert [bytes, grpc.aio.AbortError, grpc.aio.AbortError] == [type(each) for each in done]
     assert (0, {}) == (reads.count, reads._watches)
+
+
+async def test_while_memory_is_short_requests_begin_two_at_a_time() -> None:
+    """A small one gets its turn soon: those before it are refused or have arrived."""
+    reads, never = SlowReads(16, MemoryGauge(-1, lambda: 1)), asyncio.Event()
+    begun: list[int] = []
+
+    async def read(number: int) -> bytes:
+        begun.append(number)
+        await (asyncio.sleep(0) if number == 9 else never.wait())
+        return b"body"
+
+    contexts = [LateAbort() for _ in range(10)]
+    first = asyncio.create_task(reads.read(contexts[0], lambda: read(0)))  # type: ignore[arg-type]
+    await asyncio.sleep(SLOW_SECONDS / 2)
+    later = [asyncio.create_task(reads.read(contexts[n], lambda n=n: read(n))) for n in range(1, 10)]  # type: ignore[arg-type, misc]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [0, 1, 2] == begun
+    for each in later[:8]:
+        each.cancel()
+    async with asyncio.timeout(5):
+        assert b"body" == await later[8]
+    first.cancel()
+    await asyncio.wait([first, *later])
+
+
+async def test_a_read_that_fails_after_it_was_refused_ends_as_refused() -> None:
+    """grpc.aio allows one end of a call; another one would be logged as a defect."""
+    reads, context, fails = SlowReads(4), LateAbort(), asyncio.Event()
+    reads.begin()
+
+    async def read() -> bytes:
+        await fails.wait()
+        raise ValueError
+
+    call = asyncio.create_task(reads.read(context, read))  # type: ignore[arg-type]
+    async with asyncio.timeout(SLOW_SECONDS + 5):
+        await context.begun.wait()
+        context.goes_on.set()
+        fails.set()
+        with pytest.raises(grpc.aio.AbortError):
+            await call
