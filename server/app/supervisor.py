@@ -116,20 +116,20 @@ class Workers:
         name: Of the database, for people.
         count: How many workers.
         start: Starts the process of a number.
-        patience: Seconds from SIGTERM to SIGKILL.
+        grace: Seconds from SIGTERM to SIGKILL.
 
     Attributes:
         waits_for: Always '': each worker logs what it waits for.
     """
 
     def __init__(
-        self, addresses: tuple[Address, ...], name: str, count: int, start: Callable[[int], Any], patience: float
+        self, addresses: tuple[Address, ...], name: str, count: int, start: Callable[[int], Any], grace: float
     ) -> None:
         self.addresses = addresses
         self.name = name
         self._count = count
         self._start = start
-        self._patience = patience
+        self._grace = grace
         self._running: dict[int, Worker] = {}
         self._complete = asyncio.Event()  # all have served at the same time
         self.waits_for = ""
@@ -205,7 +205,7 @@ class Workers:
             return
         for worker in ends.values():
             worker.send(signal.SIGTERM)
-        _, late = await asyncio.wait(ends, timeout=self._patience)
+        _, late = await asyncio.wait(ends, timeout=self._grace)
         for worker in (ends[task] for task in late):
             log.warning("worker killed: it did not end in time", worker=worker.number, pid=worker.process.pid)
             worker.send(signal.SIGKILL)
@@ -240,8 +240,8 @@ async def supervise_workers(settings: Settings) -> AsyncIterator[Workers]:
         async with provision_database(settings) as (url, name):
             given = {"listen": [*map(str, addresses)], "database_url": url, "workers": settings.workers}
             startup_message = json.dumps(given).encode() + b"\n"
-            patience = settings.grace_seconds + _MARGIN
-            workers = Workers(addresses, name, settings.workers, partial(_start, startup_message), patience)
+            grace = settings.grace_seconds + _MARGIN
+            workers = Workers(addresses, name, settings.workers, partial(_start, startup_message), grace)
             async with workers.running():
                 yield workers
 

@@ -332,13 +332,13 @@ def test_pauses_grow(served: tuple[float, ...], pauses: tuple[float, ...]) -> No
     assert pauses == tuple(failures.pause(each) for each in served)
 
 
-def shells(script: str, patience: float = SOON) -> Workers:
+def shells(script: str, grace: float = SOON) -> Workers:
     """Two workers that are shell scripts."""
 
     async def start(number: int) -> Process:
         return await asyncio.create_subprocess_exec("sh", "-c", script, stdin=PIPE, stdout=PIPE)
 
-    return Workers((Address("nowhere", 1),), "no database", 2, start, patience)
+    return Workers((Address("nowhere", 1),), "no database", 2, start, grace)
 
 
 def served_once(folder: Path, script: str) -> str:
@@ -365,7 +365,7 @@ async def test_the_service_is_there_when_all_serve(tmp_path: Path) -> None:
 async def test_a_worker_that_does_not_end_is_killed() -> None:
     """SIGTERM is not the last word."""
     with capture_logs() as logs:
-        async with asyncio.timeout(SOON), shells("trap '' TERM; echo null; read forever", patience=0.2).running():
+        async with asyncio.timeout(SOON), shells("trap '' TERM; echo null; read forever", grace=0.2).running():
             pids = [line["pid"] for line in logs]
             assert all(map(runs, pids))
     assert [] == [pid for pid in pids if runs(pid)]

@@ -101,7 +101,7 @@ class Status(_message.Message):
     waits_for: _builtins.str
     """What keeps it from serving calls, in words; empty while it serves them."""
     draining: _builtins.bool
-    """Whether it is ending: calls under way are finished and new ones refused."""
+    """Whether it is ending: calls in flight are finished and new ones refused."""
     calls: _builtins.int
     """Calls and streams in flight."""
     schema_revision: _builtins.str
