@@ -220,6 +220,18 @@ MUTATIONS = (
     ),
     # How the process behaves.
     Mutation(
+        "a worker that ended is not started again",
+        "one of two workers killed",
+        "was not started again",
+        (Change("app/supervisor.py", "            await asyncio.sleep(pause)\n", "            return\n"),),
+    ),
+    Mutation(
+        "the embedded PostgreSQL is not started again",
+        "embedded PostgreSQL killed",
+        "were not acknowledged within",
+        (Change("store/embedded/shared_server.py", "await self._restart_if_ended()", "self.server.pid()"),),
+    ),
+    Mutation(
         "a drain aborts calls at once",
         "rolling restart",
         "CANCELLED",

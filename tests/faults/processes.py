@@ -1,7 +1,9 @@
 """Processes that are killed, stopped or replaced."""
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -9,6 +11,7 @@ from tests.faults.postgres import ROLE
 from tests.faults.repeat import repeated
 from tests.faults.scene import Scene
 
+_WORKER_SECONDS = 10.0  # in which a worker is started again; the pauses grow when it is killed again and again
 _BACKEND = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     f" WHERE usename = '{ROLE}' AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1"
@@ -25,9 +28,14 @@ async def server_killed(scene: Scene) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def worker_killed(scene: Scene) -> AsyncIterator[None]:
-    """One of the workers is killed; its parent starts the next."""
-    os.kill(scene.random.choice(scene.server.workers()), signal.SIGKILL)
+    """One of the workers is killed; its parent starts the next, and the other one goes on meanwhile."""
+    before = scene.server.workers()
+    os.kill(scene.random.choice(before), signal.SIGKILL)
     yield
+    end = time.monotonic() + _WORKER_SECONDS
+    while len(scene.server.workers()) < len(before) and time.monotonic() < end:  # noqa: ASYNC110 - polls /proc
+        await asyncio.sleep(0.1)
+    scene.expect(len(scene.server.workers()) == len(before), "a worker that was killed was not started again")
 
 
 @asynccontextmanager
