@@ -164,5 +164,5 @@ ROWS = (
     Row(
         "two tenants, each after the other's", processes.nothing, seconds=6, times=1, layout=_NEIGHBOURS, codes=_STRANGE
     ),
-    Row("soak", soak.soaked, seconds=180, times=1),
+    Row("soak", soak.soaked, seconds=120, times=1),
 )
