@@ -403,3 +403,14 @@ class StartFailed(OperatorError):
 def cannot_listen(listen: str) -> StartFailed:
     """What to say of an address that cannot be bound."""
     return StartFailed(f"Cannot listen on {listen}: the address is taken or not allowed.")
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Frees what the frames keep that a raised error has passed.
+
+    A future of such a frame often holds the error. The two then keep each other, and the request with them, until a
+    garbage collection, which large requests do not bring about: it counts objects, not bytes (docs/adr/0026).
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

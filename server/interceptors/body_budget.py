@@ -103,7 +103,9 @@ class SlowReads:
         finally:
             self._watches.pop(watch, None)
             watch.end()
-        await watch.raise_if_refused()  # it may have arrived in the moment in which it was refused
+        if watch.is_refused:  # it has arrived in the moment in which it was refused
+            del body  # the error would keep it with this frame
+            await watch.raise_if_refused()
         return body
 
     def _watch(self, context: CallContext) -> "_Watch":
@@ -187,6 +189,11 @@ class _Watch:
     def end(self) -> None:
         """Called when it has arrived, or will not."""
         self._reads.count -= self._counted
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether its call has been ended."""
+        return self._refusal is not None
 
     async def raise_if_refused(self) -> None:
         """Ends the method of a call that has been refused: its caller was told that nothing is written."""

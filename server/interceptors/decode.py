@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
 from server.authorization.audit_log import current_request
-from server.errors import FieldInvalid, ServiceError, Violation
+from server.errors import FieldInvalid, ServiceError, Violation, forget_frames
 from server.interceptors.body_budget import BodyBudget, SlowReads
 from server.interceptors.chain import Context, Handler, Interceptor, is_contract_method
 from server.requests.elements import check_elements
@@ -95,7 +95,11 @@ class Decode(Interceptor):
                     raise loaded
                 current_request.set(_outline(loaded))
                 current_size.set(size)
-                return await method(loaded, context)
+                try:
+                    return await method(loaded, context)
+                except ServiceError as error:
+                    forget_frames(error)  # before the budget counts the request out
+                    raise
 
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
 

@@ -26,6 +26,7 @@ from server.errors import (
     ShuttingDown,
     Unauthenticated,
     Violation,
+    forget_frames,
 )
 from server.identity.caller import Caller
 from server.requests.large import LARGE_BYTES, current_size, run_sized
@@ -166,6 +167,7 @@ class AppendStream:
             self._record(access, error)
             if isinstance(error, _FATAL) or _is_about_conversation(error):
                 raise
+            forget_frames(error)
             self._queue.put_nowait(pb.AppendItemsResponse(error=error.status()))
             return
         if append.can_batch:
@@ -230,6 +232,7 @@ class AppendStream:
             self._record(append.access, error)
             if isinstance(error, _FATAL):
                 raise
+            forget_frames(error)
             return pb.AppendItemsResponse(error=error.status())
         if not append.stored:  # but by an earlier call with its request id
             self._record(append.access, None)

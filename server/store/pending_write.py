@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True, eq=False)
-class PendingWrite(Generic[Answer]):
+class PendingWrite(ABC, Generic[Answer]):
     """What batchers know of a write.
 
     Attributes:
@@ -40,9 +41,9 @@ class PendingWrite(Generic[Answer]):
         if not self.sent:
             self.empty()
 
+    @abstractmethod
     def empty(self) -> None:
         """Forgets what it would have stored."""
-        raise NotImplementedError
 
     def succeed(self, answer: Answer) -> None:
         """Gives its caller the answer, if it still waits."""
@@ -59,6 +60,6 @@ class PendingWrite(Generic[Answer]):
         self.fail(OutcomeUnknown() if self.sent and not self.is_repeatable else StoreUnavailable())
 
     @property
+    @abstractmethod
     def is_repeatable(self) -> bool:
         """Whether it has a request id: it may be sent again when it is not known whether it was stored."""
-        raise NotImplementedError

@@ -1,6 +1,7 @@
 """Requests that take long to arrive, limited."""
 
 import asyncio
+import weakref
 from typing import Any
 
 import grpc.aio
@@ -8,6 +9,10 @@ import pytest
 
 from server.interceptors.body_budget import SLOW_SECONDS, SlowReads
 from server.observability.resident_memory import MemoryGauge
+
+
+class Body:
+    """Stands for the bytes of a request, to which there are no weak references."""
 
 
 class LateAbort:
@@ -42,6 +47,29 @@ async def test_a_request_that_arrives_while_it_is_refused_is_not_served() -> Non
         with pytest.raises(grpc.aio.AbortError):
             await call
     assert 1 == reads.count
+
+
+async def test_a_refused_request_that_has_arrived_is_freed_at_once(without_collection: None) -> None:
+    """The error of its call does not keep it until a collection, which counts objects and not bytes."""
+    reads, context, arrives = SlowReads(4), LateAbort(), asyncio.Event()
+    reads.begin()  # the one place for slow requests is taken
+    kept: list[weakref.ref[Body]] = []
+
+    async def read() -> Body:
+        await arrives.wait()
+        body = Body()
+        kept.append(weakref.ref(body))
+        return body
+
+    call = asyncio.create_task(reads.read(context, read))  # type: ignore[arg-type]
+    async with asyncio.timeout(SLOW_SECONDS + 5):
+        await context.begun.wait()
+        arrives.set()
+        await asyncio.sleep(0)
+        context.goes_on.set()
+        await asyncio.wait((call,))
+    assert isinstance(call.exception(), grpc.aio.AbortError)
+    assert kept[0]() is None
 
 
 async def test_each_request_becomes_slow_in_its_own_time() -> None:
