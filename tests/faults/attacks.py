@@ -14,7 +14,7 @@ _MIB = 1024 * 1024
 MOST_MEMORY = 512 * _MIB  # bytes
 MORE_THAN_BEFORE = 64 * _MIB  # bytes that may stay
 GIVEN_BACK_WITHIN = 30.0  # seconds
-HEALTH_SECONDS = 1.0  # the longest a health check takes beside an attack
+HEALTH_SECONDS = 0.5  # the longest a health check takes beside an attack
 DECENT = 0.5  # share of the calls of decent callers that are answered beside an attack
 
 
