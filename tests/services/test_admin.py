@@ -26,7 +26,7 @@ from server import __version__
 from server.errors import StartFailed
 from server.observability import logs
 from server.store.migrate import HEAD
-from tests.support.build import create, get
+from tests.support.build import create, get, update
 from tests.support.commands import address_in, connect, finish, server_process
 from tests.support.postgres import fresh_database
 from tests.support.problems import problem
@@ -110,12 +110,16 @@ async def test_status(admin: Operated) -> None:
 
 
 async def test_what_runs(admin: Operated) -> None:
-    """Calls under way and the connections they use are counted, and so is their end."""
+    """Calls in flight and the connections they use are counted, and so is their end."""
     stub, pool = admin.service.stub, admin.service.database.pool
+    made = [await stub.CreateConversation(create()) for _ in range(3)]
     connection = await pool.acquire()
     async with connection.transaction():
         await connection.execute("LOCK TABLE conversations")
-        calls = [asyncio.create_task(stub.CreateConversation(create()).code()) for _ in range(3)]
+        calls = [
+            asyncio.create_task(stub.UpdateConversation(update(each.id, "metadata", metadata={"a": "b"})).code())
+            for each in made
+        ]
         status = pb.Status()
         async with asyncio.timeout(5):
             while status.calls < 3 or status.pool.in_use < 4:  # ours too
