@@ -156,11 +156,12 @@ async def test_statements_by_kind(service_: MeasuredService) -> None:
 async def test_reads_that_share_a_round_trip(service_: MeasuredService) -> None:
     """Reads at the same moment are fewer round trips, and the scrape says how many."""
     made = await service_.stub.CreateConversation(create())
-    await asyncio.gather(*(service_.stub.GetConversation(get(made.id)) for _ in range(40)))
+    for _ in range(5):  # a busy machine may have the calls of one time arrive one by one
+        await asyncio.gather(*(service_.stub.GetConversation(get(made.id)) for _ in range(40)))
     scrape = await service_.scrape()
-    assert 40 == scrape.value("conversations_reads_total")
+    assert 200 == scrape.value("conversations_reads_total")
     shared, trips = (scrape.value(f"conversations_shared_reads_{part}") for part in ("sum", "count"))
-    assert 2 * trips <= shared <= 40
+    assert 2 * trips <= shared <= 200
     assert 0 < trips
 
 
