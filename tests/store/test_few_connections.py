@@ -85,7 +85,7 @@ async def test_one_slot_stays(size: int, most: int) -> None:
 
 async def test_a_slot_that_is_withheld_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The slot of a statement that runs is left out when it ends, and is there again later."""
-    monkeypatch.setattr(slots, "WITHHELD_SECONDS", 0.1)
+    monkeypatch.setattr(slots, "WITHHELD_SECONDS", 1.0)
     found = ConnectionSlots(2, 0.05, StoreStats())
     for _ in range(2):
         await found.acquire(waits=False)
@@ -93,7 +93,7 @@ async def test_a_slot_that_is_withheld_comes_back(monkeypatch: pytest.MonkeyPatc
     found.release(waits=False)
     with pytest.raises(StoreUnavailable):
         await found.acquire(waits=False)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(1.1)
     await found.acquire(waits=False)
 
 

@@ -49,7 +49,9 @@ class Way:
         self._link.unlink()
         connection = await asyncpg.connect(self._behind)
         end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
-        await connection.execute(end, self._name)
+        for _ in range(5):  # one that was being made is not in the list at once
+            await connection.execute(end, self._name)
+            await asyncio.sleep(0.05)
         await connection.close()
 
 
