@@ -1,9 +1,9 @@
 """Rows of the store as messages of the contract."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from conversations.v1 import conversation_pb2, item_pb2
 from conversations.v1 import conversations_service_pb2 as pb
@@ -15,7 +15,7 @@ from server.store.conversations import etag_of
 from server.store.items import StoredItem
 
 ItemsResponse = TypeVar("ItemsResponse", pb.CreateItemsResponse, pb.BatchGetItemsResponse, pb.ListItemsResponse)
-
+P = ParamSpec("P")
 
 _JOINED_BYTES = 256 * 1024  # are joined in less time than a thread takes to begin
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -60,23 +60,23 @@ async def with_items(response: ItemsResponse, stored: Sequence[StoredItem]) -> A
     A serialized message is its fields one after the other, so the stored bytes are joined, and parsed by nobody
     (docs/adr/0013). More than `_JOINED_BYTES` are joined in a thread.
     """
-    size = _size_of(stored)
-    return _join(response, stored) if size <= _JOINED_BYTES else await run_sized(size, _join, response, stored)
+    return await _run_join(_size_of(stored), _join, response, stored)
 
 
 async def item_response(stored: StoredItem) -> Any:
     """Returns the bytes of the item with its sequence."""
     parts = stored.body, _SEQUENCE_TAG, varint(stored.sequence)
-    size = len(stored.body)
-    return b"".join(parts) if size <= _JOINED_BYTES else await run_sized(size, b"".join, parts)
+    return await _run_join(len(stored.body), b"".join, parts)
 
 
 async def page_of(response: pb.ListItemsResponse, stored: Sequence[StoredItem]) -> Any:
     """Returns bytes as `with_items` does, with the ids of the first item and the last."""
-    size = _size_of(stored)
-    if size <= _JOINED_BYTES:
-        return _join_page(response, stored)
-    return await run_sized(size, _join_page, response, stored)
+    return await _run_join(_size_of(stored), _join_page, response, stored)
+
+
+async def _run_join(size: int, join: Callable[P, bytes], *args: P.args, **kwargs: P.kwargs) -> bytes:
+    """Returns what ``join`` returns; it runs in a thread if it joins more than `_JOINED_BYTES`."""
+    return join(*args, **kwargs) if size <= _JOINED_BYTES else await run_sized(size, join, *args, **kwargs)
 
 
 def _size_of(stored: Iterable[StoredItem]) -> int:

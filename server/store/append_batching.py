@@ -30,7 +30,7 @@ from server.store.turns import Turn, Turns
 RunOne: TypeAlias = Callable[[Append], Awaitable[int | None]]
 
 
-class AppendBatcher(Turns):
+class AppendBatcher(Turns[Append, Group]):
     """Runs appends.
 
     Args:
@@ -45,7 +45,6 @@ class AppendBatcher(Turns):
         self._database = database
         self._locks = locks
         self._run_one = run_one
-        self._queue: deque[Append] = deque()
         self._parked: dict[str, deque[Append]] = {}  # by conversation: they wait for a lane, or for a slow turn
         self._lanes: set[str] = set()  # conversations that have one
 
@@ -61,8 +60,12 @@ class AppendBatcher(Turns):
         if not append.can_batch:
             async with self._locks.hold(append.conversation_id):
                 return await self._run_one(append)
-        if self._is_idle and self._locks.try_acquire(append.conversation_id):
-            return await self._run_at_once(append)
+        conversation_id = append.conversation_id
+        if self._is_idle and self._locks.try_acquire(conversation_id):
+            try:
+                return await self._run_at_once(self._run_one(append), (conversation_id,))
+            finally:
+                self._locks.release(conversation_id)
         self.enqueue(append)
         try:
             return await append.answer
@@ -88,35 +91,10 @@ class AppendBatcher(Turns):
         """Whether an append may run at once: no other waits or runs, or did a moment ago."""
         return not (self._turn or self._queue or self._last_was_batch or self._parked)
 
-    async def _run_at_once(self, append: Append) -> int | None:
-        turn = self._turn = Turn()
-        self._watch(turn, (append.conversation_id,))
-        try:
-            return await self._run_one(append)
-        finally:
-            self._locks.release(append.conversation_id)
-            self._end(turn)
-
     # --- turns
 
-    @property
-    def _has_queued(self) -> bool:
-        return bool(self._queue)
-
-    async def _run_queued(self, turn: Turn) -> None:
-        groups: list[Group] = []
-        try:
-            groups = self._take_groups()
-            self._watch(turn, [group.conversation_id for group in groups])
-            if groups:
-                await self._run_groups(groups)
-        except Exception as error:  # noqa: BLE001 - each caller receives it
-            for group in groups:
-                group.fail(error)
-        except asyncio.CancelledError:
-            for group in groups:
-                group.abandon()
-            raise
+    def _conversations_of(self, groups: list[Group]) -> Sequence[str]:
+        return [group.conversation_id for group in groups]
 
     def _on_slow(self, turn: Turn) -> None:
         """Parks appends to the conversations of the turn until it ends."""
@@ -135,7 +113,7 @@ class AppendBatcher(Turns):
         for append in queue:
             self._parked.get(append.conversation_id, self._queue).append(append)
 
-    def _take_groups(self) -> list[Group]:
+    def _take(self) -> list[Group]:
         """Takes the appends of the next statement out of the queue."""
         groups: dict[str, Group] = {}
         left: deque[Append] = deque()
@@ -160,7 +138,7 @@ class AppendBatcher(Turns):
         self._queue.extendleft(reversed(left))
         return list(groups.values())
 
-    async def _run_groups(self, groups: list[Group]) -> None:
+    async def _run_parts(self, groups: list[Group]) -> None:
         total = sum(len(group.appends) for group in groups)
         self._last_was_batch = total > 1
         conversation_id = groups[0].conversation_id

@@ -24,7 +24,7 @@ from server.store.connection.slots import waited_since
 from server.store.conversation_locks import ConversationLocks
 from server.store.creates import MAX_BYTES, MAX_ROWS, Create, statement_parameters
 from server.store.sql.creates import create_many
-from server.store.turns import Turn, Turns
+from server.store.turns import Turns
 
 RunOne: TypeAlias = Callable[[Create], Awaitable[bool]]
 
@@ -32,7 +32,7 @@ RunOne: TypeAlias = Callable[[Create], Awaitable[bool]]
 _MAYBE_OF_ONE = (KeyTaken, DeadlineExceeded, StoreUnavailable, Conflict, asyncpg.PostgresError)
 
 
-class CreateBatcher(Turns):
+class CreateBatcher(Turns[Create, Create]):
     """Runs creates.
 
     Args:
@@ -46,7 +46,6 @@ class CreateBatcher(Turns):
         self._database = database
         self._locks = locks
         self._run_one = run_one
-        self._queue: deque[Create] = deque()
         self._retrying = 0  # tasks that try the creates of a failed statement again
 
     async def run(self, create: Create) -> bool:
@@ -64,7 +63,7 @@ class CreateBatcher(Turns):
         if not create.can_batch:
             return await self._run_one(create)
         if self._is_idle:
-            return await self._run_at_once(create)
+            return await self._run_at_once(self._run_one(create))
         create.begin()
         self._queue.append(create)
         self._start_turn()
@@ -84,34 +83,7 @@ class CreateBatcher(Turns):
         """Whether a create may be waiting for a lock: the next one then must not keep a turn by waiting too."""
         return bool(self._slow or self._retrying)
 
-    async def _run_at_once(self, create: Create) -> bool:
-        turn = self._turn = Turn()
-        self._watch(turn, ())
-        try:
-            return await self._run_one(create)
-        finally:
-            self._end(turn)
-
-    @property
-    def _has_queued(self) -> bool:
-        return bool(self._queue)
-
-    async def _run_queued(self, turn: Turn) -> None:
-        creates: list[Create] = []
-        try:
-            creates = self._take_creates()
-            self._watch(turn, ())
-            if creates:
-                await self._run_creates(creates)
-        except Exception as error:  # noqa: BLE001 - each caller receives it
-            for create in creates:
-                create.fail(error)
-        except asyncio.CancelledError:
-            for create in creates:
-                create.abandon()
-            raise
-
-    def _take_creates(self) -> list[Create]:
+    def _take(self) -> list[Create]:
         """Takes the creates of the next statement out of the queue: with request ids, or without."""
         creates: list[Create] = []
         left: deque[Create] = deque()
@@ -131,7 +103,7 @@ class CreateBatcher(Turns):
         self._queue.extendleft(reversed(left))
         return creates
 
-    async def _run_creates(self, creates: list[Create]) -> None:
+    async def _run_parts(self, creates: list[Create]) -> None:
         self._last_was_batch = len(creates) > 1
         if len(creates) == 1 and not self._some_wait:
             await self._run_individually(creates[0])

@@ -5,7 +5,12 @@ While a statement runs, writes queue for the next one, which then runs them all.
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from server.store.pending_write import PendingWrite
 
 GATHER_TICKS = 16  # of the event loop, in which writes queue before a statement
 SLOW_SECONDS = 0.02  # from a statement's start until the next one may run beside it
@@ -23,23 +28,42 @@ class Turn:
         self.timer: asyncio.TimerHandle | None = None
 
 
-class Turns:
-    """Gives the writes of a queue their turns; a subclass has the queue."""
+class Part(Protocol):
+    """One write of a statement, or several that have one row of it."""
+
+    def fail(self, error: Exception) -> None:
+        """Gives each caller the error."""
+
+    def abandon(self) -> None:
+        """Gives each caller an error: the task that would have answered was ended."""
+
+
+Write = TypeVar("Write", bound=PendingWrite[Any])
+PartT = TypeVar("PartT", bound=Part)
+Answer = TypeVar("Answer")
+
+
+class Turns(ABC, Generic[Write, PartT]):
+    """Gives the writes of a queue their turns; a subclass knows which share a statement, and runs it."""
 
     def __init__(self) -> None:
+        self._queue: deque[Write] = deque()
         self._turn: Turn | None = None
         self._slow = 0  # turns that are slow
         self._last_was_batch = False  # whether the last statement was for many
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def _has_queued(self) -> bool:
-        """Whether a write waits for a turn."""
-        raise NotImplementedError
+    @abstractmethod
+    def _take(self) -> list[PartT]:
+        """Takes the writes of the next statement out of the queue."""
 
-    async def _run_queued(self, turn: Turn) -> None:
-        """Runs what waits in one statement, watches ``turn`` meanwhile, and answers every caller."""
-        raise NotImplementedError
+    @abstractmethod
+    async def _run_parts(self, parts: list[PartT]) -> None:
+        """Runs one statement, and answers every caller; what it raises, each of them receives."""
+
+    def _conversations_of(self, _parts: list[PartT]) -> Sequence[str]:
+        """Those that `_on_slow` is to know of; by default none."""
+        return ()
 
     def _on_slow(self, turn: Turn) -> None:
         """Called when a turn has become slow, before the next one starts; by default does nothing."""
@@ -49,7 +73,7 @@ class Turns:
 
     def _start_turn(self) -> None:
         """Runs the queue, unless a turn runs that is not slow."""
-        if self._turn is None and self._has_queued:
+        if self._queue and self._turn is None:
             self._turn = Turn()
             self._start(self._run_turn(self._turn))
 
@@ -58,10 +82,30 @@ class Turns:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _run_at_once(self, work: Awaitable[Answer], conversations: Sequence[str] = ()) -> Answer:
+        """Awaits ``work``, the statement of a write that need not queue, as a turn."""
+        turn = self._turn = Turn()
+        self._watch(turn, conversations)
+        try:
+            return await work
+        finally:
+            self._end(turn)
+
     async def _run_turn(self, turn: Turn) -> None:
+        parts: list[PartT] = []
         try:
             await self._gather()
-            await self._run_queued(turn)
+            parts = self._take()
+            self._watch(turn, self._conversations_of(parts))
+            if parts:
+                await self._run_parts(parts)
+        except Exception as error:  # noqa: BLE001 - each caller receives it
+            for part in parts:
+                part.fail(error)
+        except asyncio.CancelledError:
+            for part in parts:
+                part.abandon()
+            raise
         finally:
             self._end(turn)
 

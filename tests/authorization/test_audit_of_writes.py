@@ -187,6 +187,21 @@ async def test_a_message_that_runs_alone_has_a_line(audited: Audited) -> None:
     assert ("unknown", "OUTCOME_UNKNOWN", other.id) == (line["event"], line["outcome"], line["conversation_id"])
 
 
+async def leave_a_batch(audited: Audited, logs: Any, *calls: Any) -> None:
+    """Makes three calls, of which the last two share a statement, and cancels the second one once it is committed."""
+    async with (
+        held_answer(audited.database, size=2) as answer,
+        queued_behind(audited.database, *calls) as (held, tasks),
+    ):
+        held.release.set()
+        await answer.committed.wait()
+        tasks[1].cancel()
+        async with asyncio.timeout(10):
+            while sum(line.get("log") == "access" for line in logs) < 2:  # noqa: ASYNC110 - a log is no event
+                await asyncio.sleep(0.01)
+        answer.release.set()
+
+
 async def test_an_append_whose_caller_left_its_batch_has_a_line(audited: Audited) -> None:
     """A statement for many goes on without a caller who left: a line says that its items are stored."""
     made = await audited.stub.CreateConversation(create(), metadata=ALICE)
@@ -195,17 +210,7 @@ async def test_an_append_whose_caller_left_its_batch_has_a_line(audited: Audited
         for text in ("alone", "left", "stays")
     ]
     with capture_logs() as logs:
-        async with (
-            held_answer(audited.database, size=2) as answer,
-            queued_behind(audited.database, *calls) as (held, tasks),
-        ):
-            held.release.set()
-            await answer.committed.wait()
-            tasks[1].cancel()
-            async with asyncio.timeout(10):
-                while sum(line.get("log") == "access" for line in logs) < 2:  # noqa: ASYNC110 - a log is no event
-                    await asyncio.sleep(0.01)
-            answer.release.set()
+        await leave_a_batch(audited, logs, *calls)
         stored = await stored_ids(audited, made.id, 3)
     lines = [line for line in audit_of(logs) if line["method"].endswith("CreateItems")]
     assert [("permitted", "PERMITTED")] * 3 == brief(lines)
@@ -220,17 +225,7 @@ async def test_a_create_whose_caller_left_its_batch_has_a_line(audited: Audited)
         for text in ("alone", "left", "stays")
     ]
     with capture_logs() as logs:
-        async with (
-            held_answer(audited.database, size=2) as answer,
-            queued_behind(audited.database, *calls) as (held, tasks),
-        ):
-            held.release.set()
-            await answer.committed.wait()
-            tasks[1].cancel()
-            async with asyncio.timeout(10):
-                while sum(line.get("log") == "access" for line in logs) < 2:  # noqa: ASYNC110 - a log is no event
-                    await asyncio.sleep(0.01)
-            answer.release.set()
+        await leave_a_batch(audited, logs, *calls)
     lines = audit_of(logs)
     assert [("permitted", "PERMITTED")] * 3 == brief(lines)
     assert 3 == len({line["call"] for line in lines}) == len({line["conversation_id"] for line in lines})

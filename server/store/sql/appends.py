@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     Insert,
     Integer,
-    LargeBinary,
     Select,
     SmallInteger,
     Text,
@@ -26,10 +25,12 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, UUID
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.authorization.permission import Permission
-from server.store.sql.schema import Time, conversations, items, requests
+from server.store.sql.idempotency import REQUEST_COLUMNS
+from server.store.sql.item_batch import ITEM_COLUMNS
+from server.store.sql.schema import conversations, items, requests
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import allowed, visible_one
 
@@ -46,19 +47,11 @@ GROUPS = {
 ITEMS = {
     "group_number": Integer,  # position of its group in GROUPS, from 1
     "place": BigInteger,  # position in the group, from 1
-    "item_id": Text,
-    "type": Text,
-    "role": Text,
-    "status": Text,
-    "create_time": Time,
-    "body": LargeBinary,
+    **ITEM_COLUMNS,
 }
 REQUESTS = {
     "group_number": Integer,
-    "principal": Text,
-    "method": SmallInteger,
-    "request_id": UUID(as_uuid=False),
-    "fingerprint": LargeBinary,
+    **REQUEST_COLUMNS,
     "first_place": BigInteger,
     "item_count": SmallInteger,
 }

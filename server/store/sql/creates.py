@@ -7,7 +7,6 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     ColumnElement,
-    LargeBinary,
     Select,
     SmallInteger,
     Table,
@@ -20,12 +19,12 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.authorization.permission import Permission
-from server.store.sql.idempotency import reserve
-from server.store.sql.item_batch import all_found, fit_together, insert_items, resolved_rows, sent_rows
+from server.store.sql.idempotency import REQUEST_COLUMNS, reserve
+from server.store.sql.item_batch import ITEM_COLUMNS, all_found, fit_together, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversation_attributes, conversations, items, requests
 from server.store.sql.statement import Statement, compile_statement
 
@@ -50,19 +49,11 @@ ATTRIBUTES = {"conversation_id": Text, "attribute": Text, "tenant": Text, "creat
 ITEMS = {
     "conversation_id": Text,
     "sequence": BigInteger,
-    "item_id": Text,
-    "type": Text,
-    "role": Text,
-    "status": Text,
-    "create_time": Time,
-    "body": LargeBinary,
+    **ITEM_COLUMNS,
 }
 REQUESTS = {
     "conversation_id": Text,
-    "principal": Text,
-    "method": SmallInteger,
-    "request_id": UUID(as_uuid=False),
-    "fingerprint": LargeBinary,
+    **REQUEST_COLUMNS,
 }
 
 

@@ -1,5 +1,7 @@
 """Statements on the table of request ids."""
 
+from typing import Any
+
 from sqlalchemy import (
     CTE,
     ColumnElement,
@@ -18,6 +20,13 @@ from server.store.sql.schema import conversations, requests
 from server.store.sql.statement import compile_statement
 
 CONSTRAINT = "requests_pkey"  # violated when a request id is used twice
+# The columns of a request id that each write has as parameters, one write a value and several an array.
+REQUEST_COLUMNS: dict[str, Any] = {
+    "principal": Text,
+    "method": SmallInteger,
+    "request_id": UUID(as_uuid=False),
+    "fingerprint": LargeBinary,
+}
 _NONE: ColumnElement[int] = literal_column("0", SmallInteger)
 
 
@@ -29,15 +38,12 @@ def reserve(written: CTE, first_sequence: ColumnElement[int] = _NONE, item_count
         first_sequence: Of the items that the write inserts, 0 if none.
         item_count: How many items the write inserts.
     """
-    names = ["conversation_id", "principal", "method", "request_id", "fingerprint", "first_sequence", "item_count"]
+    names = ["conversation_id", *REQUEST_COLUMNS, "first_sequence", "item_count"]
     return insert(requests).from_select(
         names,
         select(
             bindparam("conversation_id", type_=Text),
-            bindparam("principal", type_=Text),
-            bindparam("method", type_=SmallInteger),
-            bindparam("request_id", type_=UUID(as_uuid=False)),
-            bindparam("fingerprint", type_=LargeBinary),
+            *(bindparam(name, type_=type_) for name, type_ in REQUEST_COLUMNS.items()),
             first_sequence,
             item_count,
         ).select_from(written),

@@ -28,6 +28,15 @@ from server.authorization.permission import Permission
 from server.store.sql.schema import Time, conversations, items
 from server.store.sql.visibility import item_allowed, visible_one
 
+# The columns of an item that a statement for several calls has as parameters, an array for each.
+ITEM_COLUMNS = {
+    "item_id": Text,
+    "type": Text,
+    "role": Text,
+    "status": Text,
+    "create_time": Time,
+    "body": LargeBinary,
+}
 _COLUMNS = ("conversation_id", "sequence", "version", "item_id", "type", "role", "status", "create_time", "body")
 
 
