@@ -167,7 +167,7 @@ async def smoke() -> AsyncIterator[Results]:
         folder.chmod(0o711)  # the server is another user when we are root
         openers: dict[str, Open] = {"limit": limit, "ours": ours}
         async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
-            run = Run(postgres, places, table(CALLERS, LONG, share=0.005))
+            run = Run(postgres, places, table(CALLERS, LONG, share=0.01))
             await run.warm_up()
             await run.rounds(1)
             yield await results_of(run, growth(CALLERS, LONG), rounds=1, callers=CALLERS)
