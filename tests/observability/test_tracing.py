@@ -29,9 +29,10 @@ from server.interceptors.tracing import VALUES
 from server.observability import otlp, trace_context
 from server.observability.otlp import TracingConfigError
 from server.settings.service import load
+from server.store.connection import read_batching
 from server.store.sql.statement import Statement
 from tests.support.audit import BOB, audit_lines, audited_service
-from tests.support.batching import outcomes_behind
+from tests.support.batching import held_statement, outcomes_behind
 from tests.support.build import append, create, get, user_message
 from tests.support.postgres import execute, fresh_database
 from tests.support.problems import problem
@@ -287,11 +288,18 @@ async def test_health_leaves_no_span(url: str, collector: Collector) -> None:
 # --- shared statements
 
 
-async def test_shared_reads(url: str, collector: Collector) -> None:
+async def test_shared_reads(url: str, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     """A round trip for several calls is in the trace of one, with links to the others and from them."""
+    # On a busy machine calls arrive one by one: they gather for longer, and behind one that is held.
+    monkeypatch.setattr(read_batching, "GATHER_TICKS", 1000)
     async with tracing_service(url) as service:
         made = [await service.stub.CreateConversation(create()) for _ in range(12)]
-        got = await asyncio.gather(*(service.stub.GetConversation(get(each.id)) for each in made))
+        async with held_statement(service.database) as line:
+            first = asyncio.ensure_future(service.stub.GetConversation(get(made[0].id)))
+            await line.started.wait()
+            got = await asyncio.gather(*(service.stub.GetConversation(get(each.id)) for each in made[1:]))
+            line.release.set()
+            got = [await first, *got]
         assert [each.id for each in made] == [each.id for each in got]
     calls = collector.servers("GetConversation")
     reads = [span for span in collector.statements() if span.parent_span_id in {call.span_id for call in calls}]

@@ -314,7 +314,7 @@ def appending(guarded: GuardedService, asked: Sequence[tuple[Caller, str]]) -> l
 async def test_nobody_gets_in_by_the_permission_of_another(guarded: GuardedService) -> None:
     """In random worlds appends of many callers end together as they end one by one."""
     rng, seen, statements = Random(21), Counter[str](), 0
-    for _ in range(24):
+    for _ in range(36):  # how many share a statement depends on how busy the machine is
         world = random_world(rng)
         people = [each for each in world.principals if each.id.isascii() and each.id]
         names = {"roles", "teams", "projects", "namespaces"}

@@ -132,8 +132,6 @@ async def test_an_append_that_breaks_the_batcher_fails_alone(
     """An exception while a statement is put together is the answer of one call; the others go on."""
     stub = own_service.stub
     made = [await stub.CreateConversation(create()) for _ in range(4)]
-    for _ in range(3):
-        await asyncio.gather(*(stub.CreateItems(append(each.id, user_message())) for each in made))
     add, failures = append_batching._add_to_groups, [ZeroDivisionError()]
 
     def broken(*arguments: Any) -> bool:
@@ -142,6 +140,8 @@ async def test_an_append_that_breaks_the_batcher_fails_alone(
         return add(*arguments)
 
     monkeypatch.setattr(append_batching, "_add_to_groups", broken)
-    calls = [outcome(stub.CreateItems(append(each.id, user_message()))) for each in made for _ in range(2)]
-    answers = await asyncio.wait_for(asyncio.gather(*calls), SOON)
+    calls = [lambda each=each: stub.CreateItems(append(each.id, user_message())) for each in made for _ in range(2)]
+    async with queued_behind(own_service.database, *calls) as (line, tasks):
+        line.release.set()
+        answers = await asyncio.wait_for(asyncio.gather(*tasks), SOON)
     assert ["INTERNAL"] == [told.code for told in answers if hasattr(told, "code")]
