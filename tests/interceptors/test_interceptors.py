@@ -1,5 +1,6 @@
 """The chain: its order, and what it does with methods that the contract says nothing about."""
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -96,5 +97,8 @@ async def test_each_call_is_seen_with_its_code(service: Service) -> None:
         await service.stub.GetConversation(pb.GetConversationRequest(conversation_id=made.id))
         await problem(service.stub.GetConversation(pb.GetConversationRequest(conversation_id="conv_none")))
         await problem(service.stub.GetConversation(pb.GetConversationRequest(conversation_id="x")))
+        async with asyncio.timeout(10):  # a caller has its status before the line is written
+            while sum(line["event"] == "call" for line in lines) < 3:  # noqa: ASYNC110 - a log is no event
+                await asyncio.sleep(0.01)
     seen = [(line["method"].rpartition("/")[2], line["code"]) for line in lines if line["event"] == "call"]
     assert [("GetConversation", code) for code in ("OK", "NOT_FOUND", "INVALID_ARGUMENT")] == seen

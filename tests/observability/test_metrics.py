@@ -237,8 +237,13 @@ async def test_refusals_for_capacity(service: Service) -> None:
     """Calls beyond the limit are counted, and the limit is there to be compared with."""
     async with measured_service(service.url, max_calls=1) as found:
         made = await found.stub.CreateConversation(create())
-        calls = [found.stub.GetConversation(get(made.id)).code() for _ in range(30)]
+        connection = await asyncpg.connect(service.url)
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE conversations")  # so that the first call still runs when others come
+            calls = [asyncio.create_task(found.stub.GetConversation(get(made.id)).code()) for _ in range(30)]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=10)
         codes = [code.name for code in await asyncio.gather(*calls)]
+        await connection.close()
         scrape = await found.scrape()
     assert 1 == scrape.value("conversations_calls_limit")
     assert codes.count("RESOURCE_EXHAUSTED") == scrape.value("conversations_capacity_refusals_total", of="calls") > 0
