@@ -19,13 +19,14 @@ from server.transport import reflection
 log = structlog.get_logger(__name__)
 
 
-_LEAST_PENDING = 128  # calls that may wait for the process, however few may run
+_PENDING_CALLS = 4  # times as many as may run may wait for the process, without which a burst would be refused
+_LEAST_PENDING = 128  # however few may run
 _UNREAD_BYTES = 64 * 1024  # of each call
 
 
 def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server:
     """Returns a server with its limits, without services and addresses."""
-    pending = max(_LEAST_PENDING, settings.calls_limit)
+    pending = max(_LEAST_PENDING, _PENDING_CALLS * settings.calls_limit)
     options = [
         # On by default: a second server on the port would start, and take half of the connections.
         ("grpc.so_reuseport", int(settings.workers > 1)),
@@ -34,10 +35,10 @@ def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server
         # A token may have 8 KiB. Between this and the absolute limit gRPC refuses calls at random.
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes // 4 * 5),
-        # Calls that wait for this process to take them: beyond the first number gRPC cancels some, beyond the second
-        # all. A longer queue would hold calls until their deadlines have passed (docs/adr/0025).
+        # Calls that wait for this process to take them. Between the two limits gRPC would cancel calls at random, also
+        # in a short burst. A longer queue would hold calls until their deadlines have passed (docs/adr/0025).
         ("grpc.server.max_pending_requests", pending),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * pending),
+        ("grpc.server.max_pending_requests_hard_limit", pending),
         # Of a request that nobody reads yet; 4 MiB by default. The rest of it may come once it is read.
         ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
         ("grpc.http2.bdp_probe", 0),  # would raise it again
