@@ -16,7 +16,7 @@ _LARGE_BLOCK = 32 * 1024 * 1024  # bytes; the most that glibc takes. A larger bl
 _KEPT = 64 * 1024 * 1024  # bytes, free at the end of an arena, that the next large request takes
 _ARENAS = 2
 _GROWTH_BYTES = 16 * 1024 * 1024  # that is worth a look
-_SHORTEST, _LONGEST = 2.0, 16.0  # seconds between two looks
+_SHORTEST, _LONGEST = 2.0, 8.0  # seconds between two looks
 
 
 def find_glibc() -> Any:

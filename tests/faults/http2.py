@@ -1,6 +1,7 @@
 """HTTP/2 by hand, as far as attacks need it: what a library would refuse to send (RFC 9113, RFC 7541)."""
 
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import IntEnum, IntFlag
 
@@ -119,6 +120,33 @@ class Frames:
             yield kind, flags, stream & 0x7FFFFFFF, bytes(self._buffer[at + 9 : at + 9 + size])
             at += 9 + size
         del self._buffer[:at]
+
+
+class FlowControl:
+    """How much of DATA may be sent on a connection and on each of its streams (RFC 9113, section 5.2)."""
+
+    def __init__(self) -> None:
+        self._initial = self._connection = 65_535
+        self._streams: Counter[int] = Counter()  # beside the initial window
+
+    def update(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        """Takes what a frame of the peer says of windows."""
+        if kind == Kind.WINDOW_UPDATE:
+            more = int.from_bytes(payload) & 0x7FFFFFFF
+            if stream:
+                self._streams[stream] += more
+            else:
+                self._connection += more
+        elif kind == Kind.SETTINGS and not flags & Flag.ACK:
+            named = dict(struct.iter_unpack(">HL", payload))
+            self._initial = named.get(Setting.INITIAL_WINDOW_SIZE, self._initial)
+
+    def take(self, stream: int, size: int) -> int:
+        """Takes the room for up to ``size`` bytes in one frame; how many."""
+        room = max(0, min(size, MAX_FRAME, self._connection, self._initial + self._streams[stream]))
+        self._connection -= room
+        self._streams[stream] -= room
+        return room
 
 
 def grpc_status(block: bytes) -> int | None:

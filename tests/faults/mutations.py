@@ -67,7 +67,7 @@ _ITEMS, _CONVERSATIONS = "store/sql/items.py", "store/sql/conversations.py"
 _DATABASE, _FAILURES = "store/connection/database.py", "store/connection/failures.py"
 _CONNECTIONS = "store/connection/warm_connections.py"
 _SERVICER = "services/conversations.py"
-_RESPONSES, _ARRIVALS = "store/response_budget.py", "interceptors/body_budget.py"
+_RESPONSES, _ARRIVALS = "store/response_budget.py", "interceptors/slow_reads.py"
 
 # Request ids are checked and not kept: what is repeated is done again.
 _FORGETFUL = (
@@ -263,7 +263,43 @@ MUTATIONS = (
         (
             Change("interceptors/decode.py", "_ARRIVING = 16 ", "_ARRIVING = 1600 "),
             Change("interceptors/decode.py", "_BODIES = 2 ", "_BODIES = 200 "),
-            Change(_ARRIVALS, "bool(large or self._short) and self._memory.is_short()", "False"),
+            Change(_ARRIVALS, "bool(late or self._short) and self._memory.is_short()", "False"),
+        ),
+    ),
+    Mutation(
+        "requests that have to be small arrive without a bound",
+        "100 times 15 MiB for health by a stranger",
+        "the server grew to",
+        (
+            Change(
+                "interceptors/decode.py",
+                "await self._slow_reads.read_small(context, lambda: _read(context))",
+                "await _read(context)",
+            ),
+        ),
+    ),
+    Mutation(
+        "parts of messages of streams have no bound",
+        "100 streams with 15 MiB of a message",
+        "the server grew to",
+        (Change("interceptors/stream_reads.py", "streams.most_common(1):", "streams.most_common(0):"),),
+    ),
+    Mutation(
+        "calls wait without a bound",
+        "10 times the calls that it can answer",
+        "goodput is",
+        (Change("transport/server.py", "_PENDING_CALLS = 4 ", "_PENDING_CALLS = 4000 "),),
+    ),
+    Mutation(
+        "gRPC refuses calls before its queue is full",
+        "HTTP/2 rapid resets",
+        "CANCELLED",
+        (
+            Change(
+                "transport/server.py",
+                '("grpc.server.max_pending_requests", pending)',
+                '("grpc.server.max_pending_requests", 16)',
+            ),
         ),
     ),
     Mutation(

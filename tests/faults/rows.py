@@ -154,6 +154,13 @@ ROWS = (
     _attack("8 times 20 MiB by a stranger", attacked("large_bodies", 6, stranger=True), short=True),
     _attack("100 times 15 MiB by a stranger", attacked("many_bodies", 6, stranger=True)),
     _attack("100 times 15 MiB by a caller", attacked("many_bodies", 6)),
+    _attack("100 times 15 MiB where 64 KiB are taken", attacked("many_bodies_for_small", 6)),
+    _attack("100 times 15 MiB for health by a stranger", attacked("many_bodies_for_health", 6, stranger=True)),
+    _attack("100 streams with 15 MiB of a message", attacked("partial_messages", 6)),
+    _attack(
+        "100 streams of reflection with 15 MiB",
+        attacked("partial_messages_for_reflection", 6, stranger=True),
+    ),
     _attack("4 clients with 16 times 15 MiB", attacked("many_bodies_of_four", 6)),
     _attack("16 idle streams after 12 MiB", attacked("idle_streams", 6)),
     _attack("2,000 watches of health", attacked("health_watches", 6, stranger=True)),

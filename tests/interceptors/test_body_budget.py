@@ -7,7 +7,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from server.interceptors.body_budget import BodyBudget, SlowReads
+from server.interceptors.body_budget import BodyBudget
+from server.interceptors.slow_reads import SlowReads
 from tests.support.build import append, create, user_message
 from tests.support.problems import problem_of
 from tests.support.service import Service, running_service

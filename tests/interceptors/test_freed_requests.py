@@ -9,7 +9,7 @@ import pytest
 from conversations.v1 import conversations_service_pb2 as pb
 
 from server.authorization.audit_log import current_request
-from server.errors import ConversationNotFound, StoreUnavailable, forget_frames
+from server.errors import ConversationNotFound, FieldInvalid, StoreUnavailable, forget_frames
 from server.interceptors.decode import Decode
 from tests.support.build import user_message
 
@@ -54,6 +54,39 @@ async def test_a_failed_request_is_freed_at_once(without_collection: None) -> No
         await decode.unary_unary(None, Call())  # type: ignore[misc, arg-type]
     current_request.reset(token)
     assert kept[0]() is None
+
+
+class Body(bytes):
+    """The bytes of a request; there are no weak references to bytes.
+
+    Attributes:
+        freed: How many are.
+    """
+
+    freed = 0
+
+    def __del__(self) -> None:
+        Body.freed += 1
+
+
+class TooLarge(Call):
+    """A context whose request is larger than a method without items takes."""
+
+    async def read(self) -> bytes:
+        """The bytes of the request."""
+        return Body(100_000)
+
+
+@pytest.mark.parametrize("method", ["/conversations.v1.ConversationsService/ListItems", "/grpc.health.v1.Health/Check"])
+async def test_a_request_that_has_to_be_small_and_is_not_is_freed_at_once(
+    without_collection: None, method: str
+) -> None:
+    """Its error does not keep it: a stranger would fill the process with it, through health."""
+    before = Body.freed
+    decode = Decode(2**20).wrap(method, grpc.unary_unary_rpc_method_handler(object, bytes))
+    with pytest.raises(FieldInvalid) as caught:
+        await decode.unary_unary(None, TooLarge())  # type: ignore[misc, arg-type]
+    assert (Body.freed - before, caught.value.violations[0].reason) == (1, "request.max_bytes")
 
 
 def test_causes_are_cut_too() -> None:

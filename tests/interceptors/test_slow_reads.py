@@ -1,13 +1,14 @@
 """Requests that take long to arrive, limited."""
 
 import asyncio
+import time
 import weakref
 from typing import Any
 
 import grpc.aio
 import pytest
 
-from server.interceptors.body_budget import SLOW_SECONDS, SlowReads
+from server.interceptors.slow_reads import LOOK_SECONDS, SLOW_SECONDS, SlowReads
 from server.observability.resident_memory import MemoryGauge
 
 
@@ -128,6 +129,43 @@ async def test_while_memory_is_short_only_the_oldest_goes_on() -> None:
     done = await asyncio.gather(*calls, return_exceptions=True)
     assert [bytes, grpc.aio.AbortError, grpc.aio.AbortError] == [type(each) for each in done]
     assert (0, {}) == (reads.count, reads._watches)
+
+
+async def test_small_requests_may_take_their_time_unless_memory_is_short() -> None:
+    """They take no place of those that may be large, and are refused as those are when the process has grown."""
+    used = [0]
+    reads, arrives = SlowReads(4, MemoryGauge(10, lambda: used[0])), asyncio.Event()
+
+    async def read() -> bytes:
+        await arrives.wait()
+        return b"body"
+
+    contexts = [LateAbort() for _ in range(3)]
+    for context in contexts:
+        context.goes_on.set()
+    calls = [asyncio.create_task(reads.read_small(context, read)) for context in contexts]  # type: ignore[arg-type]
+    await asyncio.sleep(2 * SLOW_SECONDS)
+    assert (0, [False] * 3) == (reads.count, [context.begun.is_set() for context in contexts])
+    used[0] = 11
+    await asyncio.sleep(SLOW_SECONDS)
+    assert [False, True, True] == [context.begun.is_set() for context in contexts]
+    arrives.set()
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert [bytes, grpc.aio.AbortError, grpc.aio.AbortError] == [type(each) for each in done]
+
+
+async def test_a_late_look_refuses_nothing_that_it_sees_for_the_first_time() -> None:
+    """What has arrived while the loop was blocked is taken after the look; the next look finds it gone."""
+    reads = SlowReads(16, MemoryGauge(-1, lambda: 1))
+
+    async def read() -> bytes:
+        await asyncio.sleep(LOOK_SECONDS + 0.005)
+        return b"body"
+
+    calls = [asyncio.create_task(reads.read_small(LateAbort(), read)) for _ in range(3)]  # type: ignore[arg-type]
+    await asyncio.sleep(LOOK_SECONDS / 2)
+    time.sleep(5 * LOOK_SECONDS)  # noqa: ASYNC251 - blocks the loop, as a sick process does
+    assert [b"body"] * 3 == await asyncio.gather(*calls)
 
 
 async def test_while_memory_is_short_requests_begin_two_at_a_time() -> None:
