@@ -13,7 +13,7 @@ from server.observability.resident_memory import STATM, resident_bytes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 _LARGE_BLOCK = 32 * 1024 * 1024  # bytes; the most that glibc takes. A larger block comes from the system, page by page
-_KEPT = 64 * 1024 * 1024  # bytes, free at the end of an arena, that the next large request takes
+_KEPT = 32 * 1024 * 1024  # bytes, free at the end of an arena, that the next large request takes
 _ARENAS = 2
 _GROWTH_BYTES = 16 * 1024 * 1024  # that is worth a look
 _SHORTEST, _LONGEST = 2.0, 8.0  # seconds between two looks

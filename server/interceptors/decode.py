@@ -196,7 +196,8 @@ def _try_load(parse: Parse, read: list[bytes]) -> Any:
     try:
         validate(request)
     except ServiceError as error:
-        return error.with_traceback(None)
+        forget_frames(error)
+        return error
     return request
 
 
@@ -206,7 +207,8 @@ def _try_parse(parse: Parse, read: list[bytes]) -> Any:
         request = parse(read.pop())
         check_elements(request)
     except ServiceError as error:
-        return error.with_traceback(None)
+        forget_frames(error)
+        return error
     return request
 
 

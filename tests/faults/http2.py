@@ -39,7 +39,7 @@ class Setting(IntEnum):
     INITIAL_WINDOW_SIZE = 4
 
 
-def frame(kind: Kind, stream: int = 0, payload: bytes = b"", flags: int = 0) -> bytes:
+def frame(kind: Kind, stream: int = 0, payload: bytes | memoryview = b"", flags: int = 0) -> bytes:
     """One frame."""
     size = len(payload)
     return _HEADER.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload

@@ -41,6 +41,7 @@ class Row:
 
 _TWO = Layout(servers=2)
 _DIRECT = Layout(proxied=False)
+_COMPRESSED = Layout(proxied=False, settings={"compressed_requests": "true"})
 _TWINS = Layout(servers=2, callers=(Twin, Twin, Twin))
 _NEIGHBOURS = Layout(callers=(*CALLERS, Trespasser, Trespasser, Trespasser))
 _STRANGE = USUAL | {"NOT_FOUND", "INVALID_ARGUMENT"}
@@ -48,8 +49,8 @@ _STANDBY = Layout(standby=True)
 _CANCELLED = USUAL | {"CANCELLED"}
 
 
-def _attack(name: str, fault: Fault, *, short: bool = False) -> Row:
-    return Row(name, fault, seconds=0, times=1, short=short, layout=_DIRECT)
+def _attack(name: str, fault: Fault, *, short: bool = False, layout: Layout = _DIRECT) -> Row:
+    return Row(name, fault, seconds=0, times=1, short=short, layout=layout)
 
 
 ROWS = (
@@ -145,11 +146,12 @@ ROWS = (
     _attack("HTTP/2 CONTINUATION flood", attacked("continuation_flood", 6)),
     _attack("HTTP/2 flood of empty DATA", attacked("empty_data_flood", 6)),
     _attack("400 silent connections", attacked("silent", 6)),
+    _attack("3,000 connections", attacked("many_connections", 6, stranger=True)),
     _attack("1,000 bodies, byte by byte", attacked("slow_drip", 6)),
     _attack("400 answers that nobody takes", attacked("zero_window", 6, large_items=100)),
     # Hostile requests.
-    _attack("100,000 empty ids", attacked("empty_ids", 6), short=True),
-    _attack("40,000 empty permissions", attacked("empty_permissions", 6)),
+    _attack("100,000 empty ids", attacked("empty_ids", 6), short=True, layout=_COMPRESSED),
+    _attack("40,000 empty permissions", attacked("empty_permissions", 6), layout=_COMPRESSED),
     _attack("15 MiB of nested JSON", attacked("nested_json", 6)),
     _attack("8 times 20 MiB by a stranger", attacked("large_bodies", 6, stranger=True), short=True),
     _attack("100 times 15 MiB by a stranger", attacked("many_bodies", 6, stranger=True)),
@@ -161,6 +163,8 @@ ROWS = (
         "100 streams of reflection with 15 MiB",
         attacked("partial_messages_for_reflection", 6, stranger=True),
     ),
+    _attack("15 MiB in 15 KiB by a stranger", attacked("bombs_for_health", 6, stranger=True)),
+    _attack("15 MiB in 15 KiB by a caller", attacked("bombs", 6)),
     _attack("4 clients with 16 times 15 MiB", attacked("many_bodies_of_four", 6)),
     _attack("16 idle streams after 12 MiB", attacked("idle_streams", 6)),
     _attack("2,000 watches of health", attacked("health_watches", 6, stranger=True)),

@@ -89,6 +89,23 @@ async def test_a_request_that_has_to_be_small_and_is_not_is_freed_at_once(
     assert (Body.freed - before, caught.value.violations[0].reason) == (1, "request.max_bytes")
 
 
+class Malformed(Call):
+    """A context whose request is large and no message."""
+
+    async def read(self) -> bytes:
+        """The bytes of the request."""
+        return Body(b"\xff" * 100_000)
+
+
+async def test_a_request_that_cannot_be_parsed_is_freed_at_once(without_collection: None) -> None:
+    """The parser's error, because of which the request is refused, does not keep it either."""
+    before = Body.freed
+    handler: Any = grpc.unary_unary_rpc_method_handler(object, pb.CreateItemsRequest.FromString)
+    with pytest.raises(FieldInvalid) as caught:
+        await Decode(2**20).wrap(METHOD, handler).unary_unary(None, Malformed())  # type: ignore[misc, arg-type]
+    assert (Body.freed - before, caught.value.violations[0].reason) == (1, "decode")
+
+
 def test_causes_are_cut_too() -> None:
     """An error that was raised because of another one keeps the frames of both."""
     with pytest.raises(StoreUnavailable) as caught:

@@ -89,6 +89,15 @@ async def test_few_streams_go_on_until_much_is_taken(process: Process, count: in
     assert await process.look(2 * GROWTH_BYTES) == {"decent": 0}
 
 
+async def test_growth_counts_from_the_least_since_the_last_time(process: Process) -> None:
+    """What was given back and is taken again is growth."""
+    await process.open("one", 20)
+    await process.open("two", 10)
+    assert await process.look(SHORT + 100 * _MIB) == {"one": 0, "two": 10}
+    assert await process.look(SHORT + 80 * _MIB) == {"one": 0, "two": 10}
+    assert await process.look(SHORT + 100 * _MIB) == {"one": 0, "two": 0}
+
+
 async def test_it_begins_again_after_a_while(process: Process) -> None:
     """Once memory has been given back, the next growth counts from the limit again."""
     await process.open("one", 20)

@@ -35,6 +35,7 @@ WRONG = {
     "proxy_spiffe_ids": f"NOT {SECRET}",
     "proxy_require_tenant": f"maybe-{SECRET}",
     "max_message_bytes": "-77123",
+    "compressed_requests": f"maybe-{SECRET}",
     "max_item_bytes": f"much-{SECRET}",
     "max_metadata_bytes": "-77123",
     "max_calls_per_connection": "-77123",

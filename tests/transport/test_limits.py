@@ -186,6 +186,23 @@ async def test_metadata(service: Service) -> None:
         assert grpc.StatusCode.RESOURCE_EXHAUSTED is refused.value.code()
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_compressed_requests(service: Service, compression: grpc.Compression) -> None:
+    """They are refused, whoever takes them, unless a setting has them taken (docs/adr/0030)."""
+    stub, watch = service.stub, HealthStub(service.channel)
+    for call in (
+        stub.CreateConversation(create(), compression=compression),
+        watch.Check(HealthCheckRequest(), compression=compression),
+        stub.AppendItems(iter((ahead("conv_" + "0" * 48, user_message()),)), compression=compression).read(),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "disabled" in (refused.value.details() or "")
+    async with running_service(service.url, compressed_requests=True) as served:
+        assert (await served.stub.CreateConversation(create(), compression=compression)).id
+
+
 async def test_calls_of_a_connection(service: Service) -> None:
     """A connection carries so many calls at once; the next waits, and another connection's does not."""
     async with running_service(service.url, max_calls_per_connection=2) as served:
