@@ -255,9 +255,10 @@ class ItemStore:
         statement = sql.page(*permissions, **kind, small=True)
         share = min(self._page_bytes, SHARED_BYTES) // count
         rows = await self._database.read(statement, {**values, "share": share})
-        left_out = [row for row in rows[:count] if row["body"] is None]
-        if not left_out or left_out[0]["sequence"] is None:  # or the page is empty
+        left_out = next((row for row in rows[:count] if row["body"] is None), None)
+        if left_out is None or left_out["sequence"] is None:  # or the page is empty
             return rows
+        del rows, left_out  # many calls may wait for room at once
         return await self._fitting(sql.page(*permissions, **kind, small=False), values)
 
     async def _fitting(self, statement: Statement, values: dict[str, Any], *, patient: bool = False) -> Rows:
@@ -273,6 +274,7 @@ class ItemStore:
         if all(row["body"] is not None or row["sequence"] is None for row in rows):
             return rows
         size = sum(row["size"] or 0 for row in rows)
+        del rows  # many calls may wait for room at once
         await self._responses.reserve(min(size, self._page_bytes), patient=patient)
         many = {"page_bytes": self._page_bytes, "single_bytes": _ANY_SIZE}
         return await self._database.fetch(statement, {**values, **many})

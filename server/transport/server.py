@@ -19,7 +19,7 @@ from server.transport import reflection
 log = structlog.get_logger(__name__)
 
 
-_PENDING_CALLS = 4  # times as many as may run may wait for the process, without which a burst would be refused
+_PENDING_CALLS = 3  # times as many as may run may wait for the process, without which a burst would be refused
 _LEAST_PENDING = 128  # however few may run
 _IDENTITY, _ALL = 0b1, 0b111  # compression algorithms: none; none, deflate and gzip
 _UNREAD_BYTES = 64 * 1024  # of each call

@@ -288,7 +288,7 @@ MUTATIONS = (
         "calls wait without a bound",
         "10 times the calls that it can answer",
         "goodput is",
-        (Change("transport/server.py", "_PENDING_CALLS = 4 ", "_PENDING_CALLS = 4000 "),),
+        (Change("transport/server.py", "_PENDING_CALLS = 3 ", "_PENDING_CALLS = 3000 "),),
     ),
     Mutation(
         "gRPC refuses calls before its queue is full",

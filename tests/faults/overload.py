@@ -9,7 +9,8 @@ from tests.faults.scene import Scene
 
 Fault = Callable[[Scene], AbstractAsyncContextManager[None]]
 
-REFUSALS = frozenset(("OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED"))  # gRPC's own: docs/adr/0025
+# CANCELLED and UNAVAILABLE (a stream beyond those of its connection) are gRPC's own: docs/adr/0025
+REFUSALS = frozenset(("OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "CANCELLED", "UNAVAILABLE"))
 HEALTH_SECONDS = 0.1
 _CONVERSATIONS = 32
 
