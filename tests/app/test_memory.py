@@ -63,7 +63,7 @@ LOOKS: list[tuple[str, list[int], int, list[float]]] = [
     ("a trim that helps", [100, 200, 100, 200, 100], 2, [2, 2]),
     ("a trim that helps a little", [100, 200, 195, 200, 195], 2, [2, 2]),
     ("a trim that hardly helps", [100, 200, 197, 200, 197], 2, [2, 4]),
-    ("trims that do not help are seldom", [100, *[200] * 10], 5, [2, 4, 8, 16, 16]),
+    ("trims that do not help are seldom", [100, *[200] * 10], 5, [2, 4, 8, 8, 8]),
     ("a trim that helps again", [100, 200, 200, 200, 200, 200, 100, 200, 100], 4, [2, 4, 8, 2]),
     ("a process that is small again", [100, 200, 200, 110, 200, 200], 2, [2, 4, 2]),
     ("a smaller size than at the start counts from then on", [100, 200, 50, 66, 50], 2, [2, 2]),

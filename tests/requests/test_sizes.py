@@ -9,7 +9,7 @@ from conversations.v1 import access_service_pb2, conversations_service_pb2
 from server.requests.sizes import SMALL_REQUEST_BYTES, max_request_bytes
 from tests.support.build import batch_get
 from tests.support.problems import problem
-from tests.support.service import Service
+from tests.support.service import Service, running_service
 
 WITH_ITEMS = {"CreateConversation", "CreateItems", "AppendItems"}
 METHODS = {
@@ -60,6 +60,7 @@ async def test_one_byte_more(service: Service) -> None:
 async def test_a_small_body_that_grows(service: Service) -> None:
     """The bytes are counted after decompression: 400,000 ids that were sent in a few hundred bytes are refused."""
     body = batch_get("conv_nothing", *[""] * 400_000).SerializeToString()
-    call: Any = service.channel.unary_unary("/conversations.v1.ConversationsService/BatchGetItems")
-    failure = await problem(call(body, compression=grpc.Compression.Gzip))
+    async with running_service(service.url, compressed_requests=True) as served:
+        call: Any = served.channel.unary_unary("/conversations.v1.ConversationsService/BatchGetItems")
+        failure = await problem(call(body, compression=grpc.Compression.Gzip))
     assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", {"": "request.max_bytes"})
