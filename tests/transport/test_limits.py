@@ -193,7 +193,6 @@ async def test_compressed_requests(service: Service, compression: grpc.Compressi
     for call in (
         stub.CreateConversation(create(), compression=compression),
         watch.Check(HealthCheckRequest(), compression=compression),
-        stub.AppendItems(iter((ahead("conv_" + "0" * 48, user_message()),)), compression=compression).read(),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
