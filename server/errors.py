@@ -249,6 +249,26 @@ class PageTokenInvalid(_BadRequest):
         super().__init__(f"page_token: {rule}.", (Violation("page_token", rule),))
 
 
+class ResumeTokenInvalid(_BadRequest):
+    """Malformed, or made for another conversation or caller."""
+
+    reason = "RESUME_TOKEN_INVALID"
+
+    def __init__(self) -> None:
+        rule = "must be a resume_token of the same conversation and caller"
+        super().__init__(f"resume_token: {rule}.", (Violation("resume_token", rule),))
+
+
+class ResumeTokenExpired(ServiceError):
+    """What has happened since cannot be told completely any more."""
+
+    code = StatusCode.OUT_OF_RANGE
+    reason = "RESUME_TOKEN_EXPIRED"
+
+    def __init__(self) -> None:
+        super().__init__("Changes behind the start are no longer known; begin anew.")
+
+
 class FilterInvalid(_BadRequest):
     """The filter cannot be read; ``position`` counts characters from 0."""
 

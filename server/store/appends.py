@@ -10,6 +10,7 @@ from server.authorization.access import Access
 from server.authorization.permission import Permission
 from server.store.array_parameters import array_as_text, array_parameters
 from server.store.batch import EMPTY_BATCH, Batch
+from server.store.change_hub import ChangeHub
 from server.store.idempotency import Reservation
 from server.store.pending_write import PendingWrite
 from server.store.sql.appends import GROUPS, ITEMS, REQUESTS
@@ -32,6 +33,7 @@ class Append(PendingWrite[int | None]):
         on_stored: Called with access, conversation and item ids once the items are committed, even if
             nobody waits for them any more.
         stored: Whether its items are committed.
+        hub: Is told then.
 
     Raises:
         ActionDenied: The policy lets the caller append to no conversation at all.
@@ -49,6 +51,7 @@ class Append(PendingWrite[int | None]):
     can_batch: bool = field(init=False)
     on_stored: Callable[[Access, str, Sequence[str]], None] | None = None
     stored: bool = field(default=False, init=False)
+    hub: ChangeHub | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.permissions = self.access.demand("conversation", "read"), self.access.demand("item", "create")
@@ -71,6 +74,8 @@ class Append(PendingWrite[int | None]):
     def mark_stored(self) -> None:
         """Notes that the items are committed."""
         self.stored = True
+        if self.hub:
+            self.hub.note_change(self.conversation_id)
         if self.on_stored:
             self.on_stored(self.access, self.conversation_id, self.batch.all_ids)
 

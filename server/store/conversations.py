@@ -15,6 +15,7 @@ from server.errors import (
     RequestIdReused,
 )
 from server.policy.principal import Principal
+from server.store.change_hub import ChangeHub
 from server.store.changes import Change, permissions_to, too_many_pairs
 from server.store.comparison import EARLIEST, LATEST, Comparison, conversation_filter
 from server.store.conflicts import explain_batch
@@ -42,12 +43,15 @@ class ConversationStore:
         database: Runs the statements.
         max_bytes: The most bytes that the conversations of one response, or the items of one request, may
             have together.
+        hub: Is told of every change; by default nobody follows any.
 
     Attributes:
         locks: Held by every write to one conversation that may wait for a lock in the database.
+        hub: As above.
     """
 
-    def __init__(self, database: Database, max_bytes: int) -> None:
+    def __init__(self, database: Database, max_bytes: int, hub: ChangeHub | None = None) -> None:
+        self.hub = hub or ChangeHub()
         self.locks = ConversationLocks(database.bounds.lock)
         self._creates = CreateBatcher(database, self.locks, self._run_create)
         self._database = database
@@ -172,6 +176,7 @@ class ConversationStore:
         async with self.locks.hold(conversation_id):
             row = await execute_write(self._database, statement, values, reservation)
         if row is not None:
+            self.hub.note_change(conversation_id)
             return row
         if await self.prior_result(access, conversation_id, reservation):
             return await self.require(access, conversation_id, *permissions)
@@ -207,6 +212,7 @@ class ConversationStore:
         async with self.locks.hold(conversation_id):
             row = await execute_write(self._database, statement, values, reservation)
         if row is not None:
+            self.hub.note_change(conversation_id)
             return
         prior = await find_prior_result(self._database, conversation_id, access.principal, reservation)
         if prior is None:

@@ -96,7 +96,7 @@ class ItemStore:
         """
         if append.size > _COUNTED_BYTES:
             await self._responses.reserve(append.size)  # now, for afterwards it could not be refused any more
-        base = await self._batcher.run(append)
+        base = await self._run(append)
         result = await self._settle(append, base)
         batch = append.batch
         if base is not None and not batch.has_references:
@@ -108,7 +108,7 @@ class ItemStore:
 
     async def append_ids(self, append: Append) -> AppendedIds:
         """Stores items as `append` does; returns their ids, and reads no item back."""
-        return await self._ids(append, await self._batcher.run(append))
+        return await self._ids(append, await self._run(append))
 
     def enqueue(self, append: Append) -> None:
         """Stores items as `append` does, in the order of these calls for each conversation.
@@ -116,6 +116,7 @@ class ItemStore:
         Args:
             append: One that `Append.can_batch`; `result` waits for it.
         """
+        append.hub = self._conversations.hub
         self._batcher.enqueue(append)
 
     async def result(self, append: Append) -> AppendedIds:
@@ -124,6 +125,10 @@ class ItemStore:
         A caller that is cancelled while it waits does not cancel the append.
         """
         return await self._ids(append, await asyncio.shield(append.answer))
+
+    async def _run(self, append: Append) -> int | None:
+        append.hub = self._conversations.hub
+        return await self._batcher.run(append)
 
     async def _ids(self, append: Append, base: int | None) -> AppendedIds:
         result = await self._settle(append, base)
@@ -302,6 +307,7 @@ class ItemStore:
         async with self._conversations.locks.hold(conversation_id):
             row = await execute_write(self._database, statement, values, reservation)
         if row is not None:
+            self._conversations.hub.note_change(conversation_id)
             return row
         if await self._conversations.prior_result(access, conversation_id, reservation):
             await self._require(access, conversation_id, delete, [item_id])

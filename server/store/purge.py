@@ -14,6 +14,7 @@ from server.store.connection.opening import direct_connection
 
 _LOCK = 0x70757267  # "purg"
 _STEP = 5000  # rows of one statement
+_FEW = 500  # of one that also locks conversations
 _SESSION = {
     "lock_timeout": "5s",
     "application_name": "conversations purge",
@@ -38,9 +39,20 @@ _STATEMENTS = {
         DELETE FROM conversations WHERE id IN (
             SELECT id FROM conversations WHERE delete_time <= $1
             AND NOT EXISTS (SELECT FROM items WHERE items.conversation_id = conversations.id) LIMIT $2)""",
+    # Watches must learn that deletions are gone, so the two go together. Rows of conversations are locked in the order
+    # of their ids, as by every statement that locks several.
     "items": """
-        DELETE FROM items WHERE (conversation_id, sequence) IN (
-            SELECT conversation_id, sequence FROM items WHERE delete_time <= $1 LIMIT $2)""",
+        WITH old AS (
+            SELECT conversation_id, sequence, version FROM items WHERE delete_time <= $1 LIMIT $2
+        ), locked AS (
+            SELECT id FROM conversations WHERE id IN (SELECT conversation_id FROM old) ORDER BY id FOR NO KEY UPDATE
+        ), told AS (
+            UPDATE conversations SET purged_version = greatest(purged_version, newest.version)
+            FROM (SELECT conversation_id, max(version) AS version FROM old GROUP BY conversation_id) AS newest
+            WHERE conversations.id = newest.conversation_id AND conversations.id IN (SELECT id FROM locked)
+        )
+        DELETE FROM items USING old
+        WHERE items.conversation_id = old.conversation_id AND items.sequence = old.sequence""",
     "requests": """
         DELETE FROM requests WHERE (conversation_id, principal, method, request_id) IN (
             SELECT conversation_id, principal, method, request_id FROM requests
@@ -80,18 +92,18 @@ async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(
         await _delete_all(connection, "attributes of deleted conversations", before)
         return PurgeResult(
             items=await _delete_all(connection, "items of deleted conversations", before)
-            + await _delete_all(connection, "items", before),
+            + await _delete_all(connection, "items", before, step=_FEW),
             requests=await _delete_all(connection, "requests", now - keep_requests),
             conversations=await _delete_all(connection, "conversations", before),
         )
 
 
-async def _delete_all(connection: asyncpg.Connection, name: str, before: datetime) -> int:
-    """Runs the statement of ``name`` until it finds nothing more."""
+async def _delete_all(connection: asyncpg.Connection, name: str, before: datetime, step: int = _STEP) -> int:
+    """Runs the statement of ``name``, ``step`` rows at a time, until it finds nothing more."""
     total = 0
     while True:
-        done = await connection.execute(_STATEMENTS[name], before, _STEP)
+        done = await connection.execute(_STATEMENTS[name], before, step)
         count = int(done.rsplit(" ", 1)[1])
         total += count
-        if count < _STEP:
+        if count < step:
             return total

@@ -8,9 +8,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 from conversations.v1.conversation_pb2 import Conversation
-from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConversationsRequest
+from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConversationsRequest, WatchItemsRequest
 
 from server.store.connection.execution import Execute, Execution, Rows
+from server.store.sql.watches import POLL
 from tests.support.build import (
     append,
     batch_get,
@@ -222,12 +223,63 @@ async def test_reads_use_an_index(large: Service, method: str, request_: Any) ->
 @pytest.mark.parametrize(("method", "request_"), [pytest.param(m, r, id=name) for name, m, r in LISTS])
 async def test_generic_plans_use_an_index(large: Service, method: str, request_: Any) -> None:
     """The plan that a prepared statement keeps, made without knowing its values, reads an index too."""
-    text, arguments = await ran(large, method, request_)
-    connection = await asyncpg.connect(large.url)
+    text, _ = await ran(large, method, request_)
+    assert faults(await generic_plan(large, text)) == []
+
+
+async def watched(served: Service, **start: Any) -> list[tuple[str, tuple[Any, ...]]]:
+    """The statements, with their arguments, up to the first message of a watch."""
+    seen: list[tuple[str, tuple[Any, ...]]] = []
+
+    async def keep(execute: Execute, execution: Execution) -> Rows:
+        seen.append((execution.statement.text, execution.arguments[0]))
+        return await execute(execution)
+
+    call = served.stub.WatchItems(WatchItemsRequest(conversation_id=BIG, **start))
+    with intercepted(served.database, keep):
+        await call.read()
+    call.cancel()
+    return seen
+
+
+@pytest.mark.parametrize("start", [{"newest": 100}, {"after_sequence": 0}], ids=["newest", "all"])
+async def test_watches_use_an_index(large: Service, start: dict[str, Any]) -> None:
+    """Both statements read ranges of an index, of which they need a page, with values and without."""
+    await large.database.pool.execute("UPDATE conversations SET last_sequence = $1 WHERE id = $2", ROWS, BIG)
+    statements = (await watched(large, **start))[:2]
+    assert len(statements) == 2
+    async with large.database.pool.acquire() as pooled:
+        for text, arguments in statements:
+            found = await pooled.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *arguments)
+            plan = json.loads(found)[0]["Plan"]
+            assert faults(plan) == []
+            assert max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan)) <= 103
+
+
+async def test_generic_plans_of_watches_use_an_index(large: Service) -> None:
+    """Deletions have an index of their own, in the order in which they are told."""
+    await large.database.pool.execute("UPDATE conversations SET last_sequence = $1 WHERE id = $2", ROWS, BIG)
+    (start, _), (changes, _), *_ = await watched(large, newest=100)
+    generic = [await generic_plan(large, text) for text in (start, changes)]
+    assert [faults(plan) for plan in generic] == [[], []]
+    assert "items_deletions" in str(generic[1])
+
+
+async def generic_plan(served: Service, text: str) -> dict[str, Any]:
+    """The plan that a prepared statement keeps, made without knowing its values."""
+    connection = await asyncpg.connect(served.url)
     try:
-        await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE page AS {text}")
-        nulls = ", ".join(["NULL"] * len(arguments))
-        found = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE page({nulls})")
+        await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE kept AS {text}")
+        parameters = await connection.fetchval(
+            "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = 'kept'"
+        )
+        found = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE kept({', '.join(['NULL'] * parameters)})")
     finally:
         await connection.close()
-    assert faults(json.loads(found)[0]["Plan"]) == []
+    plan: dict[str, Any] = json.loads(found)[0]["Plan"]
+    return plan
+
+
+async def test_the_poll_uses_an_index(large: Service) -> None:
+    """It looks each conversation up by its key."""
+    assert faults(await generic_plan(large, POLL.text)) == []

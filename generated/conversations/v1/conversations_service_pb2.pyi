@@ -7,8 +7,10 @@ from collections import abc as _abc
 from conversations.v1 import conversation_pb2 as _conversation_pb2
 from conversations.v1 import item_pb2 as _item_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
@@ -771,3 +773,166 @@ class DeleteItemRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteItemRequest: _TypeAlias = DeleteItemRequest  # noqa: Y015
+
+@_typing.final
+class WatchItemsRequest(_message.Message):
+    """Which conversation to follow, and where to begin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
+    conversation_id: _builtins.str
+    """Required. `Conversation.id`; begins with `conv`."""
+    resume_token: _builtins.str
+    """That of the last message that was dealt with: goes on behind it. It is bound to
+    the conversation and to the caller, else INVALID_ARGUMENT. OUT_OF_RANGE when
+    deletions behind it have been purged, or when the database was set back.
+    """
+    after_sequence: _builtins.int
+    """The items behind this place first; 0: all. Deletions from before the stream
+    are not told. A place that the conversation does not have is OUT_OF_RANGE.
+    """
+    newest: _builtins.int
+    """So many of the newest items first, the oldest of them in front. More than 100
+    is lowered to 100.
+    """
+    def __init__(
+        self,
+        *,
+        conversation_id: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+        after_sequence: _builtins.int = ...,
+        newest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "newest", b"newest", "resume_token", b"resume_token", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "conversation_id", b"conversation_id", "newest", b"newest", "resume_token", b"resume_token", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["resume_token", "after_sequence", "newest"]  # noqa: Y015
+    _WhichOneofArgType_start: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_start) -> _WhichOneofReturnType_start | None: ...
+
+Global___WatchItemsRequest: _TypeAlias = WatchItemsRequest  # noqa: Y015
+
+@_typing.final
+class WatchItemsResponse(_message.Message):
+    """What happened behind the message before, in order. A message without changes says
+    that nothing happened; it comes every 30 seconds or so.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    WATERMARK_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Where to go on once all of `changes` has been dealt with. Always set; good until
+    deletions behind it are purged, 30 days later unless the operator says otherwise.
+    """
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemChange]:
+        """At most 100, with 64 KiB of items together unless the first alone is larger."""
+
+    @_builtins.property
+    def watermark(self) -> _timestamp_pb2.Timestamp:
+        """By the clock of the database: what was committed before has been told, here or
+        earlier. Unset while more follows at once.
+        """
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___ItemChange] | None = ...,
+        resume_token: _builtins.str = ...,
+        watermark: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["watermark", b"watermark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "resume_token", b"resume_token", "watermark", b"watermark"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchItemsResponse: _TypeAlias = WatchItemsResponse  # noqa: Y015
+
+@_typing.final
+class ItemChange(_message.Message):
+    """One thing that happened. A caller may skip a case that it does not know."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    LARGE_ITEM_FIELD_NUMBER: _builtins.int
+    DELETED_ITEM_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    CONVERSATION_DELETED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def item(self) -> _item_pb2.Item:
+        """Appended."""
+
+    @_builtins.property
+    def large_item(self) -> Global___ItemPlace:
+        """Appended, and larger than 256 KiB: GetItem has it."""
+
+    @_builtins.property
+    def deleted_item(self) -> Global___ItemPlace:
+        """Deleted; also an item that was never told, because it was made and deleted
+        between two messages.
+        """
+
+    @_builtins.property
+    def conversation(self) -> _conversation_pb2.Conversation:
+        """The conversation as it is: its metadata or attributes have changed. Its place
+        between items is not exact.
+        """
+
+    @_builtins.property
+    def conversation_deleted(self) -> _empty_pb2.Empty:
+        """The conversation has been deleted. Nothing follows; the stream ends with OK."""
+
+    def __init__(
+        self,
+        *,
+        item: _item_pb2.Item | None = ...,
+        large_item: Global___ItemPlace | None = ...,
+        deleted_item: Global___ItemPlace | None = ...,
+        conversation: _conversation_pb2.Conversation | None = ...,
+        conversation_deleted: _empty_pb2.Empty | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "conversation", b"conversation", "conversation_deleted", b"conversation_deleted", "deleted_item", b"deleted_item", "item", b"item", "large_item", b"large_item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "conversation", b"conversation", "conversation_deleted", b"conversation_deleted", "deleted_item", b"deleted_item", "item", b"item", "large_item", b"large_item"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["item", "large_item", "deleted_item", "conversation", "conversation_deleted"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___ItemChange: _TypeAlias = ItemChange  # noqa: Y015
+
+@_typing.final
+class ItemPlace(_message.Message):
+    """Which item, without what is in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    item_id: _builtins.str
+    """`Item.id`."""
+    sequence: _builtins.int
+    """`Item.sequence`."""
+    def __init__(
+        self,
+        *,
+        item_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemPlace: _TypeAlias = ItemPlace  # noqa: Y015

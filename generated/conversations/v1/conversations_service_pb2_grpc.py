@@ -112,6 +112,11 @@ class ConversationsServiceStub:
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteItemRequest.SerializeToString,
                 response_deserializer=conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
                 _registered_method=True)
+        self.WatchItems = channel.unary_stream(
+                '/conversations.v1.ConversationsService/WatchItems',
+                request_serializer=conversations_dot_v1_dot_conversations__service__pb2.WatchItemsRequest.SerializeToString,
+                response_deserializer=conversations_dot_v1_dot_conversations__service__pb2.WatchItemsResponse.FromString,
+                _registered_method=True)
 
 
 class ConversationsServiceServicer:
@@ -299,6 +304,25 @@ class ConversationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchItems(self, request, context):
+        """Follows one conversation: its items as they are appended and deleted, and its own
+        changes, in the order of commits, each once for a caller that resumes by token.
+        What was made and deleted between two messages is told as one deletion. Begins
+        with the conversation as it is and, if asked for, with items that are there.
+
+        The server ends the stream with OK after about five minutes, and earlier if the
+        caller's deadline is earlier: open it again with the last `resume_token`. Access
+        is asked for again before each message.
+
+        NOT_FOUND, PERMISSION_DENIED: the caller may not read the conversation, or its
+        items, or not any more. UNAUTHENTICATED: the credentials have expired.
+        INVALID_ARGUMENT: `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`):
+        begin anew. UNAVAILABLE: resume after the time in RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConversationsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -356,6 +380,11 @@ def add_ConversationsServiceServicer_to_server(servicer, server):
                     servicer.DeleteItem,
                     request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteItemRequest.FromString,
                     response_serializer=conversations_dot_v1_dot_conversation__pb2.Conversation.SerializeToString,
+            ),
+            'WatchItems': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchItems,
+                    request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.WatchItemsRequest.FromString,
+                    response_serializer=conversations_dot_v1_dot_conversations__service__pb2.WatchItemsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -675,6 +704,33 @@ class ConversationsService:
             '/conversations.v1.ConversationsService/DeleteItem',
             conversations_dot_v1_dot_conversations__service__pb2.DeleteItemRequest.SerializeToString,
             conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/conversations.v1.ConversationsService/WatchItems',
+            conversations_dot_v1_dot_conversations__service__pb2.WatchItemsRequest.SerializeToString,
+            conversations_dot_v1_dot_conversations__service__pb2.WatchItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

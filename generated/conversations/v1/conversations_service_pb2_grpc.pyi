@@ -174,6 +174,21 @@ class ConversationsServiceStub:
     to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
     request.
     """
+    WatchItems: _grpc.UnaryStreamMultiCallable[_conversations_service_pb2.WatchItemsRequest, _conversations_service_pb2.WatchItemsResponse]
+    """Follows one conversation: its items as they are appended and deleted, and its own
+    changes, in the order of commits, each once for a caller that resumes by token.
+    What was made and deleted between two messages is told as one deletion. Begins
+    with the conversation as it is and, if asked for, with items that are there.
+
+    The server ends the stream with OK after about five minutes, and earlier if the
+    caller's deadline is earlier: open it again with the last `resume_token`. Access
+    is asked for again before each message.
+
+    NOT_FOUND, PERMISSION_DENIED: the caller may not read the conversation, or its
+    items, or not any more. UNAUTHENTICATED: the credentials have expired.
+    INVALID_ARGUMENT: `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`):
+    begin anew. UNAVAILABLE: resume after the time in RetryInfo.
+    """
 
 @_typing.type_check_only
 class ConversationsServiceAsyncStub(ConversationsServiceStub):
@@ -317,6 +332,21 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     NOT_FOUND: the conversation, or the item. PERMISSION_DENIED: readable, but not
     to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
     request.
+    """
+    WatchItems: _aio.UnaryStreamMultiCallable[_conversations_service_pb2.WatchItemsRequest, _conversations_service_pb2.WatchItemsResponse]  # type: ignore[assignment]
+    """Follows one conversation: its items as they are appended and deleted, and its own
+    changes, in the order of commits, each once for a caller that resumes by token.
+    What was made and deleted between two messages is told as one deletion. Begins
+    with the conversation as it is and, if asked for, with items that are there.
+
+    The server ends the stream with OK after about five minutes, and earlier if the
+    caller's deadline is earlier: open it again with the last `resume_token`. Access
+    is asked for again before each message.
+
+    NOT_FOUND, PERMISSION_DENIED: the caller may not read the conversation, or its
+    items, or not any more. UNAUTHENTICATED: the credentials have expired.
+    INVALID_ARGUMENT: `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`):
+    begin anew. UNAVAILABLE: resume after the time in RetryInfo.
     """
 
 class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -524,6 +554,27 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND: the conversation, or the item. PERMISSION_DENIED: readable, but not
         to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
         request.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchItems(
+        self,
+        request: _conversations_service_pb2.WatchItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_conversations_service_pb2.WatchItemsResponse], _abc.AsyncIterator[_conversations_service_pb2.WatchItemsResponse]]:
+        """Follows one conversation: its items as they are appended and deleted, and its own
+        changes, in the order of commits, each once for a caller that resumes by token.
+        What was made and deleted between two messages is told as one deletion. Begins
+        with the conversation as it is and, if asked for, with items that are there.
+
+        The server ends the stream with OK after about five minutes, and earlier if the
+        caller's deadline is earlier: open it again with the last `resume_token`. Access
+        is asked for again before each message.
+
+        NOT_FOUND, PERMISSION_DENIED: the caller may not read the conversation, or its
+        items, or not any more. UNAUTHENTICATED: the credentials have expired.
+        INVALID_ARGUMENT: `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`):
+        begin anew. UNAVAILABLE: resume after the time in RetryInfo.
         """
 
 def add_ConversationsServiceServicer_to_server(servicer: ConversationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

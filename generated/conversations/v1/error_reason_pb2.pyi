@@ -76,6 +76,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED; `lastSequence`, the present one. Somebody appended: list the new items,
     decide again. Nothing was written.
     """
+    ERROR_REASON_RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 14
+    """OUT_OF_RANGE. Deletions behind the resume token have been purged, or the database
+    was set back to a time before it. Forget what was read, and watch anew.
+    """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 15
     """RESOURCE_EXHAUSTED, with RetryInfo; `limit`. As many calls or streams as are
     allowed run already. Nothing was done; wait as RetryInfo says.
@@ -108,6 +112,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     does not try again. A write without a `request_id` was sent to the database and
     not answered: it may have been done. Read before you send it again, and then send
     a `request_id`.
+    """
+    ERROR_REASON_RESUME_TOKEN_INVALID: _ErrorReason.ValueType  # 23
+    """INVALID_ARGUMENT. The resume token is malformed, or was made for another
+    conversation or caller. Watch anew, without a token.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -172,6 +180,10 @@ ERROR_REASON_SEQUENCE_MISMATCH: ErrorReason.ValueType  # 13
 """ABORTED; `lastSequence`, the present one. Somebody appended: list the new items,
 decide again. Nothing was written.
 """
+ERROR_REASON_RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 14
+"""OUT_OF_RANGE. Deletions behind the resume token have been purged, or the database
+was set back to a time before it. Forget what was read, and watch anew.
+"""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 15
 """RESOURCE_EXHAUSTED, with RetryInfo; `limit`. As many calls or streams as are
 allowed run already. Nothing was done; wait as RetryInfo says.
@@ -204,5 +216,9 @@ ERROR_REASON_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 22
 does not try again. A write without a `request_id` was sent to the database and
 not answered: it may have been done. Read before you send it again, and then send
 a `request_id`.
+"""
+ERROR_REASON_RESUME_TOKEN_INVALID: ErrorReason.ValueType  # 23
+"""INVALID_ARGUMENT. The resume token is malformed, or was made for another
+conversation or caller. Watch anew, without a token.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -28,6 +28,8 @@ conversations = Table(
     Column("create_time", Time, nullable=False),
     Column("update_time", Time, nullable=False),  # moves with revision
     Column("delete_time", Time),  # a tombstone from then on
+    # The highest version of its items' tombstones that the purge has removed: a watch cannot begin before it.
+    Column("purged_version", BigInteger, nullable=False, server_default=text("0")),
     # An append changes no indexed column, so it is a heap-only update when the
     # page has room: keep some.
     postgresql_with={"fillfactor": "70"},
@@ -91,6 +93,14 @@ Index(
     items.c.delete_time,
     unique=True,
     postgresql_nulls_not_distinct=True,
+)
+# Deletions in the order in which watches tell them. No append touches it.
+Index(
+    "items_deletions",
+    items.c.conversation_id,
+    items.c.version,
+    items.c.sequence,
+    postgresql_where=items.c.delete_time.is_not(None),
 )
 Index("items_deleted", items.c.delete_time, postgresql_where=items.c.delete_time.is_not(None))
 
