@@ -32,10 +32,13 @@ from server.services.access import AccessServicer
 from server.services.admin import Process
 from server.services.conversations import ConversationsServicer
 from server.services.new_items import BatchBuilder
+from server.services.watch_stream import Watches, WatchStats
 from server.settings.addresses import Address
 from server.settings.service import Settings
 from server.store.auditing import mark_interrupted_write
+from server.store.change_hub import ChangeHub
 from server.store.conversations import ConversationStore
+from server.store.item_changes import ItemChanges
 from server.store.items import ItemStore
 from server.store.response_budget import ResponseBudget
 from server.store.tenants import has_tenants
@@ -104,6 +107,7 @@ class _Parts:
     tokens: PageTokens
     purges: PurgeStats
     responses: ResponseBudget
+    watches: Watches
 
 
 @asynccontextmanager
@@ -138,7 +142,7 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         await server.start()
         stack.push_async_callback(drain, server, parts.health, parts.drain_gate, settings.grace_seconds)
         await readiness.start()
-        for name, work in _background_work(settings, served, parts.purges, worker):
+        for name, work in _background_work(settings, served, parts, worker):
             await stack.enter_async_context(parts.tasks.running(name, work))
         _relax_garbage_collector()
         yield served
@@ -146,14 +150,21 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
 
 async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
     """Opens what calls need; ``stack`` closes it, in reverse."""
-    policy = PolicyFile(settings.policy_file, settings.attribute_names, anonymous=settings.identity == "none")
+    hub = ChangeHub()
+    policy = PolicyFile(
+        settings.policy_file,
+        settings.attribute_names,
+        anonymous=settings.identity == "none",
+        on_change=hub.wake_all,
+    )
     certificate = tls.load_credentials(settings)
     tracing = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
     tasks, tenants = TaskSupervisor(), TenantRequirement(settings.proxy_require_tenant)
     source = await stack.enter_async_context(source_of(settings, tracing.tracer, tenants, tasks))
     auditing = (mark_interrupted_write,) if settings.audit_permits else ()
     store = await stack.enter_async_context(open_store(settings, (*tracing.statement_interceptors, *auditing), tasks))
-    drain_gate, responses = DrainGate(), ResponseBudget(settings.max_message_bytes)
+    drain_gate, responses = DrainGate(hub.wake_all), ResponseBudget(settings.max_message_bytes)
+    tokens = PageTokens()
     return _Parts(
         policy=policy,
         certificate=certificate,
@@ -166,19 +177,24 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         ),
         tasks=tasks,
         drain_gate=drain_gate,
-        tokens=PageTokens(),
+        tokens=tokens,
         purges=PurgeStats(),
         responses=responses,
+        watches=Watches(
+            ItemChanges(store.database), hub, tokens, settings.watch_seconds, drain_gate.refusing, WatchStats()
+        ),
     )
 
 
 def _build_server(settings: Settings, parts: _Parts) -> grpc.aio.Server:
     """Returns the callers' server with the services of the contract, health, and reflection if it is on."""
     database = parts.store.database
-    conversations = ConversationStore(database, settings.max_items_bytes)
+    conversations = ConversationStore(database, settings.max_items_bytes, parts.watches.hub)
     items = ItemStore(database, conversations, settings.max_items_bytes, parts.responses)
     batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
-    methods = ConversationsServicer(conversations, items, parts.tokens, batches, parts.drain_gate.draining)
+    methods = ConversationsServicer(
+        conversations, items, parts.tokens, batches, parts.drain_gate.draining, parts.watches
+    )
     server = build_server(settings, parts.chain)
     health_pb2_grpc.add_HealthServicer_to_server(parts.health, server)
     add_unregistered(add_ConversationsServiceServicer_to_server, methods, server)
@@ -207,6 +223,9 @@ def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness) -> 
         calls=parts.chain.observe,
         unary=parts.chain.fair_share,
         streams=parts.chain.stream_limit,
+        watches=parts.chain.watch_limit,
+        followed=parts.watches.hub,
+        told=parts.watches.stats.changes,
         drain=parts.drain_gate,
         readiness=readiness,
         database=parts.store.database,
@@ -227,18 +246,19 @@ def _process(parts: _Parts, served: RunningService, worker: int | None) -> Proce
 
 
 def _background_work(
-    settings: Settings, served: RunningService, purges: PurgeStats, worker: int | None
+    settings: Settings, served: RunningService, parts: _Parts, worker: int | None
 ) -> Iterator[tuple[str, Work]]:
     """Yields what runs beside the calls: a name, and what starts it."""
     yield "readiness", served.readiness.run
     yield "release of connections", served.store.database.release_unused
     yield "policy", served.policy.watch
+    yield "poll for watches", partial(parts.watches.hub.poll_forever, served.store.database)
     if served.certificate:
         yield "certificate", served.certificate.watch
     if glibc := find_glibc():
         yield "memory", partial(give_memory_back, glibc)
     if settings.purge_every_minutes and not worker:
-        yield "purge", partial(purge_periodically, settings, served.store.url, purges)
+        yield "purge", partial(purge_periodically, settings, served.store.url, parts.purges)
 
 
 def _relax_garbage_collector() -> None:

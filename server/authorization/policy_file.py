@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import structlog
@@ -35,6 +35,7 @@ class PolicyFile:
         path: None for a built-in policy.
         attributes: Names of attributes beside the four standard ones.
         anonymous: Whether the service runs without identity, so that the built-in policy permits everything.
+        on_change: Called when another policy is in force.
 
     Attributes:
         reloads: How many changes were put in force.
@@ -46,7 +47,15 @@ class PolicyFile:
         PolicyConfigError: The file is invalid at startup.
     """
 
-    def __init__(self, path: Path | None, attributes: Collection[str], *, anonymous: bool) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        attributes: Collection[str],
+        *,
+        anonymous: bool,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_change = on_change
         self._path = path
         self._attributes = attributes
         self._anonymous = anonymous
@@ -90,6 +99,7 @@ class PolicyFile:
             self.reloads += 1
             self.loaded_at = time.time()
             self.accesses.replace(policy)
+            self._on_change()
             log.info("policy loaded", file=policy.source, rules=len(policy.rules), digest=policy.digest)
             _log_notes(policy)
 

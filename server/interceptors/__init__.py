@@ -30,11 +30,13 @@ class CallerChain(InterceptorChain):
         observe: Observe,
         fair_share: FairShare,
         stream_limit: StreamLimit,
+        watch_limit: StreamLimit,
     ) -> None:
         super().__init__(interceptors)
         self.observe = observe
         self.fair_share = fair_share
         self.stream_limit = stream_limit
+        self.watch_limit = watch_limit
         self._refusals: dict[str, Handler] = {}
 
     def wrap(self, method: str, handler: Handler) -> Handler:
@@ -81,6 +83,7 @@ def build_chain(
     observe = Observe(needs, access_log=settings.access_log)
     fair_share = FairShare(settings.calls_limit, known_by_metadata=settings.identity != "mtls")
     stream_limit = StreamLimit(settings.max_streams, settings.max_streams_per_principal)
+    watch_limit = StreamLimit(settings.max_watches, settings.max_watches_per_principal, "watches")
     interceptors = (
         *tracing,  # the log lines of all others carry its trace id
         observe,  # counts refusals too, with the code the caller receives
@@ -91,8 +94,9 @@ def build_chain(
         Authentication(source),
         fair_share,  # needs the principal
         stream_limit,  # needs the principal
+        watch_limit,  # needs the principal
         Authorization(needs, accesses, audit_permits=settings.audit_permits),  # needs the principal
         Decode(settings.max_message_bytes),  # a request that is refused is never parsed
         Encode(responses),  # innermost: a method may return bytes
     )
-    return CallerChain(interceptors, observe, fair_share, stream_limit)
+    return CallerChain(interceptors, observe, fair_share, stream_limit, watch_limit)

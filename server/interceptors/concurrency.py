@@ -154,14 +154,18 @@ class _CallGuard:
 
 
 class StreamLimit(Interceptor):
-    """Limits the streams that run at once, in all and of one principal; runs inside `Authentication`.
+    """Limits the streams of one kind that run at once, in all and of one principal; runs inside `Authentication`.
+
+    Streams of appends and watches are counted apart, so that neither takes the place of the other.
 
     Attributes:
         count: Streams that run now.
         refused: Streams refused since the start.
     """
 
-    def __init__(self, limit: int, limit_per_principal: int) -> None:
+    def __init__(self, limit: int, limit_per_principal: int, what: str = "streams") -> None:
+        """``what``: is counted: `streams`, of which callers send messages, or `watches`, of which they do not."""
+        self._what = what
         self._limit = limit
         self._limit_per_principal = limit_per_principal
         self._per_principal: Counter[PrincipalKey] = Counter()
@@ -170,7 +174,8 @@ class StreamLimit(Interceptor):
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Returns ``handler`` limited, if it is a streaming method of the contract."""
-        limited = is_contract_method(method) and is_streaming(handler)
+        kind = "streams" if handler.request_streaming else "watches"
+        limited = is_contract_method(method) and is_streaming(handler) and kind == self._what
         return super().wrap(method, handler) if limited else handler
 
     def guard(self, method: str) -> Guard:
@@ -184,8 +189,8 @@ class StreamLimit(Interceptor):
             Overloaded: One of the two limits is reached.
         """
         for count, limit, what in (
-            (self.count, self._limit, "streams"),
-            (self._per_principal[principal], self._limit_per_principal, "streams of one principal"),
+            (self.count, self._limit, self._what),
+            (self._per_principal[principal], self._limit_per_principal, f"{self._what} of one principal"),
         ):
             if count >= limit:
                 self.refused += 1

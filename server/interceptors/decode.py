@@ -6,6 +6,7 @@ malformed request with UNKNOWN and the text of the exception.
 """
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -51,6 +52,8 @@ class Decode(Interceptor):
         parse = _parser(handler)
         if handler.request_streaming:
             return self._decode_requests(handler, parse, self._limit(method))
+        if handler.response_streaming and is_contract_method(method):
+            return self._validate_request_of_stream(handler, parse)
         if handler.response_streaming:
             return self._decode_request_of_stream(handler, parse)
         if not is_contract_method(method):
@@ -142,6 +145,19 @@ class Decode(Interceptor):
             return await method(request, context)
 
         return grpc.unary_unary_rpc_method_handler(call, None, handler.response_serializer)
+
+    def _validate_request_of_stream(self, handler: Handler, parse: Parse) -> Handler:
+        method: Any = handler.unary_stream
+
+        async def stream(_requests: Any, context: Context) -> AsyncIterator[Any]:
+            request = parse(await self._read_small(context))
+            validate(request)
+            current_request.set(request)
+            async with aclosing(method(request, context)) as responses:
+                async for response in responses:
+                    yield response
+
+        return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
     def _decode_request_of_stream(self, handler: Handler, parse: Parse) -> Handler:
         method: Any = handler.unary_stream

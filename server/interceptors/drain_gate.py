@@ -5,6 +5,7 @@ handlers it aborted have ended (grpc/grpc#37239), and the pool must not close un
 """
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 
 from server.errors import ShuttingDown, StoreUnavailable
@@ -20,14 +21,17 @@ class DrainGate(Interceptor):
 
     Attributes:
         count: Calls that run now.
-        draining: Set when the drain begins; streams end then.
+        draining: Set when the drain begins; streams of appends end then.
+        refusing: Set when connections have been told to go away; watches end then, and calls that are held.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_refuse: Callable[[], None] = lambda: None) -> None:
+        """``on_refuse``: called when `refusing` is set."""
+        self._on_refuse = on_refuse
         self.count = 0
         self.draining = asyncio.Event()
         self._is_open = False
-        self._refuse_held = asyncio.Event()
+        self.refusing = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -45,7 +49,8 @@ class DrainGate(Interceptor):
 
     def refuse_held(self) -> None:
         """Refuses the calls that are held, and all that arrive later."""
-        self._refuse_held.set()
+        self.refusing.set()
+        self._on_refuse()
 
     async def __aenter__(self) -> None:
         """Counts the call in.
@@ -55,7 +60,7 @@ class DrainGate(Interceptor):
             StoreUnavailable: The store has not been ready yet.
         """
         if self.draining.is_set():
-            await self._refuse_held.wait()
+            await self.refusing.wait()
             raise ShuttingDown
         if not self._is_open:
             raise StoreUnavailable

@@ -6,13 +6,14 @@ Outside of `ErrorStatus`, which turns exceptions into the code that is counted h
 
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool
 
-from server.interceptors.chain import Context, Handler, Interceptor, is_public_method, wrap_handler
+from server.interceptors.chain import Context, Handler, Interceptor, is_contract_method, is_public_method, wrap_handler
 from server.observability.access_log import AccessLog
 from server.observability.call_context import begin_call
 from server.observability.stats import MethodStats
@@ -48,11 +49,14 @@ class Observe(Interceptor):
         self._log = AccessLog(always=access_log)
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """Returns ``handler`` with its calls counted, and its messages if both sides stream."""
+        """Returns ``handler`` with its calls counted, and the messages of streams of the contract."""
         kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
         calls = self.calls.setdefault(method, MethodStats(kind))
         log = None if is_public_method(method) else self._log
-        handler = _count_messages(handler, calls) if kind == "bidi_stream" else handler
+        if kind == "bidi_stream":
+            handler = _count_messages(handler, calls)
+        elif kind == "server_stream" and is_contract_method(method):
+            handler = _count_responses(handler, calls)
         return wrap_handler(handler, lambda context: _ObserveGuard(method, calls, log, context))
 
     def on_unknown_method(self) -> None:
@@ -74,6 +78,18 @@ def _count_messages(handler: Handler, calls: MethodStats) -> Handler:
             yield response
 
     return grpc.stream_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+
+
+def _count_responses(handler: Handler, calls: MethodStats) -> Handler:
+    method: Any = handler.unary_stream
+
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        async with aclosing(method(request, context)) as responses:
+            async for response in responses:
+                calls.sent += 1
+                yield response
+
+    return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
 
 
 class _CountedMessages:

@@ -22,6 +22,7 @@ from server.requests.page_tokens import PageTokens
 from server.services.append_stream import AppendStream
 from server.services.messages import conversation_of, item_response, page_of, with_items
 from server.services.new_items import BatchBuilder
+from server.services.watch_stream import Watches
 from server.store.appends import Append
 from server.store.batch import EMPTY_BATCH
 from server.store.conversations import ConversationStore, etag_of, new_id
@@ -47,7 +48,8 @@ class ConversationsServicer(ConversationsServiceServicer):
         items: Store of items.
         tokens: Signs and verifies page tokens.
         batches: Checks new items and makes the batch of each request.
-        draining: Set when the drain begins; streams end then.
+        draining: Set when the drain begins; streams of appends end then.
+        watches: What watches need.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class ConversationsServicer(ConversationsServiceServicer):
         tokens: PageTokens,
         batches: BatchBuilder,
         draining: asyncio.Event,
+        watches: Watches,
     ) -> None:
+        self._watches = watches
         self._conversations = conversations
         self._items = items
         self._tokens = tokens
@@ -245,6 +249,10 @@ class ConversationsServicer(ConversationsServiceServicer):
             response.next_page_token = self._tokens.sign(page_tokens.pack_sequence(stored[-1].sequence), *query)
         page: pb.ListItemsResponse = await page_of(response, stored)
         return page
+
+    def WatchItems(self, request: pb.WatchItemsRequest, context: Context) -> AsyncIterator[pb.WatchItemsResponse]:
+        """Streams what happens in a conversation; see `WatchStream.respond`."""
+        return self._watches.stream(request, context)
 
     async def DeleteItem(self, request: pb.DeleteItemRequest, context: Context) -> conversation_pb2.Conversation:
         """Deletes the content of an item, whose sequence stays taken, and returns its conversation.

@@ -32,6 +32,7 @@ ORDER = [
     "Authentication",
     "FairShare",
     "StreamLimit",
+    "StreamLimit",
     "Authorization",
     "Decode",
     "Encode",

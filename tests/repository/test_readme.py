@@ -16,6 +16,7 @@ import pytest
 from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 
 from server.store.connection.failures import BY_EXCEPTION, BY_SQLSTATE
+from tests.support.build import create, user_message
 from tests.support.certificates import CertificateAuthority
 from tests.support.commands import environment
 from tests.support.jwt import ISSUER_KEY, jwk_set, token
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README, LOAD, CLIENTS = ROOT / "README.md", DOCS / "load.md", DOCS / "clients.md"
 CONNECTING, OPERATIONS = DOCS / "connecting.md", DOCS / "operations.md"
+WATCH = DOCS / "watch.md"
 INDEX = DOCS / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PRINTED_ADDRESS, PRINTED_PORT = "127.0.0.1:50051", ":50051"
@@ -67,6 +69,7 @@ TRIED = {
     (LOAD, "Load"),
     (LOAD, "Over TLS, with a token"),
     (CLIENTS, "grpcurl and ghz"),
+    (WATCH, "Watching a conversation"),
     *((OPERATIONS, heading) for heading in OPERATED),
 }
 # Blocks that need more than this machine has; what they have of grpcurl is printed, and tried, elsewhere too.
@@ -180,6 +183,17 @@ async def test_the_socket_of_the_clients(postgres: str, template: str, place: Pa
     async with fresh_database(postgres, template) as url, served(server, place, url):
         output = await run(script.replace(printed, path))
     assert "conversations.v1.ConversationsService\n" in output
+
+
+@pytest.mark.tool("grpcurl")
+async def test_a_watch(own_service: Service) -> None:
+    """What docs/watch.md prints shows the items, and ends by itself with success."""
+    made = await own_service.stub.CreateConversation(create(user_message("What is gRPC?")))
+    (script,) = sections(WATCH)["Watching a conversation"]
+    script = script.replace("conv_demo", made.id).replace("-max-time 5", "-max-time 2")
+    output = await run(script.replace(PRINTED_ADDRESS, own_service.address))
+    assert '"text": "What is gRPC?"' in output
+    assert "resumeToken" in output
 
 
 @pytest.mark.tool("grpcurl")

@@ -22,6 +22,7 @@ from server.observability.metrics.sources import (
     ReadyState,
     Sources,
     TaskState,
+    WatchState,
 )
 from server.observability.stats import JwksStats, PurgeStats
 from server.settings.service import Settings
@@ -51,7 +52,8 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
         ServiceCollector(
             (
                 partial(of_calls, sources.calls),
-                partial(of_capacity, sources.settings, sources.unary, sources.streams, sources.drain),
+                partial(of_capacity, sources.settings, sources.unary, sources.streams, sources.watches, sources.drain),
+                partial(of_watches, sources.followed, sources.told),
                 partial(of_store, sources.database),
                 partial(of_sharing, sources.database),
                 partial(of_purges, sources.settings, sources.purges),
@@ -67,16 +69,32 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
 
 
 def of_capacity(
-    settings: Settings, calls: ConcurrencyCounts, streams: ConcurrencyCounts, drain: DrainState
+    settings: Settings,
+    calls: ConcurrencyCounts,
+    streams: ConcurrencyCounts,
+    watches: ConcurrencyCounts,
+    drain: DrainState,
 ) -> Iterator[Metric]:
     """Yields what is in flight, and what was refused because of a limit."""
     yield gauge("calls_running", "Unary calls in flight.", calls.count)
     yield gauge("calls_limit", "The most unary calls that may be in flight (max_calls).", settings.calls_limit)
-    yield gauge("streams_running", "Streams in flight.", streams.count)
-    yield gauge("streams_limit", "The most streams that may be in flight (max_streams).", settings.max_streams)
-    refused = {"calls": calls.refused, "streams": streams.refused}
+    yield gauge("streams_running", "Streams of appends in flight.", streams.count)
+    yield gauge("streams_limit", "The most of these that may be in flight (max_streams).", settings.max_streams)
+    yield gauge("watches_running", "Watches in flight.", watches.count)
+    yield gauge("watches_limit", "The most watches that may be in flight (max_watches).", settings.max_watches)
+    refused = {"calls": calls.refused, "streams": streams.refused, "watches": watches.refused}
     yield counts("capacity_refusals", "Calls refused with RESOURCE_EXHAUSTED: too many were in flight.", "of", refused)
     yield gauge("draining", "1 while the process drains.", drain.draining.is_set())
+
+
+def of_watches(followed: WatchState, told: Mapping[str, int]) -> Iterator[Metric]:
+    """Yields what is followed, and how well the writes of other processes are found."""
+    yield gauge("watched_conversations", "Conversations that are followed in this process.", followed.count)
+    yield counts("watch_changes", "Changes that watches were told.", "kind", told)
+    yield gauge(
+        "watch_poll_seconds", "How long the last poll for writes of other processes took.", followed.poll_seconds
+    )
+    yield gauge("watch_poll_age_seconds", "Seconds since that poll; 0 while nothing is followed.", followed.poll_age)
 
 
 def of_store(database: PoolState) -> Iterator[Metric]:

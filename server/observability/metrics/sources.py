@@ -34,6 +34,17 @@ class Flag(Protocol):
     def is_set(self) -> bool: ...
 
 
+class WatchState(Protocol):
+    """What follows conversations."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def poll_age(self) -> float: ...
+    @property
+    def poll_seconds(self) -> float: ...
+
+
 class DrainState(Protocol):
     """Whether the server ends."""
 
@@ -102,12 +113,19 @@ class TaskState(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything that metrics are read from; None for a part that this service does not have."""
+    """Everything that metrics are read from; None for a part that this service does not have.
+
+    Attributes:
+        told: Changes that watches were told, by kind.
+    """
 
     settings: Settings
     calls: CallCounts
     unary: ConcurrencyCounts
     streams: ConcurrencyCounts
+    watches: ConcurrencyCounts
+    followed: WatchState
+    told: Mapping[str, int]
     drain: DrainState
     readiness: ReadyState
     database: PoolState
