@@ -3,8 +3,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
-from tests.faults.found import Found, FoundConversation, FoundItem
-from tests.faults.history import ABANDONED, Append, Attempt, History, Outcome
+from tests.faults.found import Found, FoundConversation, FoundItem, FoundRow
+from tests.faults.history import ABANDONED, Append, Attempt, History, Outcome, Watch
 
 LATE = 0.3  # seconds beyond its deadline in which a call must have ended
 NEVER = frozenset(("INTERNAL", "UNKNOWN", "DATA_LOSS"))
@@ -193,6 +193,31 @@ def _reads_are_current(history: History, found: Found) -> Iterator[str]:
             yield f"{read.conversation_id}: a page ends at {newest} after {known} was acknowledged"
 
 
+def _watches_tell_everything(history: History, found: Found) -> Iterator[str]:
+    """Whoever follows a conversation is told of each item and each deletion, once and in order."""
+    rows = {each.conversation_id: {row.sequence: row for row in each.rows} for each in found.conversations}
+    for watch in history.watches:
+        yield from (f"{watch.conversation_id}: {said}" for said in _watch_faults(watch, rows[watch.conversation_id]))
+
+
+def _watch_faults(watch: Watch, rows: dict[int, FoundRow]) -> Iterator[str]:
+    sequences, gone = [sequence for sequence, _ in watch.told], set(watch.gone)
+    if sequences != sorted(set(sequences)):
+        yield "a watch was told of an item twice, or out of order"
+    if len(gone) < len(watch.gone):
+        yield "a watch was told of a deletion twice"
+    if any(sequence not in rows or rows[sequence].item_id != item_id for sequence, item_id in watch.told):
+        yield "a watch was told of an item that is not there"
+    if any(not rows[sequence].deleted for sequence in gone):
+        yield "a watch was told of a deletion that has not happened"
+    if watch.last_began == float("-inf"):
+        return  # it has not come to an end: `unfinished` says so
+    missing = [row for row in rows.values() if not row.deleted and row.sequence not in set(sequences)]
+    kept = [row for row in rows.values() if row.deleted and row.sequence not in gone]
+    if missing or kept:
+        yield f"a watch was not told of {len(missing)} items and {len(kept)} deletions"
+
+
 def _tenants_are_apart(history: History, found: Found) -> Iterator[str]:
     """No answer holds what another tenant stored."""
     yield from history.leaks
@@ -214,6 +239,7 @@ RULES: tuple[Rule, ...] = (
     _deletions_hold,
     _increments_add_up,
     _reads_are_current,
+    _watches_tell_everything,
     _tenants_are_apart,
 )
 

@@ -135,6 +135,17 @@ class Read:
 
 
 @dataclass
+class Watch:
+    """What a caller was told that followed a conversation through many streams."""
+
+    tenant: str
+    conversation_id: str
+    told: list[tuple[int, str]] = field(default_factory=list)  # sequence and id of each item, as they came
+    gone: list[int] = field(default_factory=list)  # the sequences of deletions, as they came
+    last_began: float = float("-inf")  # when the last stream began, if that was told everything
+
+
+@dataclass
 class History:
     """All of a run."""
 
@@ -144,6 +155,7 @@ class History:
     deletions: list[Deletion] = field(default_factory=list)
     increments: list[Increment] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
+    watches: list[Watch] = field(default_factory=list)
     own_lag: float = 0.0  # seconds by which this process was late itself, at most
     leaks: list[str] = field(default_factory=list)  # answers that held a marker of another tenant
 

@@ -135,6 +135,24 @@ MUTATIONS = (
         (Change(_ITEMS, "else _i.sequence > position", "else _i.sequence >= position"),),
     ),
     Mutation(
+        "a watch begins where the last one ended",
+        "watches: two servers restarted",
+        "was told of an item twice",
+        (Change("store/sql/watches.py", '_i.sequence > bindparam("sequence"', '_i.sequence >= bindparam("sequence"'),),
+    ),
+    Mutation(
+        "a watch passes over deletions",
+        "watches: two servers restarted",
+        "was not told of",
+        (
+            Change(
+                "store/sql/watches.py",
+                "tuple_(_i.version, _i.sequence) > position)",
+                "tuple_(_i.version, _i.sequence) > position, literal_column('false'))",
+            ),
+        ),
+    ),
+    Mutation(
         "tenants are not told apart",
         "two tenants",
         "was done to a conversation of",

@@ -28,6 +28,8 @@ RECOVERY = 15.0  # seconds in which writes must be acknowledged again
 NOT_READY_WITHIN, READY_WITHIN = 5.0, 2.0  # seconds
 MOST_LINES = 20  # warnings and errors in a log for each time that something is broken
 
+_STREAMS = frozenset(("AppendItems", "WatchItems"))  # last as long as their callers want
+
 
 @dataclass(frozen=True)
 class Period:
@@ -210,7 +212,7 @@ def _calls(lines: list[dict[str, Any]], row: Row) -> Iterator[str]:
             continue
         if line["code"] in NEVER:
             yield f"{method} ended with {line['code']} for the server"
-        if line["ms"] > 1000 * (DEADLINE + LATE) and not (row.stopped or method == "AppendItems"):
+        if line["ms"] > 1000 * (DEADLINE + LATE) and not (row.stopped or method in _STREAMS):
             yield f"{method} took {line['ms'] / 1000:.1f} s in the server, {DEADLINE:.0f} s allowed"
 
 
