@@ -34,7 +34,7 @@ _BUDGET = 300.0  # seconds for all
 _MIB = 1024 * 1024
 _MOST_GROWTH = 64  # MiB that the server may have grown by in the end
 _FILES = (conversations_service_pb2, access_service_pb2, health_pb2, reflection_pb2)
-# What docs/clients.md promises that a call may end with.
+# What docs/clients.md and docs/watch.md promise that a call may end with.
 DOCUMENTED = frozenset(
     (
         ABANDONED,
@@ -46,6 +46,7 @@ DOCUMENTED = frozenset(
         "UNAUTHENTICATED",
         "FAILED_PRECONDITION",
         "ABORTED",
+        "OUT_OF_RANGE",
         "RESOURCE_EXHAUSTED",
         "UNAVAILABLE",
         "DEADLINE_EXCEEDED",
