@@ -54,7 +54,7 @@ class Examples:
             "UpdateConversation": update(id_, "metadata", metadata={"a": "c"}),
             "DeleteConversation": delete(id_),
             "ListConversations": ListConversationsRequest(page_size=20, filter='metadata.a = "b"'),
-            "CreateItems": append(id_, user_message("y"), copy_of(other, ITEM)),
+            "CreateItems": append(id_, user_message("y"), *self._random.choice(([], [copy_of(other, ITEM)]))),
             "AppendItems": ahead(id_, user_message("z")),
             "GetItem": get_item(id_, ITEM),
             "BatchGetItems": batch_get(id_, ITEM),
