@@ -77,7 +77,7 @@ mutants: $(READY) ## Mutate the policy engine, and list the mutants that no test
 bench: $(READY) ## Compare with a minimal server and write bench/RESULTS.md (about 30 minutes)
 	@$(BENCH) $(ARGS)
 
-bench-peers: ARGS += --peers ## The same, and compare with a minimal server in Go (needs Go) and with OGX (needs Python 3.12, or OGX_PYTHON)
+bench-peers: override ARGS += --peers ## The same, and compare with a minimal server in Go (needs Go) and with OGX (needs Python 3.12, or OGX_PYTHON)
 bench-peers: bench
 
 bench-latency: $(READY) ## Print CPU times and latencies beside the minimal server (about 10 minutes)
