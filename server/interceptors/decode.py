@@ -139,8 +139,7 @@ class Decode(Interceptor):
         method: Any = handler.unary_unary
 
         async def call(_requests: Any, context: Context) -> Any:
-            request = parse(await self._read_small(context))
-            validate(request)
+            request = _load(parse, await self._read_small(context))
             current_request.set(request)
             return await method(request, context)
 
@@ -150,8 +149,7 @@ class Decode(Interceptor):
         method: Any = handler.unary_stream
 
         async def stream(_requests: Any, context: Context) -> AsyncIterator[Any]:
-            request = parse(await self._read_small(context))
-            validate(request)
+            request = _load(parse, await self._read_small(context))
             current_request.set(request)
             async with aclosing(method(request, context)) as responses:
                 async for response in responses:

@@ -53,10 +53,8 @@ class Observe(Interceptor):
         kind = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
         calls = self.calls.setdefault(method, MethodStats(kind))
         log = None if is_public_method(method) else self._log
-        if kind == "bidi_stream":
+        if kind == "bidi_stream" or (kind == "server_stream" and is_contract_method(method)):
             handler = _count_messages(handler, calls)
-        elif kind == "server_stream" and is_contract_method(method):
-            handler = _count_responses(handler, calls)
         return wrap_handler(handler, lambda context: _ObserveGuard(method, calls, log, context))
 
     def on_unknown_method(self) -> None:
@@ -70,26 +68,18 @@ def _kind(method: str) -> str:
 
 
 def _count_messages(handler: Handler, calls: MethodStats) -> Handler:
-    method: Any = handler.stream_stream
-
-    async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        async for response in method(_CountedMessages(requests, calls), context):
-            calls.sent += 1
-            yield response
-
-    return grpc.stream_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
-
-
-def _count_responses(handler: Handler, calls: MethodStats) -> Handler:
-    method: Any = handler.unary_stream
+    receives = handler.request_streaming
+    method: Any = handler.stream_stream if receives else handler.unary_stream
+    make = grpc.stream_stream_rpc_method_handler if receives else grpc.unary_stream_rpc_method_handler
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with aclosing(method(request, context)) as responses:
+        received = _CountedMessages(request, calls) if receives else request
+        async with aclosing(method(received, context)) as responses:
             async for response in responses:
                 calls.sent += 1
                 yield response
 
-    return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+    return make(stream, handler.request_deserializer, handler.response_serializer)
 
 
 class _CountedMessages:

@@ -5,7 +5,7 @@ What has arrived is counted by `BodyBudget` (docs/adr/0026).
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from itertools import takewhile
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ import grpc.aio
 from server.errors import Overloaded
 from server.interceptors.chain import Context as CallContext
 from server.interceptors.error_status import trailers_of
+from server.interceptors.look_timer import LookTimer
 from server.observability.resident_memory import MemoryGauge
 
 SLOW_SECONDS = 0.1  # that a small request never takes to arrive, and a large one may
@@ -45,8 +46,7 @@ class SlowReads:
         self._few_places = asyncio.Semaphore(_FEW_PLACES)
         self._short = False  # of memory, when it was last looked
         self._watches: dict[_Watch, None] = {}  # of requests on their way, the oldest first
-        self._looking = False  # whether a timer runs
-        self._looks_at = 0.0  # when it is due
+        self._timer = LookTimer(LOOK_SECONDS, self._look)
         self.count = 0  # that have taken longer
 
     async def read(self, context: CallContext, read: Callable[[], Awaitable[Body]]) -> Body:
@@ -71,7 +71,8 @@ class SlowReads:
         return await self._read(_SmallWatch(self, context), read)
 
     async def _read(self, watch: "_Watch", read: Callable[[], Awaitable[Body]]) -> Body:
-        self._begin_to_watch(watch)
+        self._watches[watch] = None
+        self._timer.start()
         try:
             body = await read()
         except Exception:
@@ -85,35 +86,22 @@ class SlowReads:
             await watch.raise_if_refused()
         return body
 
-    def _begin_to_watch(self, watch: "_Watch") -> None:
-        """One timer serves all requests: a timer for each would cost more than a small read."""
-        self._watches[watch] = None
-        if not self._looking:
-            self._look_later()
-
     def _look(self) -> None:
         """Refuses the requests that may not go on arriving, and comes back while there are others."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = asyncio.get_running_loop().time()
         late = list(takewhile(lambda watch: watch.began + LOOK_SECONDS <= now, self._watches))
         for watch in late:
             if watch.began + SLOW_SECONDS <= now and not watch.may_be_slow():
                 self._refuse(watch)
         self._short = bool(late or self._short) and self._memory.is_short()
-        in_time = now < self._looks_at + _LAG_SECONDS
+        in_time = now < self._timer.due + _LAG_SECONDS
         for watch in late[1:] if self._short else ():
             if in_time or watch.was_seen():
                 self._refuse(watch)
-        self._looking = False
         if self._watches:
-            self._look_later()
-        self._short = self._short and self._looking
-
-    def _look_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._looking = True
-        self._looks_at = loop.time() + LOOK_SECONDS
-        loop.call_at(self._looks_at, self._look, context=Context())
+            self._timer.start()
+        else:
+            self._short = False
 
     def _refuse(self, watch: "_Watch") -> None:
         if watch in self._watches:

@@ -7,9 +7,9 @@ gRPC holds a message until all of it is there, and does not tell a stream that w
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextvars import Context
 
 from server.errors import Overloaded
+from server.interceptors.look_timer import LookTimer
 from server.observability.resident_memory import MemoryGauge
 from server.policy.principal import current_principal_key
 
@@ -29,7 +29,7 @@ class StreamReads:
         """``memory``: tells when the process has grown."""
         self._memory = memory or MemoryGauge(GROWTH_BYTES)
         self._waiting: dict[_Messages, None] = {}  # streams of which a message may be on its way
-        self._looking = False  # whether a timer runs
+        self._timer = LookTimer(LOOK_SECONDS, self._look)
         self._used = 0  # bytes at the last look that ended streams, while memory is short; the least since then
 
     def watch(self, bodies: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -42,9 +42,7 @@ class StreamReads:
     def begin(self, messages: "_Messages") -> None:
         """Called when a stream waits for a message."""
         self._waiting[messages] = None
-        if not self._looking:
-            self._looking = True
-            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look, context=Context())
+        self._timer.start()
 
     def end(self, messages: "_Messages") -> None:
         """Called when it does not wait any more."""
@@ -59,9 +57,8 @@ class StreamReads:
             self._refuse_greediest(more_than=few)
         else:
             self._used = min(self._used, self._memory.used)
-        self._looking = bool(self._waiting)
-        if self._looking:
-            asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look, context=Context())
+        if self._waiting:
+            self._timer.start()
 
     def _refuse_greediest(self, more_than: int) -> None:
         streams = Counter(messages.principal for messages in self._waiting)
