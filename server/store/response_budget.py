@@ -7,16 +7,13 @@ same time, so reads whose rows may be large have their bytes counted before the 
 import asyncio
 from collections import Counter
 from contextvars import ContextVar
-from typing import TypeAlias
 
 from server.errors import Overloaded
-from server.policy.principal import current_principal
+from server.policy.principal import PrincipalKey, current_principal_key
 
 SHARED_BYTES = 1024 * 1024  # of rows that a read may fetch without room; a response of more is read under the budget
 _MAKING, _SENDING = 4, 2  # copies of a response in memory, while it is made and while gRPC sends it
 _MOST_HOLDING = 32  # finished responses that wait for room, of `SHARED_BYTES` at most
-
-CallerKey: TypeAlias = tuple[str, str]  # tenant and id of a principal
 
 
 class Room:
@@ -24,7 +21,7 @@ class Room:
 
     __slots__ = ("_budget", "_caller", "_cost")
 
-    def __init__(self, budget: "ResponseBudget", caller: CallerKey, cost: int) -> None:
+    def __init__(self, budget: "ResponseBudget", caller: PrincipalKey, cost: int) -> None:
         self._budget = budget
         self._caller = caller
         self._cost = cost
@@ -49,7 +46,7 @@ current_room: ContextVar[Room | None] = ContextVar("current_room", default=None)
 class _Waiter:
     __slots__ = ("caller", "cost", "granted")
 
-    def __init__(self, caller: CallerKey, cost: int) -> None:
+    def __init__(self, caller: PrincipalKey, cost: int) -> None:
         self.caller = caller
         self.cost = cost
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -70,7 +67,7 @@ class ResponseBudget:
         self._limit = 2 * _MAKING * max_message_bytes
         self._limit_per_caller = self._limit // 2
         self._seconds = seconds
-        self._per_caller: Counter[CallerKey] = Counter()
+        self._per_caller: Counter[PrincipalKey] = Counter()
         self._waiters: list[_Waiter] = []
         self._holding = 0
         self.used = 0
@@ -102,7 +99,7 @@ class ResponseBudget:
         finally:
             self._holding -= 1
 
-    def give_back(self, caller: CallerKey, cost: int) -> None:
+    def give_back(self, caller: PrincipalKey, cost: int) -> None:
         """Counts ``cost`` bytes of memory of a principal as free again."""
         self.used -= cost
         self._per_caller[caller] -= cost
@@ -112,8 +109,7 @@ class ResponseBudget:
             self._grant()
 
     async def _take(self, cost: int, seconds: float | None) -> Room:
-        principal = current_principal.get()
-        waiter = _Waiter((principal.tenant, principal.id), min(cost, self._limit_per_caller))
+        waiter = _Waiter(current_principal_key(), min(cost, self._limit_per_caller))
         self._waiters.append(waiter)
         self._grant()
         if not waiter.granted.done():

@@ -37,7 +37,7 @@ from server.authorization.permission import Permission
 from server.store.sql.idempotency import reserve
 from server.store.sql.schema import Time, conversation_attributes, conversations
 from server.store.sql.statement import Statement, compile_statement
-from server.store.sql.visibility import allowed, visible, visible_one
+from server.store.sql.visibility import allowed, readable_one, visible, visible_one
 
 MAX_PAIRS = 16  # of metadata, and names of attributes
 
@@ -70,8 +70,7 @@ def get(read: Permission, *others: Permission) -> Statement:
 @lru_cache(maxsize=512)
 def get_deleted(read: Permission, delete: Permission) -> Statement:
     """Whether ``delete`` covers a conversation or tombstone that may be read: a repeated delete is authorized again."""
-    own = _c.tenant == bindparam("tenant", type_=Text)
-    return compile_statement(select(allowed(delete).label(delete.name)).where(_c.id == _id, own, allowed(read)), "read")
+    return compile_statement(select(allowed(delete).label(delete.name)).where(readable_one(read)), "read")
 
 
 def _unnest(array: ColumnElement[Any]) -> Any:

@@ -28,6 +28,11 @@ def visible_one(
     return and_(table.c.id == conversation_id, own, alive(table), allowed(read, table, parameter))
 
 
+def readable_one(read: Permission) -> ColumnElement[bool]:
+    """As `visible_one`, also of a conversation that was deleted: whether it may be read, or could be before."""
+    return and_(conversations.c.id == _conversation_id, conversations.c.tenant == _tenant, allowed(read))
+
+
 def alive(table: Any) -> ColumnElement[bool]:
     """Whether a row is not a tombstone, written so that no index can serve the condition.
 
