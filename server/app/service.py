@@ -32,7 +32,7 @@ from server.services.access import AccessServicer
 from server.services.admin import Process
 from server.services.conversations import ConversationsServicer
 from server.services.new_items import BatchBuilder
-from server.services.watch_stream import Watches, WatchStats
+from server.services.watch_stream import Watches
 from server.settings.addresses import Address
 from server.settings.service import Settings
 from server.store.auditing import mark_interrupted_write
@@ -180,9 +180,7 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         tokens=tokens,
         purges=PurgeStats(),
         responses=responses,
-        watches=Watches(
-            ItemChanges(store.database), hub, tokens, settings.watch_seconds, drain_gate.refusing, WatchStats()
-        ),
+        watches=Watches(ItemChanges(store.database), hub, tokens, settings.watch_seconds, drain_gate.refusing),
     )
 
 
@@ -225,7 +223,7 @@ def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness) -> 
         streams=parts.chain.stream_limit,
         watches=parts.chain.watch_limit,
         followed=parts.watches.hub,
-        told=parts.watches.stats.changes,
+        told=parts.watches.told,
         drain=parts.drain_gate,
         readiness=readiness,
         database=parts.store.database,

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from conversations.v1 import conversations_service_pb2 as pb
 from google.protobuf.empty_pb2 import Empty
@@ -41,28 +41,10 @@ _JITTER = 0.1  # of times, so that streams that began together do not end togeth
 _RETRY_SECONDS = (1.0, 2.0)  # least and most, after a read that failed
 _BLIND_SPREAD_SECONDS = 5.0  # in which all streams end when nobody can be told of changes
 _DEADLINE_SECONDS = 1.0  # before that of the caller
+_READS = 8  # at a time
 _METHOD = "WatchItems"  # what a resume token is bound to
 _TRANSIENT = (StoreUnavailable, DeadlineExceeded, IdentityUnavailable)
 _REFUSALS = (ActionDenied, ConversationNotFound)
-
-
-class WatchStats:
-    """Counts of the watches of this process.
-
-    Attributes:
-        changes: Changes that were told, by kind.
-        bookmarks: Messages without a change.
-    """
-
-    def __init__(self) -> None:
-        self.changes: Counter[str] = Counter(dict.fromkeys(pb.ItemChange.DESCRIPTOR.fields_by_name, 0))
-        self.bookmarks = 0
-
-    def count(self, response: pb.WatchItemsResponse) -> None:
-        """Counts a message."""
-        self.bookmarks += not response.changes
-        for change in response.changes:
-            self.changes[change.WhichOneof("change") or ""] += 1
 
 
 class WatchStream:
@@ -177,7 +159,7 @@ class WatchStream:
 
         Who the caller is, and what it may do, is asked again first.
         """
-        async with self._shared.hub.reads:
+        async with self._shared.reads:
             try:
                 self._access = self._access.renewed(await self._caller.principal())
                 return await self._shared.changes.read(self._access, self._conversation_id, position)
@@ -193,7 +175,7 @@ class WatchStream:
         )
         if changes.watermark is not None:
             response.watermark.CopyFrom(timestamp(changes.watermark))
-        self._shared.stats.count(response)
+        self._shared.told.update(str(change.WhichOneof("change")) for change in response.changes)
         return response
 
 
@@ -207,7 +189,8 @@ class Watches:
         tokens: Signs and verifies resume tokens.
         seconds: How long a stream lasts.
         refusing: Set when connections have been told to go away; streams end then.
-        stats: Counts what is told.
+        told: How many changes were told, by kind.
+        reads: Lets so many streams read and build a message at a time.
     """
 
     changes: ItemChanges
@@ -215,17 +198,14 @@ class Watches:
     tokens: PageTokens
     seconds: float
     refusing: asyncio.Event
-    stats: WatchStats
+    told: Counter[str] = field(
+        default_factory=lambda: Counter(dict.fromkeys(pb.ItemChange.DESCRIPTOR.fields_by_name, 0))
+    )
+    reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READS))
 
     def stream(self, request: pb.WatchItemsRequest, context: Context) -> AsyncIterator[pb.WatchItemsResponse]:
         """Returns the responses of a call."""
-        stream = WatchStream(
-            request,
-            current_access.get(),
-            current_caller.get(),
-            current_audit.get(),
-            self,
-        )
+        stream = WatchStream(request, current_access.get(), current_caller.get(), current_audit.get(), self)
         return stream.respond(context)
 
 
@@ -244,7 +224,7 @@ def _messages(changes: Changes) -> Iterator[pb.ItemChange]:
 
 
 def _has_any(changes: Changes) -> bool:
-    return bool(changes.items or changes.conversation or changes.is_deleted)
+    return bool(changes.items or changes.is_deleted or changes.conversation is not None)
 
 
 def _lifetime(context: Context, seconds: float) -> float:

@@ -79,13 +79,11 @@ class ChangeHub:
     """The watches of this process, by conversation.
 
     Attributes:
-        reads: Lets so many watches read and build a message at a time.
         polled_at: When the last poll succeeded, or the first was due, by `time.monotonic`.
         poll_seconds: How long the last poll took.
     """
 
-    def __init__(self, reads: int = 8) -> None:
-        self.reads = asyncio.Semaphore(reads)
+    def __init__(self) -> None:
         self.polled_at = time.monotonic()
         self.poll_seconds = 0.0
         self._followed: dict[str, _Followed] = {}

@@ -9,6 +9,7 @@ import asyncpg
 from server.authorization.access import Access
 from server.errors import ConversationNotFound, ResumeTokenExpired
 from server.store.connection.database import Database
+from server.store.connection.execution import Rows
 from server.store.sql import watches as sql
 from server.store.sql.statement import Statement
 from server.store.watch_position import LAST_PLACE, UNKNOWN, Position, anchor_of
@@ -65,7 +66,7 @@ class ItemChanges:
             ResumeTokenExpired: It does not have that place.
         """
         statement = sql.start(access.demand("conversation", "read"), access.demand("item", "read"))
-        row = await self._row(statement, access, conversation_id, newest=newest)
+        row, *_ = await self._rows(statement, access, conversation_id, newest=newest)
         last = row["last_sequence"]
         if after_sequence is not None and after_sequence > last:
             raise ResumeTokenExpired
@@ -83,27 +84,25 @@ class ItemChanges:
             ResumeTokenExpired: Deletions behind the position were purged, or it belongs to another history.
         """
         statement = sql.changes(access.demand("conversation", "read"), access.demand("item", "read"))
-        values = {
-            **access.values,
-            "conversation_id": conversation_id,
-            "version": position.version,
-            "place": position.place,
-            "sequence": position.sequence,
-            "page_bytes": PAGE_BYTES,
-            "large_bytes": LARGE_BYTES,
-        }
-        rows = await self._database.read(statement, values)
-        if not rows:
-            raise ConversationNotFound(conversation_id)
+        rows = await self._rows(
+            statement,
+            access,
+            conversation_id,
+            version=position.version,
+            place=position.place,
+            sequence=position.sequence,
+            page_bytes=PAGE_BYTES,
+            large_bytes=LARGE_BYTES,
+        )
         _check_history(rows[0], position)
         return _changes(rows, position)
 
-    async def _row(self, statement: Statement, access: Access, conversation_id: str, newest: int) -> asyncpg.Record:
-        values = {**access.values, "conversation_id": conversation_id, "newest": newest}
-        rows = await self._database.read(statement, values)
+    async def _rows(self, statement: Statement, access: Access, conversation_id: str, **values: int) -> Rows:
+        """The rows of a statement that has one at least if the conversation is found."""
+        rows = await self._database.read(statement, {**access.values, "conversation_id": conversation_id, **values})
         if not rows:
             raise ConversationNotFound(conversation_id)
-        return rows[0]
+        return rows
 
 
 def _check_history(row: asyncpg.Record, position: Position) -> None:

@@ -28,17 +28,12 @@ from server.authorization.permission import Permission
 from server.store.sql.conversations import COLUMNS
 from server.store.sql.schema import conversations, items
 from server.store.sql.statement import Statement, compile_statement
-from server.store.sql.visibility import alive, allowed, item_allowed
+from server.store.sql.visibility import alive, item_allowed, readable_one, visible_one
 
 MAX_CHANGES = 100  # of a message
 _c, _i = conversations.c, items.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
 _count: ColumnElement[int] = literal_column(str(MAX_CHANGES + 1), Integer)
-
-
-def _readable(read: Permission) -> ColumnElement[bool]:
-    """Whether a conversation may be read, or might have been if it were not deleted."""
-    return and_(_c.id == _id, _c.tenant == bindparam("tenant", type_=Text), allowed(read))
 
 
 def _last_item_id() -> ColumnElement[str]:
@@ -50,7 +45,7 @@ def _last_item_id() -> ColumnElement[str]:
 
 @lru_cache(maxsize=512)
 def start(read: Permission, item_read: Permission) -> Statement:
-    """One conversation, and ``first_sequence``: the place before its ``newest`` items; NULL without items."""
+    """How far a conversation is, and ``first_sequence``: the place of the first of its ``newest`` items, or NULL."""
     newest = (
         select(_i.sequence)
         .where(_i.conversation_id == _id, alive(items), item_allowed(item_read, _i.item_id))
@@ -60,8 +55,8 @@ def start(read: Permission, item_read: Permission) -> Statement:
         .subquery("newest")
     )
     first = select(func.min(newest.c.sequence)).scalar_subquery().label("first_sequence")
-    columns = (*COLUMNS, _c.version, _last_item_id(), first)
-    return compile_statement(select(*columns).where(_readable(read), alive(conversations)), "read")
+    columns = (_c.version, _c.last_sequence, _last_item_id(), first)
+    return compile_statement(select(*columns).where(visible_one(read)), "read")
 
 
 @lru_cache(maxsize=512)
@@ -73,8 +68,7 @@ def changes(read: Permission, item_read: Permission) -> Statement:
     that is never read. Each branch is a range of an index, so what is sorted is a page.
     """
     found = union_all(_appended(item_read), _deleted(item_read)).subquery("found")
-    order = (found.c.version, found.c.sequence)
-    page = select(*found.c).order_by(*order).limit(_count).subquery("page")
+    page = select(*found.c).order_by(found.c.version, found.c.sequence).limit(_count).subquery("page")
     large: ColumnElement[int] = bindparam("large_bytes", type_=Integer)
     counted = case((page.c.size <= large, page.c.size), else_=literal_column("0", Integer))
     total = func.sum(counted).over(order_by=(page.c.version, page.c.sequence), rows=(None, 0))
@@ -103,7 +97,7 @@ def changes(read: Permission, item_read: Permission) -> Statement:
             *told.c,
         )
         .select_from(conversations.outerjoin(told, true()))
-        .where(_readable(read))
+        .where(readable_one(read))
         .order_by(told.c.item_version, told.c.sequence)
     )
     return compile_statement(query, "read")
