@@ -107,51 +107,60 @@ async def test_each_request_becomes_slow_in_its_own_time() -> None:
         assert 0 == reads.count
 
 
-async def test_while_memory_is_short_only_the_oldest_goes_on() -> None:
-    """The others are refused before they are slow."""
-    used = [0]
-    reads, arrives = SlowReads(16, MemoryGauge(10, lambda: used[0])), asyncio.Event()
+class Arrivals:
+    """Three requests on their way to a process whose memory a test sets.
 
-    async def read() -> bytes:
-        await arrives.wait()
+    Attributes:
+        used: Its memory; it is short beyond 10.
+        reads: What watches them.
+    """
+
+    def __init__(self, places: int, *, small: bool) -> None:
+        self.used = 0
+        self.reads = SlowReads(places, MemoryGauge(10, lambda: self.used))
+        self._arrive = asyncio.Event()
+        self._contexts = [LateAbort() for _ in range(3)]
+        for context in self._contexts:
+            context.goes_on.set()
+        read: Any = self.reads.read_small if small else self.reads.read
+        self._calls = [asyncio.create_task(read(context, self._body)) for context in self._contexts]
+
+    async def _body(self) -> bytes:
+        await self._arrive.wait()
         return b"body"
 
-    contexts = [LateAbort() for _ in range(3)]
-    for context in contexts:
-        context.goes_on.set()
-    calls = [asyncio.create_task(reads.read(context, read)) for context in contexts]  # type: ignore[arg-type]
+    @property
+    def refused(self) -> list[bool]:
+        """Whether each has been refused."""
+        return [context.begun.is_set() for context in self._contexts]
+
+    async def end(self) -> list[type]:
+        """Has them arrive; the type of what each call ends with."""
+        self._arrive.set()
+        return [type(each) for each in await asyncio.gather(*self._calls, return_exceptions=True)]
+
+
+async def test_while_memory_is_short_only_the_oldest_goes_on() -> None:
+    """The others are refused before they are slow."""
+    arrivals = Arrivals(16, small=False)
     await asyncio.sleep(SLOW_SECONDS / 2)
-    assert not any(context.begun.is_set() for context in contexts)
-    used[0] = 11
+    assert [False] * 3 == arrivals.refused
+    arrivals.used = 11
     await asyncio.sleep(SLOW_SECONDS)
-    assert [False, True, True] == [context.begun.is_set() for context in contexts]
-    arrives.set()
-    done = await asyncio.gather(*calls, return_exceptions=True)
-    assert [bytes, grpc.aio.AbortError, grpc.aio.AbortError] == [type(each) for each in done]
-    assert (0, {}) == (reads.count, reads._watches)
+    assert [False, True, True] == arrivals.refused
+    assert [bytes, grpc.aio.AbortError, grpc.aio.AbortError] == await arrivals.end()
+    assert (0, {}) == (arrivals.reads.count, arrivals.reads._watches)
 
 
 async def test_small_requests_may_take_their_time_unless_memory_is_short() -> None:
     """They take no place of those that may be large, and are refused as those are when the process has grown."""
-    used = [0]
-    reads, arrives = SlowReads(4, MemoryGauge(10, lambda: used[0])), asyncio.Event()
-
-    async def read() -> bytes:
-        await arrives.wait()
-        return b"body"
-
-    contexts = [LateAbort() for _ in range(3)]
-    for context in contexts:
-        context.goes_on.set()
-    calls = [asyncio.create_task(reads.read_small(context, read)) for context in contexts]  # type: ignore[arg-type]
+    arrivals = Arrivals(4, small=True)
     await asyncio.sleep(2 * SLOW_SECONDS)
-    assert (0, [False] * 3) == (reads.count, [context.begun.is_set() for context in contexts])
-    used[0] = 11
+    assert (0, [False] * 3) == (arrivals.reads.count, arrivals.refused)
+    arrivals.used = 11
     await asyncio.sleep(SLOW_SECONDS)
-    assert [False, True, True] == [context.begun.is_set() for context in contexts]
-    arrives.set()
-    done = await asyncio.gather(*calls, return_exceptions=True)
-    assert [bytes, grpc.aio.AbortError, grpc.aio.AbortError] == [type(each) for each in done]
+    assert [False, True, True] == arrivals.refused
+    assert [bytes, grpc.aio.AbortError, grpc.aio.AbortError] == await arrivals.end()
 
 
 async def test_a_late_look_refuses_nothing_that_it_sees_for_the_first_time() -> None:

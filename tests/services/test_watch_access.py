@@ -21,6 +21,7 @@ from tests.support.build import append, create, delete_item, update, user_messag
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, claims, jwk_set, token
 from tests.support.postgres import fresh_database
 from tests.support.problems import problem_of
+from tests.support.watching import Watch
 
 MARKER = "what must not be told"
 
@@ -40,19 +41,16 @@ def put_policy(guarded: GuardedService, rules: Rules) -> None:
     guarded.policy.reload()
 
 
-class Watch:
-    """A watch by a caller of the proxy."""
+class IdWatch(Watch):
+    """A watch by a caller of the proxy, in ids."""
 
     def __init__(self, guarded: GuardedService, who: Caller, conversation_id: str, **start: Any) -> None:
-        request = WatchItemsRequest(conversation_id=conversation_id, **start)
-        self.call = guarded.stubs[0].WatchItems(request, metadata=who.metadata, timeout=60)
-        self.token = ""
+        super().__init__(guarded.stubs[0], conversation_id, who.metadata, **start)
 
     async def next(self) -> list[str]:
         """The ids of the items of the next message, and the names of other changes."""
-        async with asyncio.timeout(5):
-            response = await self.call.read()
-        self.token = response.resume_token
+        response = await self.read()
+        assert response is not None
         return [
             each.item.id or each.deleted_item.item_id or str(each.WhichOneof("change")) for each in response.changes
         ]
@@ -60,9 +58,7 @@ class Watch:
     async def end(self) -> str:
         """How it ends, without a message before that."""
         with pytest.raises(grpc.aio.AioRpcError) as ended:
-            async with asyncio.timeout(5):
-                response = await self.call.read()
-                raise AssertionError(f"told: {response}")
+            raise AssertionError(f"told: {await self.read()}")
         problem = problem_of(ended.value)
         return f"{problem.code} {problem.reason}"
 
@@ -85,14 +81,14 @@ async def test_what_a_policy_hides_is_not_told(guarded: GuardedService) -> None:
     """Neither an item, nor its deletion, nor that something has happened."""
     guarded.obey(POLICIES["secret item"])
     name = await guarded.row("ann", {"teams": ["red"]})
-    watch = Watch(guarded, BOB, name, after_sequence=0)
+    watch = IdWatch(guarded, BOB, name, after_sequence=0)
     assert await watch.next() == ["conversation", "msg_open"]
     await guarded.by(ANN).DeleteItem(delete_item(name, "msg_secret"))
     await guarded.by(ANN).CreateItems(append(name, user_message("shown", id="msg_later")))
     assert await watch.next() == ["msg_later"]
     await guarded.by(ANN).CreateItems(append(name, user_message(MARKER, id="msg_secret")))
     assert await watch.is_silent()
-    resumed = Watch(guarded, BOB, name, resume_token=watch.token)
+    resumed = IdWatch(guarded, BOB, name, resume_token=watch.token)
     assert await resumed.next() == []
     resumed.call.cancel()
 
@@ -102,17 +98,17 @@ async def test_who_may_not_read(guarded: GuardedService, who: Caller | None) -> 
     """It looks as if the conversation did not exist."""
     guarded.obey(READERS)
     name = await guarded.row("ann", {"teams": ["red"]}) if who else "conv_nothing"
-    assert await Watch(guarded, who or ANN, name).end() == "NOT_FOUND CONVERSATION_NOT_FOUND"
+    assert await IdWatch(guarded, who or ANN, name).end() == "NOT_FOUND CONVERSATION_NOT_FOUND"
 
 
 async def test_the_token_of_another_caller(guarded: GuardedService) -> None:
     """It is refused, although both may read the conversation."""
     guarded.obey(READERS)
     name = await guarded.row("ann", {"teams": ["red"]})
-    watch = Watch(guarded, ANN, name)
+    watch = IdWatch(guarded, ANN, name)
     await watch.next()
     watch.call.cancel()
-    assert await Watch(guarded, BOB, name, resume_token=watch.token).end() == "INVALID_ARGUMENT RESUME_TOKEN_INVALID"
+    assert await IdWatch(guarded, BOB, name, resume_token=watch.token).end() == "INVALID_ARGUMENT RESUME_TOKEN_INVALID"
 
 
 async def test_a_share_that_is_withdrawn(guarded: GuardedService) -> None:
@@ -120,7 +116,7 @@ async def test_a_share_that_is_withdrawn(guarded: GuardedService) -> None:
     guarded.obey(READERS)
     client = guarded.by(ANN)
     name = (await client.CreateConversation(create(attributes=teams("red")))).id
-    watch = Watch(guarded, BOB, name)
+    watch = IdWatch(guarded, BOB, name)
     assert await watch.next() == ["conversation"]
     await client.UpdateConversation(update(name, "attributes", attributes={}))
     await client.CreateItems(append(name, user_message(MARKER)))
@@ -142,7 +138,7 @@ async def test_a_policy_that_changes(guarded: GuardedService, rules: Sequence[An
         while not guarded.policy.reloads:  # noqa: ASYNC110 - it is no event
             await asyncio.sleep(0.02)
     name = await guarded.row("ann", {"teams": ["red"]})
-    watch = Watch(guarded, BOB, name)
+    watch = IdWatch(guarded, BOB, name)
     assert await watch.next() == ["conversation"]
     put_policy(guarded, rules)
     assert await watch.end() == end

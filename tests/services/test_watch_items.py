@@ -27,24 +27,22 @@ from server.store.purge import purge
 from tests.support.build import ahead, append, create, delete, delete_item, get, list_items, update, user_message
 from tests.support.problems import Problem, problem_of
 from tests.support.service import Service, intercepted, list_all_items, running_service
+from tests.support.watching import Watch
 
 
-class Watch:
-    """A stream that a test reads."""
+class TextWatch(Watch):
+    """A watch, in words.
 
-    def __init__(self, stub: Any, conversation_id: str, **start: Any) -> None:
-        self.call = stub.WatchItems(WatchItemsRequest(conversation_id=conversation_id, **start), timeout=60)
-        self.token = ""
-        self.last: WatchItemsResponse | None = None
+    Attributes:
+        last: The last message.
+    """
+
+    last: WatchItemsResponse | None = None
 
     async def next(self) -> list[str]:
-        """The changes of the next message, in words."""
-        async with asyncio.timeout(5):
-            self.last = await self.call.read()
-        if self.last is grpc.aio.EOF:
-            return ["the end"]
-        self.token = self.last.resume_token
-        return [_words(change) for change in self.last.changes]
+        """The changes of the next message."""
+        self.last = await self.read()
+        return ["the end"] if self.last is None else [_words(change) for change in self.last.changes]
 
     async def changes(self, count: int) -> list[str]:
         """So many changes, of as many messages as it takes."""
@@ -52,15 +50,6 @@ class Watch:
         while len(found) < count:
             found += await self.next()
         return found
-
-    async def is_silent(self, seconds: float = 0.5) -> bool:
-        """Whether nothing comes for a while; nothing can be read afterwards."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self.call.read()
-        except TimeoutError:
-            return True
-        return False
 
     async def problem(self) -> Problem:
         """Why the stream ends."""
@@ -96,9 +85,9 @@ async def appended(service: Service, conversation_id: str, *texts: str) -> list[
 
 
 @asynccontextmanager
-async def watching(service: Service, conversation_id: str, **start: Any) -> AsyncIterator[Watch]:
+async def watching(service: Service, conversation_id: str, **start: Any) -> AsyncIterator[TextWatch]:
     """A watch that is cancelled at the end."""
-    watch = Watch(service.stub, conversation_id, **start)
+    watch = TextWatch(service.stub, conversation_id, **start)
     try:
         yield watch
     finally:
@@ -468,7 +457,7 @@ async def test_the_drain_ends_it(service: Service) -> None:
     async with AsyncExitStack() as until_then:
         async with running_service(service.url, grace_seconds=5) as served:
             channel = await until_then.enter_async_context(grpc.aio.insecure_channel(served.address))
-            watch = Watch(ConversationsServiceStub(channel), name)
+            watch = TextWatch(ConversationsServiceStub(channel), name)
             assert await watch.next() == ["metadata {}"]
             problem, began = asyncio.create_task(watch.problem()), time.monotonic()
         assert time.monotonic() - began < 2
@@ -484,10 +473,10 @@ async def test_watches_at_once(service: Service, limits: dict[str, int]) -> None
     """As many as may be; one more is refused, streams of appends are counted apart, and a free place is given."""
     name = await made(service)
     async with running_service(service.url, **limits) as served:
-        watches = [Watch(served.stub, name) for _ in range(2)]
+        watches = [TextWatch(served.stub, name) for _ in range(2)]
         for each in watches:
             await each.next()
-        problem = await Watch(served.stub, name).problem()
+        problem = await TextWatch(served.stub, name).problem()
         assert (problem.code, problem.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
         watches[0].call.cancel()
         await asyncio.sleep(0.2)
