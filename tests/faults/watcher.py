@@ -20,6 +20,7 @@ class Watcher(Caller):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._token = ""
+        self._has_all = False  # what there was at the last message
         followed = [each for each in self.history.watches if each.tenant == self.tenant.name]
         # The first of a tenant follows the one in which items are deleted.
         conversation_id = (
@@ -29,14 +30,14 @@ class Watcher(Caller):
         self.history.watches.append(self._watch)
 
     async def run(self) -> None:
-        """Opens one stream after the other; the last one begins when everything has been written."""
+        """Opens one stream after the other, until one that began when everything was written has told all of it."""
         while not self.workload.ending.is_set():
             await self._follow(self.random.uniform(0.2, _LONGEST))
             await asyncio.sleep(self.random.uniform(0.02, 0.1))
         await asyncio.sleep(_SETTLED_SECONDS)
         began = asyncio.get_running_loop().time()
         async with asyncio.timeout(PATIENCE):
-            while not await self._follow(1.0):  # noqa: ASYNC110 - a stream each time
+            while not (await self._follow(1.0) and self._has_all):  # noqa: ASYNC110 - a stream each time
                 await asyncio.sleep(0.1)
         self._watch.last_began = began
 
@@ -59,6 +60,7 @@ class Watcher(Caller):
         for change in response.changes:
             self._note(change)
         self._token = response.resume_token
+        self._has_all = response.HasField("watermark")
 
     def _note(self, change: ItemChange) -> None:
         match change.WhichOneof("change"):

@@ -381,9 +381,9 @@ class Follower:
         self._token = ""
 
     async def follow(self, done: asyncio.Event) -> None:
-        """Opens one stream after the other, the last of them when it is ``done``."""
-        is_last = False
-        while not is_last:
+        """Opens one stream after the other, until one that began when it was ``done`` has told everything."""
+        is_last = has_all = False
+        while not (is_last and has_all):
             is_last = done.is_set()
             start: dict[str, Any] = {"resume_token": self._token} if self._token else {"after_sequence": 0}
             request = WatchItemsRequest(conversation_id=self._conversation_id, **start)
@@ -391,6 +391,7 @@ class Follower:
                 for change in response.changes:
                     self._take(change)
                 self._token = response.resume_token
+                has_all = response.HasField("watermark")
 
     def _take(self, change: ItemChange) -> None:
         if change.HasField("item"):
