@@ -936,3 +936,109 @@ class ItemPlace(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ItemPlace: _TypeAlias = ItemPlace  # noqa: Y015
+
+@_typing.final
+class WatchConversationsRequest(_message.Message):
+    """The request of WatchConversations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_ITEMS_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Optional. That of the last message that was dealt with: goes on behind it. It is
+    bound to the caller and to `include_items`, else INVALID_ARGUMENT.
+    """
+    include_items: _builtins.bool
+    """Optional. Tell what happens to the items too. It takes the action `read` on them."""
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str = ...,
+        include_items: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_items", b"include_items", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchConversationsRequest: _TypeAlias = WatchConversationsRequest  # noqa: Y015
+
+@_typing.final
+class WatchConversationsResponse(_message.Message):
+    """What happened behind the message before. A message without changes says that
+    nothing happened; it comes every 30 seconds or so.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    WATERMARK_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Where to go on once all of `changes` has been dealt with. Always set; good for as
+    long as changes are kept.
+    """
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConversationChange]:
+        """At most 100, of different conversations, with 64 KiB of items together unless the
+        first item alone is larger.
+        """
+
+    @_builtins.property
+    def watermark(self) -> _timestamp_pb2.Timestamp:
+        """By the clock of the database: what was committed before has been told, here or
+        earlier. Unset while more follows at once.
+        """
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___ConversationChange] | None = ...,
+        resume_token: _builtins.str = ...,
+        watermark: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["watermark", b"watermark"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "resume_token", b"resume_token", "watermark", b"watermark"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchConversationsResponse: _TypeAlias = WatchConversationsResponse  # noqa: Y015
+
+@_typing.final
+class ConversationChange(_message.Message):
+    """What became of one conversation. It may be told twice; the later one is newer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    REMOVED_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    removed_id: _builtins.str
+    """The id of one that was deleted, or that the caller may not read any more."""
+    @_builtins.property
+    def conversation(self) -> _conversation_pb2.Conversation:
+        """As it is now: created, changed, or with another `last_sequence`."""
+
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemChange]:
+        """With `include_items`: what happened to its items, in order."""
+
+    def __init__(
+        self,
+        *,
+        conversation: _conversation_pb2.Conversation | None = ...,
+        removed_id: _builtins.str = ...,
+        items: _abc.Iterable[Global___ItemChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "conversation", b"conversation", "removed_id", b"removed_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "conversation", b"conversation", "items", b"items", "removed_id", b"removed_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["conversation", "removed_id"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___ConversationChange: _TypeAlias = ConversationChange  # noqa: Y015

@@ -117,6 +117,11 @@ class ConversationsServiceStub:
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.WatchItemsRequest.SerializeToString,
                 response_deserializer=conversations_dot_v1_dot_conversations__service__pb2.WatchItemsResponse.FromString,
                 _registered_method=True)
+        self.WatchConversations = channel.unary_stream(
+                '/conversations.v1.ConversationsService/WatchConversations',
+                request_serializer=conversations_dot_v1_dot_conversations__service__pb2.WatchConversationsRequest.SerializeToString,
+                response_deserializer=conversations_dot_v1_dot_conversations__service__pb2.WatchConversationsResponse.FromString,
+                _registered_method=True)
 
 
 class ConversationsServiceServicer:
@@ -323,6 +328,23 @@ class ConversationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchConversations(self, request, context):
+        """Follows all conversations that the caller may read, in the order of commits within
+        each, and in no order between them: for indexes, caches and inboxes. Begins with
+        what happens from now on; ListConversations, called after the first message, gives
+        what there was before. A stream ends as one of WatchItems does.
+
+        FAILED_PRECONDITION: `CHANGES_NOT_KEPT`, until the operator has changes kept.
+        PERMISSION_DENIED: the caller may read no conversation at all, or no item, or not
+        any more. UNAUTHENTICATED: the credentials have expired. INVALID_ARGUMENT:
+        `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`): the changes behind
+        the token are no longer kept, or the policy lets the caller read others than then;
+        list again. UNAVAILABLE: resume after the time in RetryInfo.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConversationsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -385,6 +407,11 @@ def add_ConversationsServiceServicer_to_server(servicer, server):
                     servicer.WatchItems,
                     request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.WatchItemsRequest.FromString,
                     response_serializer=conversations_dot_v1_dot_conversations__service__pb2.WatchItemsResponse.SerializeToString,
+            ),
+            'WatchConversations': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchConversations,
+                    request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.WatchConversationsRequest.FromString,
+                    response_serializer=conversations_dot_v1_dot_conversations__service__pb2.WatchConversationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -731,6 +758,33 @@ class ConversationsService:
             '/conversations.v1.ConversationsService/WatchItems',
             conversations_dot_v1_dot_conversations__service__pb2.WatchItemsRequest.SerializeToString,
             conversations_dot_v1_dot_conversations__service__pb2.WatchItemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchConversations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/conversations.v1.ConversationsService/WatchConversations',
+            conversations_dot_v1_dot_conversations__service__pb2.WatchConversationsRequest.SerializeToString,
+            conversations_dot_v1_dot_conversations__service__pb2.WatchConversationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -189,6 +189,19 @@ class ConversationsServiceStub:
     INVALID_ARGUMENT: `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`):
     begin anew. UNAVAILABLE: resume after the time in RetryInfo.
     """
+    WatchConversations: _grpc.UnaryStreamMultiCallable[_conversations_service_pb2.WatchConversationsRequest, _conversations_service_pb2.WatchConversationsResponse]
+    """Follows all conversations that the caller may read, in the order of commits within
+    each, and in no order between them: for indexes, caches and inboxes. Begins with
+    what happens from now on; ListConversations, called after the first message, gives
+    what there was before. A stream ends as one of WatchItems does.
+
+    FAILED_PRECONDITION: `CHANGES_NOT_KEPT`, until the operator has changes kept.
+    PERMISSION_DENIED: the caller may read no conversation at all, or no item, or not
+    any more. UNAUTHENTICATED: the credentials have expired. INVALID_ARGUMENT:
+    `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`): the changes behind
+    the token are no longer kept, or the policy lets the caller read others than then;
+    list again. UNAVAILABLE: resume after the time in RetryInfo.
+    """
 
 @_typing.type_check_only
 class ConversationsServiceAsyncStub(ConversationsServiceStub):
@@ -347,6 +360,19 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     items, or not any more. UNAUTHENTICATED: the credentials have expired.
     INVALID_ARGUMENT: `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`):
     begin anew. UNAVAILABLE: resume after the time in RetryInfo.
+    """
+    WatchConversations: _aio.UnaryStreamMultiCallable[_conversations_service_pb2.WatchConversationsRequest, _conversations_service_pb2.WatchConversationsResponse]  # type: ignore[assignment]
+    """Follows all conversations that the caller may read, in the order of commits within
+    each, and in no order between them: for indexes, caches and inboxes. Begins with
+    what happens from now on; ListConversations, called after the first message, gives
+    what there was before. A stream ends as one of WatchItems does.
+
+    FAILED_PRECONDITION: `CHANGES_NOT_KEPT`, until the operator has changes kept.
+    PERMISSION_DENIED: the caller may read no conversation at all, or no item, or not
+    any more. UNAUTHENTICATED: the credentials have expired. INVALID_ARGUMENT:
+    `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`): the changes behind
+    the token are no longer kept, or the policy lets the caller read others than then;
+    list again. UNAVAILABLE: resume after the time in RetryInfo.
     """
 
 class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -575,6 +601,25 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         items, or not any more. UNAUTHENTICATED: the credentials have expired.
         INVALID_ARGUMENT: `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`):
         begin anew. UNAVAILABLE: resume after the time in RetryInfo.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchConversations(
+        self,
+        request: _conversations_service_pb2.WatchConversationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_conversations_service_pb2.WatchConversationsResponse], _abc.AsyncIterator[_conversations_service_pb2.WatchConversationsResponse]]:
+        """Follows all conversations that the caller may read, in the order of commits within
+        each, and in no order between them: for indexes, caches and inboxes. Begins with
+        what happens from now on; ListConversations, called after the first message, gives
+        what there was before. A stream ends as one of WatchItems does.
+
+        FAILED_PRECONDITION: `CHANGES_NOT_KEPT`, until the operator has changes kept.
+        PERMISSION_DENIED: the caller may read no conversation at all, or no item, or not
+        any more. UNAUTHENTICATED: the credentials have expired. INVALID_ARGUMENT:
+        `RESUME_TOKEN_INVALID`. OUT_OF_RANGE (`RESUME_TOKEN_EXPIRED`): the changes behind
+        the token are no longer kept, or the policy lets the caller read others than then;
+        list again. UNAVAILABLE: resume after the time in RetryInfo.
         """
 
 def add_ConversationsServiceServicer_to_server(servicer: ConversationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

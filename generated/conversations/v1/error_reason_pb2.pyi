@@ -117,6 +117,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT. The resume token is malformed, or was made for another
     conversation or caller. Watch anew, without a token.
     """
+    ERROR_REASON_CHANGES_NOT_KEPT: _ErrorReason.ValueType  # 24
+    """FAILED_PRECONDITION. The operator does not have changes kept, so nobody can follow
+    all conversations. WatchItems works.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: `google.rpc.ErrorInfo.reason`, without the prefix, in the domain
@@ -220,5 +224,9 @@ a `request_id`.
 ERROR_REASON_RESUME_TOKEN_INVALID: ErrorReason.ValueType  # 23
 """INVALID_ARGUMENT. The resume token is malformed, or was made for another
 conversation or caller. Watch anew, without a token.
+"""
+ERROR_REASON_CHANGES_NOT_KEPT: ErrorReason.ValueType  # 24
+"""FAILED_PRECONDITION. The operator does not have changes kept, so nobody can follow
+all conversations. WatchItems works.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
