@@ -10,6 +10,7 @@ from typing import Annotated
 import grpc
 import typer
 
+from server.cli.changes import changes_app
 from server.cli.client import Target, connection, own_connection, targeted
 from server.cli.database import DatabaseUrl, DataDir, register, run
 from server.cli.policy import policy_app
@@ -28,6 +29,7 @@ app = typer.Typer(
 item_app = typer.Typer(no_args_is_help=True, help="Look at stored items.")
 app.add_typer(item_app, name="item")
 app.add_typer(policy_app, name="policy")
+app.add_typer(changes_app, name="changes")
 
 Listen = Annotated[
     list[str] | None,

@@ -1,7 +1,7 @@
 """Commands that change the database themselves: migrate, purge, change-owner."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ from server.settings.service import Settings, load
 
 if TYPE_CHECKING:
     from server.store.change_owner import Owner
+    from server.store.purge import PurgeResult
 
 DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://… of PostgreSQL 15 or newer.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the private PostgreSQL.")]
@@ -32,7 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("change-owner")(change_owner)
 
 
-def _load(**flags: Any) -> Settings:
+def load_without_identity(**flags: Any) -> Settings:
     """Returns the settings of a command that serves nobody: who could reach the address does not matter."""
     return load(allow_anonymous=True, **flags)
 
@@ -43,7 +44,7 @@ def migrate(
     check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if there is something to do.")] = False,
 ) -> None:
     """Bring the database schema up to date."""
-    run(_migrate(_load(database_url=database_url, data_dir=data_dir), check=check))
+    run(_migrate(load_without_identity(database_url=database_url, data_dir=data_dir), check=check))
 
 
 async def _migrate(settings: Settings, *, check: bool) -> None:
@@ -68,7 +69,7 @@ def purge(
     after_hours: Annotated[float | None, typer.Option(help="Remove what was deleted longer ago. [720]")] = None,
 ) -> None:
     """Remove deleted conversations and items, and old request ids."""
-    run(_purge(_load(database_url=database_url, data_dir=data_dir, purge_after_hours=after_hours)))
+    run(_purge(load_without_identity(database_url=database_url, data_dir=data_dir, purge_after_hours=after_hours)))
 
 
 async def _purge(settings: Settings) -> None:
@@ -80,7 +81,15 @@ async def _purge(settings: Settings) -> None:
         if purged is None:
             print(f"{name}: another process is purging")
         else:
-            print(f"{name}: {purged.conversations} conversations, {purged.items} items, {purged.requests} request ids")
+            counts = (f"{count} {noun}" for noun, count in _purged_rows(purged))
+            print(f"{name}: {', '.join(counts)}")
+
+
+def _purged_rows(purged: "PurgeResult") -> Iterator[tuple[str, int]]:
+    yield "conversations", purged.conversations
+    yield "items", purged.items
+    yield "request ids", purged.requests
+    yield "changes", purged.changes
 
 
 def change_owner(
@@ -106,7 +115,7 @@ def change_owner(
     old, new = Owner(tenant, owner), Owner(tenant if to_tenant is None else to_tenant, new_owner)
     if old == new:
         raise OperatorError("--to: is the owner already.")
-    run(_change_owner(_load(database_url=database_url, data_dir=data_dir), old, new, apply=apply))
+    run(_change_owner(load_without_identity(database_url=database_url, data_dir=data_dir), old, new, apply=apply))
 
 
 async def _change_owner(settings: Settings, old: "Owner", new: "Owner", *, apply: bool) -> None:

@@ -1,4 +1,4 @@
-"""Removes deleted conversations, deleted items, and old request ids.
+"""Removes deleted conversations, deleted items, old request ids, and old changes of the log.
 
 A call that deletes only sets ``delete_time``, so it is short. The rows are removed later, in small steps, so that no
 lock is held for long and no statement meets its timeout. They are found again by their keys, which a sharded database
@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 import asyncpg
 
+from server.store.change_log import purge_changes
 from server.store.connection.opening import direct_connection
 
 _LOCK = 0x70757267  # "purg"
@@ -67,6 +68,7 @@ class PurgeResult:
     conversations: int = 0
     items: int = 0
     requests: int = 0
+    changes: int = 0
 
 
 async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(hours=24)) -> PurgeResult | None:
@@ -95,6 +97,7 @@ async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(
             + await _delete_all(connection, "items", before, step=_FEW),
             requests=await _delete_all(connection, "requests", now - keep_requests),
             conversations=await _delete_all(connection, "conversations", before),
+            changes=await purge_changes(connection),
         )
 
 

@@ -6,11 +6,25 @@ unique key of ``items`` and ``requests`` begins with ``conversation_id``: the
 tables can be distributed by it and each hot statement stays on one shard.
 """
 
-from sqlalchemy import BigInteger, Column, DateTime, Index, LargeBinary, MetaData, SmallInteger, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Index,
+    Interval,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 Name = Text(collation="C")
 Time = DateTime(timezone=True)
+EPOCH_BITS = 48  # of a position in the log of changes, those of the transaction id
 
 metadata = MetaData()
 
@@ -30,6 +44,7 @@ conversations = Table(
     Column("delete_time", Time),  # a tombstone from then on
     # The highest version of its items' tombstones that the purge has removed: a watch cannot begin before it.
     Column("purged_version", BigInteger, nullable=False, server_default=text("0")),
+    Column("position", BigInteger),  # of its last change in `changes`; set while changes are kept
     # An append changes no indexed column, so it is a heap-only update when the
     # page has room: keep some.
     postgresql_with={"fillfactor": "70"},
@@ -117,6 +132,38 @@ requests = Table(
     Column("create_time", Time, nullable=False, server_default=text("now()")),
 )
 Index("requests_by_time", requests.c.create_time, postgresql_using="brin")
+
+# The log of changes, written by triggers while changes are kept (`server.store.change_log`, docs/adr/0032).
+changes = Table(
+    "changes",
+    metadata,
+    # The epoch of the log in the upper bits, a transaction id in the lower: see `EPOCH_BITS`.
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("conversation_id", Name, primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),  # of the conversation after the change
+    Column("previous_sequence", BigInteger, nullable=False),  # its last_sequence before the change, 0 if it is new
+    Column("last_sequence", BigInteger, nullable=False),  # and after it
+    Column("tenant", Name, nullable=False),
+    Column("owner", Name, nullable=False),
+    Column("attributes", ARRAY(Name), nullable=False),
+    # Before the change, if one of the three was another; a caller who could read it then is told that it is gone.
+    Column("old_tenant", Name),
+    Column("old_owner", Name),
+    Column("old_attributes", ARRAY(Name)),
+    Column("change_time", Time, nullable=False),  # when the transaction began
+)
+
+# One row.
+change_log = Table(
+    "change_log",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("is_on", Boolean, nullable=False),
+    Column("epoch", BigInteger, nullable=False),  # rises whenever changes may have been missed
+    Column("floor", BigInteger, nullable=False),  # a position: all changes from there on are kept
+    Column("keep", Interval, nullable=False),  # how long
+    Column("since", Time, nullable=False),  # when it was turned on or off
+)
 
 page_token_keys = Table(
     "page_token_keys",
