@@ -11,11 +11,14 @@
     ├── FieldInvalid             INVALID_ARGUMENT
     ├── LimitExceeded            INVALID_ARGUMENT
     ├── PageTokenInvalid         INVALID_ARGUMENT
+    ├── ResumeTokenInvalid       INVALID_ARGUMENT
+    ├── ResumeTokenExpired       OUT_OF_RANGE
     ├── FilterInvalid            INVALID_ARGUMENT
     ├── ResponseTooLarge         RESOURCE_EXHAUSTED
     ├── Overloaded               RESOURCE_EXHAUSTED
     ├── ItemExists               ALREADY_EXISTS
     ├── RequestIdReused          FAILED_PRECONDITION
+    ├── ChangesNotKept           FAILED_PRECONDITION
     ├── EtagMismatch             ABORTED
     ├── SequenceMismatch         ABORTED
     ├── Conflict                 ABORTED
@@ -267,6 +270,16 @@ class ResumeTokenExpired(ServiceError):
 
     def __init__(self) -> None:
         super().__init__("Changes behind the start are no longer known; begin anew.")
+
+
+class ChangesNotKept(ServiceError):
+    """The log of changes is off, or that of another database."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "CHANGES_NOT_KEPT"
+
+    def __init__(self) -> None:
+        super().__init__("Changes are not kept: the operator can turn that on.")
 
 
 class FilterInvalid(_BadRequest):

@@ -37,6 +37,8 @@ from server.settings.addresses import Address
 from server.settings.service import Settings
 from server.store.auditing import mark_interrupted_write
 from server.store.change_hub import ChangeHub
+from server.store.change_log_poller import ChangeLogPoller
+from server.store.conversation_changes import ConversationChanges
 from server.store.conversations import ConversationStore
 from server.store.item_changes import ItemChanges
 from server.store.items import ItemStore
@@ -150,12 +152,18 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
 
 async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
     """Opens what calls need; ``stack`` closes it, in reverse."""
-    hub = ChangeHub()
+    poller = ChangeLogPoller()
+    hub = ChangeHub(on_write=poller.note_write)
+
+    def wake_watches() -> None:
+        hub.wake_all()
+        poller.wake_all()
+
     policy = PolicyFile(
         settings.policy_file,
         settings.attribute_names,
         anonymous=settings.identity == "none",
-        on_change=hub.wake_all,
+        on_change=wake_watches,
     )
     certificate = tls.load_credentials(settings)
     tracing = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
@@ -163,7 +171,7 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
     source = await stack.enter_async_context(source_of(settings, tracing.tracer, tenants, tasks))
     auditing = (mark_interrupted_write,) if settings.audit_permits else ()
     store = await stack.enter_async_context(open_store(settings, (*tracing.statement_interceptors, *auditing), tasks))
-    drain_gate, responses = DrainGate(hub.wake_all), ResponseBudget(settings.max_message_bytes)
+    drain_gate, responses = DrainGate(wake_watches), ResponseBudget(settings.max_message_bytes)
     tokens = PageTokens()
     return _Parts(
         policy=policy,
@@ -180,7 +188,15 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         tokens=tokens,
         purges=PurgeStats(),
         responses=responses,
-        watches=Watches(ItemChanges(store.database), hub, tokens, settings.watch_seconds, drain_gate.refusing),
+        watches=Watches(
+            ItemChanges(store.database),
+            hub,
+            ConversationChanges(store.database),
+            poller,
+            tokens,
+            settings.watch_seconds,
+            drain_gate.refusing,
+        ),
     )
 
 
@@ -223,6 +239,7 @@ def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness) -> 
         streams=parts.chain.stream_limit,
         watches=parts.chain.watch_limit,
         followed=parts.watches.hub,
+        poller=parts.watches.poller,
         told=parts.watches.told,
         drain=parts.drain_gate,
         readiness=readiness,
@@ -251,6 +268,7 @@ def _background_work(
     yield "release of connections", served.store.database.release_unused
     yield "policy", served.policy.watch
     yield "poll for watches", partial(parts.watches.hub.poll_forever, served.store.database)
+    yield "poll of the change log", partial(parts.watches.poller.poll_forever, served.store.database)
     if served.certificate:
         yield "certificate", served.certificate.watch
     if glibc := find_glibc():

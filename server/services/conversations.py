@@ -20,6 +20,8 @@ from server.requests.field_masks import change_of
 from server.requests.large import current_size, run_sized
 from server.requests.page_tokens import PageTokens
 from server.services.append_stream import AppendStream
+from server.services.conversation_watch import ConversationWatch
+from server.services.item_watch import ItemWatch
 from server.services.messages import conversation_of, item_response, page_of, with_items
 from server.services.new_items import BatchBuilder
 from server.services.watch_stream import Watches
@@ -252,7 +254,17 @@ class ConversationsServicer(ConversationsServiceServicer):
 
     def WatchItems(self, request: pb.WatchItemsRequest, context: Context) -> AsyncIterator[pb.WatchItemsResponse]:
         """Streams what happens in a conversation; see `WatchStream.respond`."""
-        return self._watches.stream(request, context)
+        return ItemWatch(request, self._watches).respond(context)
+
+    def WatchConversations(
+        self, request: pb.WatchConversationsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchConversationsResponse]:
+        """Streams what happens to all conversations that the caller may read; see `WatchStream.respond`.
+
+        Raises:
+            ActionDenied: The caller may read none.
+        """
+        return ConversationWatch(request, self._watches).respond(context)
 
     async def DeleteItem(self, request: pb.DeleteItemRequest, context: Context) -> conversation_pb2.Conversation:
         """Deletes the content of an item, whose sequence stays taken, and returns its conversation.

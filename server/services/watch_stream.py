@@ -1,4 +1,4 @@
-"""WatchItems: a stream of what happens in one conversation.
+"""The life of a watch: a stream of what happens, until its time has passed.
 
 Nothing is kept for a caller but a position: a slow one is waited for, and finds the state when it comes back.
 """
@@ -6,16 +6,17 @@ Nothing is kept for a caller but a position: a slow one is waited for, and finds
 import asyncio
 import random
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 from conversations.v1 import conversations_service_pb2 as pb
-from google.protobuf.empty_pb2 import Empty
 
 from server.authorization.access import Access, current_access
-from server.authorization.audit_log import CallAudit, current_audit
+from server.authorization.audit_log import current_audit
 from server.errors import (
     ActionDenied,
     ConversationNotFound,
@@ -26,54 +27,118 @@ from server.errors import (
     ShuttingDown,
     StoreUnavailable,
 )
-from server.identity.caller import Caller, current_caller
+from server.identity.caller import current_caller
 from server.interceptors.chain import Context
 from server.requests.page_tokens import PageTokens
-from server.services.messages import conversation_of, item_of, timestamp
-from server.store.change_hub import BLIND_SECONDS, ChangeHub, Subscription
-from server.store.item_changes import Changes, ItemChanges
-from server.store.items import StoredItem
-from server.store.watch_position import Position
+from server.store.change_hub import BLIND_SECONDS, ChangeHub
+from server.store.change_log_poller import ChangeLogPoller
+from server.store.conversation_changes import ConversationChanges
+from server.store.item_changes import ItemChanges
+from server.store.wakeup import Wakeup
 
-MAX_NEWEST = 100
 BOOKMARK_SECONDS = 30.0  # between two reads although nothing has woken
 _JITTER = 0.1  # of times, so that streams that began together do not end together
 _RETRY_SECONDS = (1.0, 2.0)  # least and most, after a read that failed
 _BLIND_SPREAD_SECONDS = 5.0  # in which all streams end when nobody can be told of changes
 _DEADLINE_SECONDS = 1.0  # before that of the caller
 _READS = 8  # at a time
-_METHOD = "WatchItems"  # what a resume token is bound to
 _TRANSIENT = (StoreUnavailable, DeadlineExceeded, IdentityUnavailable)
 _REFUSALS = (ActionDenied, ConversationNotFound)
+# What `watch_changes_total` counts.
+KINDS = (*pb.ItemChange.DESCRIPTOR.fields_by_name, "conversation_removed")
 
 
-class WatchStream:
-    """One call of WatchItems.
+class Found(Protocol):
+    """What one read found."""
 
-    Args:
-        request: Valid.
-        access: What the caller may do; planned again before each read.
-        caller: Who that is; authenticated again before each read.
-        audit: Of this call: a line for the first message, and one for a refusal.
-        shared: What all streams share.
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is no more."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing can follow."""
+
+
+FoundT = TypeVar("FoundT", bound=Found)
+ResponseT = TypeVar("ResponseT")
+WakeupT = TypeVar("WakeupT", bound=Wakeup)
+
+
+@dataclass(frozen=True)
+class Watches:
+    """What the streams of this process share.
+
+    Attributes:
+        changes: What has happened in a conversation.
+        hub: Says when to look there.
+        logged: What has happened to all conversations.
+        poller: Says when to look there.
+        tokens: Signs and verifies resume tokens.
+        seconds: How long a stream lasts.
+        refusing: Set when connections have been told to go away; streams end then.
+        told: How many changes were told, by kind.
+        reads: Lets so many streams read and build a message at a time.
     """
 
-    def __init__(
-        self,
-        request: pb.WatchItemsRequest,
-        access: Access,
-        caller: Caller,
-        audit: CallAudit,
-        shared: "Watches",
-    ) -> None:
-        self._request = request
-        self._conversation_id = request.conversation_id
-        self._access = access
-        self._caller = caller
-        self._audit = audit
-        self._shared = shared
+    changes: ItemChanges
+    hub: ChangeHub
+    logged: ConversationChanges
+    poller: ChangeLogPoller
+    tokens: PageTokens
+    seconds: float
+    refusing: asyncio.Event
+    told: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(KINDS, 0)))
+    reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READS))
 
-    async def respond(self, context: Context) -> AsyncIterator[pb.WatchItemsResponse]:
+
+class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
+    """One call; made inside of it.
+
+    Args:
+        shared: What all streams share.
+
+    Attributes:
+        conversation_id: That the audit names; '' for none.
+        resource: That the caller reads.
+        access: What the caller may do; planned again before each read.
+    """
+
+    conversation_id = ""
+    resource: str
+
+    def __init__(self, shared: Watches) -> None:
+        self.shared = shared
+        self.access: Access = current_access.get()
+        self._caller = current_caller.get()
+        self._audit = current_audit.get()
+
+    @abstractmethod
+    def subscribe(self) -> AbstractContextManager[WakeupT]:
+        """Returns what says when to read."""
+
+    @property
+    @abstractmethod
+    def poll_age(self) -> float:
+        """Seconds since somebody has looked for the writes of others."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Finds the position where the stream begins."""
+
+    @abstractmethod
+    async def read(self, subscription: WakeupT) -> FoundT:
+        """Reads what has happened behind the position, and moves the position behind it."""
+
+    @abstractmethod
+    def response(self, found: FoundT) -> ResponseT:
+        """Returns the message for what was read."""
+
+    async def respond(self, context: Context) -> AsyncIterator[ResponseT]:
         """Yields what happens, until its time has passed, or the caller's deadline is near.
 
         Args:
@@ -83,40 +148,40 @@ class WatchStream:
             ConversationNotFound, ActionDenied: The caller cannot read it, or not any more.
             Unauthenticated: The caller's credentials are no longer valid.
             ResumeTokenInvalid, ResumeTokenExpired: The start cannot be used.
+            ChangesNotKept: There is no log of changes.
             StoreUnavailable: Nobody could be told of changes for `BLIND_SECONDS`.
             ShuttingDown: The server drains.
         """
-        ends_at = time.monotonic() + _lifetime(context, self._shared.seconds)
-        with self._shared.hub.subscribe(self._conversation_id) as subscription:
+        ends_at = time.monotonic() + _lifetime(context, self.shared.seconds)
+        with self.subscribe() as subscription:
             try:
                 async with aclosing(self._responses(subscription, ends_at)) as responses:
                     async for response in responses:
                         yield response
             except _REFUSALS as error:
-                self._audit.record(self._access, "item", "read", error, self._conversation_id)
+                self._audit.record(self.access, self.resource, "read", error, self.conversation_id)
                 raise
 
-    async def _responses(
-        self, subscription: Subscription, ends_at: float
-    ) -> AsyncGenerator[pb.WatchItemsResponse, None]:
-        position, told_at = await self._start(), 0.0
+    async def _responses(self, subscription: WakeupT, ends_at: float) -> AsyncGenerator[ResponseT, None]:
+        await self.start()
+        told_at = 0.0
         blind_seconds = BLIND_SECONDS + random.uniform(0, _BLIND_SPREAD_SECONDS)  # noqa: S311 - jitter
         while True:
             subscription.arm()
-            changes = await self._read(position)
-            if changes is not None:
-                subscription.note_version(changes.version)
-                position, is_deleted, is_behind = changes.position, changes.is_deleted, changes.watermark is None
+            found = await self._read(subscription)
+            if found is not None:
+                is_last, is_complete = found.is_last, found.is_complete
                 # What the caller may not read does not show, not even by the time of a message.
-                if not told_at or _has_any(changes) or time.monotonic() > told_at + BOOKMARK_SECONDS * (1 - _JITTER):
-                    response = self._response(changes)
-                    del changes  # the caller may take its time
+                if not told_at or not found.is_empty or time.monotonic() > told_at + BOOKMARK_SECONDS * (1 - _JITTER):
+                    self._audit_permit()
+                    response = self.response(found)
+                    del found  # the caller may take its time
                     yield response
                     del response
                     told_at = time.monotonic()
-                if is_deleted:
+                if is_last:
                     return
-                pause = 0.0 if is_behind else BOOKMARK_SECONDS * _around_one()
+                pause = BOOKMARK_SECONDS * _around_one() if is_complete else 0.0
             else:
                 subscription.arm()
                 pause = random.uniform(*_RETRY_SECONDS)  # noqa: S311 - jitter
@@ -128,103 +193,47 @@ class WatchStream:
 
     def _check_can_go_on(self, blind_seconds: float) -> None:
         """Raises ShuttingDown in a drain, and StoreUnavailable when nobody could be told of changes for so long."""
-        if self._shared.refusing.is_set():
+        if self.shared.refusing.is_set():
             raise ShuttingDown
-        if self._shared.hub.poll_age > blind_seconds:
+        if self.poll_age > blind_seconds:
             raise StoreUnavailable
 
-    async def _start(self) -> Position:
-        """Where the stream begins."""
-        request = self._request
-        if request.HasField("resume_token"):
-            return self._position_of(request.resume_token)
-        after = request.after_sequence if request.HasField("after_sequence") else None
-        newest = min(request.newest, MAX_NEWEST)
-        return await self._shared.changes.start(
-            self._access, self._conversation_id, newest=newest, after_sequence=after
-        )
-
-    def _position_of(self, token: str) -> Position:
-        try:
-            return Position.unpack(self._shared.tokens.verify(token, *self._query()))
-        except PageTokenInvalid:
-            raise ResumeTokenInvalid from None
-
-    def _query(self) -> tuple[str, ...]:
-        principal = self._access.principal
-        return _METHOD, principal.tenant, principal.id, self._conversation_id
-
-    async def _read(self, position: Position) -> Changes | None:
-        """What has happened behind ``position``; None if that cannot be read now.
+    async def _read(self, subscription: WakeupT) -> FoundT | None:
+        """What has happened behind the position; None if that cannot be read now.
 
         Who the caller is, and what it may do, is asked again first.
         """
-        async with self._shared.reads:
+        async with self.shared.reads:
             try:
-                self._access = self._access.renewed(await self._caller.principal())
-                return await self._shared.changes.read(self._access, self._conversation_id, position)
+                self.access = self.access.renewed(await self._caller.principal())
+                return await self.read(subscription)
             except _TRANSIENT:
                 return None
 
-    def _response(self, changes: Changes) -> pb.WatchItemsResponse:
+    def _audit_permit(self) -> None:
         if not self._audit.has_permit:
-            self._audit.record(self._access, "item", "read", None, self._conversation_id)
+            self._audit.record(self.access, self.resource, "read", None, self.conversation_id)
             self._audit.has_permit = True
-        response = pb.WatchItemsResponse(
-            changes=_messages(changes), resume_token=self._shared.tokens.sign(changes.position.pack(), *self._query())
-        )
-        if changes.watermark is not None:
-            response.watermark.CopyFrom(timestamp(changes.watermark))
-        self._shared.told.update(str(change.WhichOneof("change")) for change in response.changes)
-        return response
 
+    def sign(self, position: bytes, *query: str) -> str:
+        """Returns a resume token of the caller, bound to ``query``."""
+        return self.shared.tokens.sign(position, *self._bound(query))
 
-@dataclass(frozen=True)
-class Watches:
-    """What the streams of this process share.
+    def verify(self, token: str, *query: str) -> bytes:
+        """Returns the position in a token.
 
-    Attributes:
-        changes: What has happened.
-        hub: Says when to look.
-        tokens: Signs and verifies resume tokens.
-        seconds: How long a stream lasts.
-        refusing: Set when connections have been told to go away; streams end then.
-        told: How many changes were told, by kind.
-        reads: Lets so many streams read and build a message at a time.
-    """
+        Raises:
+            ResumeTokenInvalid: It was not made for this caller and ``query``.
+        """
+        try:
+            return self.shared.tokens.verify(token, *self._bound(query))
+        except PageTokenInvalid:
+            raise ResumeTokenInvalid from None
 
-    changes: ItemChanges
-    hub: ChangeHub
-    tokens: PageTokens
-    seconds: float
-    refusing: asyncio.Event
-    told: Counter[str] = field(
-        default_factory=lambda: Counter(dict.fromkeys(pb.ItemChange.DESCRIPTOR.fields_by_name, 0))
-    )
-    reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READS))
-
-    def stream(self, request: pb.WatchItemsRequest, context: Context) -> AsyncIterator[pb.WatchItemsResponse]:
-        """Returns the responses of a call."""
-        stream = WatchStream(request, current_access.get(), current_caller.get(), current_audit.get(), self)
-        return stream.respond(context)
-
-
-def _messages(changes: Changes) -> Iterator[pb.ItemChange]:
-    if changes.is_deleted:
-        yield pb.ItemChange(conversation_deleted=Empty())
-        return
-    if changes.conversation is not None:
-        yield pb.ItemChange(conversation=conversation_of(changes.conversation))
-    for row in changes.items:
-        if row["body"] is not None:
-            yield pb.ItemChange(item=item_of(StoredItem(row["sequence"], row["body"])))
-            continue
-        place = pb.ItemPlace(item_id=row["item_id"], sequence=row["sequence"])
-        yield pb.ItemChange(deleted_item=place) if row["deleted"] else pb.ItemChange(large_item=place)
-
-
-def _has_any(changes: Changes) -> bool:
-    return bool(changes.items or changes.is_deleted or changes.conversation is not None)
+    def _bound(self, query: tuple[str, ...]) -> tuple[str, ...]:
+        method, *rest = query
+        principal = self.access.principal
+        return method, principal.tenant, principal.id, *rest
 
 
 def _lifetime(context: Context, seconds: float) -> float:

@@ -7,12 +7,13 @@ works through PgBouncer, costs no commit anything, and cannot be lost (docs/adr/
 import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from server.errors import ServiceError
 from server.store.connection.database import Database
 from server.store.sql.watches import POLL
+from server.store.wakeup import Wakeup
 
 POLL_SECONDS = 0.2
 _POLL_SHARE = 10  # a poll takes at most a tenth of the time
@@ -21,39 +22,23 @@ BLIND_SECONDS = 30.0  # without a poll, after which nobody can be told of change
 _UNSEEN = -1  # a version that no conversation has
 
 
-class Subscription:
+class Subscription(Wakeup):
     """One watch of a conversation.
 
     Attributes:
         conversation_id: Of the conversation.
     """
 
-    __slots__ = ("_hub", "_woken", "conversation_id")
+    __slots__ = ("_hub", "conversation_id")
 
     def __init__(self, hub: "ChangeHub", conversation_id: str) -> None:
+        super().__init__()
         self.conversation_id = conversation_id
         self._hub = hub
-        self._woken = asyncio.Event()
-
-    def arm(self) -> None:
-        """Called before a read: what happens from now on wakes."""
-        self._woken.clear()
 
     def note_version(self, version: int) -> None:
         """Called after a read. Whoever sees a new version wakes the others: the poll will not tell of it again."""
         self._hub.note_version(self.conversation_id, version, self)
-
-    def wake(self) -> None:
-        """Ends `wait`."""
-        self._woken.set()
-
-    async def wait(self, seconds: float) -> None:
-        """Waits until something has happened since `arm`, or for so long."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
 
 
 class _Followed:
@@ -78,14 +63,18 @@ class _Followed:
 class ChangeHub:
     """The watches of this process, by conversation.
 
+    Args:
+        on_write: Called after each write of this process.
+
     Attributes:
         polled_at: When the last poll succeeded, or the first was due, by `time.monotonic`.
         poll_seconds: How long the last poll took.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_write: Callable[[], None] = lambda: None) -> None:
         self.polled_at = time.monotonic()
         self.poll_seconds = 0.0
+        self._on_write = on_write
         self._followed: dict[str, _Followed] = {}
         self._begun = asyncio.Event()
 
@@ -117,6 +106,7 @@ class ChangeHub:
 
     def note_change(self, conversation_id: str) -> None:
         """Called when a write of this process is committed."""
+        self._on_write()
         if followed := self._followed.get(conversation_id):
             followed.wake()
 

@@ -75,6 +75,7 @@ class ConversationStore:
             _references(create.access)
         if not await self._creates.run(create):
             return await self._find_created(create)
+        self.hub.note_change(create.conversation_id)
         self._database.stats.creates += 1
         self._database.stats.items += len(create.batch)
         return create.row()

@@ -26,7 +26,7 @@ class Changes:
         items: Rows with the columns sequence, item_id, deleted, size and body, in order; a body is None if the item
             is deleted or has more than `LARGE_BYTES`.
         conversation: Its row, if its metadata or attributes have changed; else None.
-        is_deleted: Whether the conversation has been deleted.
+        is_last: Whether the conversation has been deleted.
         position: Behind all of them.
         watermark: By the clock of the database: what was committed before has been told; None while more follows.
         version: Of the conversation.
@@ -34,10 +34,20 @@ class Changes:
 
     items: Sequence[asyncpg.Record]
     conversation: asyncpg.Record | None
-    is_deleted: bool
+    is_last: bool
     position: Position
     watermark: datetime | None
     version: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell."""
+        return not (self.items or self.is_last or self.conversation is not None)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is no more."""
+        return self.watermark is not None
 
 
 class ItemChanges:
@@ -134,7 +144,7 @@ def _changes(rows: Sequence[asyncpg.Record], position: Position) -> Changes:
     return Changes(
         items=told,
         conversation=head if changed else None,
-        is_deleted=is_deleted,
+        is_last=is_deleted,
         position=behind,
         watermark=head["now"] if is_complete else None,
         version=head["version"],

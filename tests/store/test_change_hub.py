@@ -45,7 +45,7 @@ async def polled(hub: ChangeHub, versions: Versions) -> AsyncIterator[None]:
 async def is_woken(subscription: Subscription, seconds: float = 0.02) -> bool:
     """Whether it is woken within some time; it is armed again then."""
     await subscription.wait(seconds)
-    woken = subscription._woken.is_set()
+    woken = subscription.is_set
     subscription.arm()
     return woken
 

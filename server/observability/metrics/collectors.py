@@ -21,6 +21,7 @@ from server.observability.metrics.sources import (
     PoolState,
     ReadyState,
     Sources,
+    PollerState,
     TaskState,
     WatchState,
 )
@@ -54,6 +55,7 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
                 partial(of_calls, sources.calls),
                 partial(of_capacity, sources.settings, sources.unary, sources.streams, sources.watches, sources.drain),
                 partial(of_watches, sources.followed, sources.told),
+                partial(of_change_log, sources.poller),
                 partial(of_store, sources.database),
                 partial(of_sharing, sources.database),
                 partial(of_purges, sources.settings, sources.purges),
@@ -95,6 +97,22 @@ def of_watches(followed: WatchState, told: Mapping[str, int]) -> Iterator[Metric
         "watch_poll_seconds", "How long the last poll for writes of other processes took.", followed.poll_seconds
     )
     yield gauge("watch_poll_age_seconds", "Seconds since that poll; 0 while nothing is followed.", followed.poll_age)
+
+
+def of_change_log(poller: PollerState) -> Iterator[Metric]:
+    """Yields who follows the log of changes, and how well."""
+    yield gauge("change_log_watches", "Watches of all conversations in this process.", poller.count)
+    yield gauge("change_log_poll_seconds", "How long the last read of the log of changes took.", poller.poll_seconds)
+    yield gauge(
+        "change_log_poll_age_seconds",
+        "Seconds since the last read of the log; 0 without such watches.",
+        poller.poll_age,
+    )
+    yield gauge(
+        "change_log_held_seconds",
+        "How long changes have waited to be told, because an older transaction is still running.",
+        poller.held_seconds,
+    )
 
 
 def of_store(database: PoolState) -> Iterator[Metric]:

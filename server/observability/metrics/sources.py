@@ -45,6 +45,13 @@ class WatchState(Protocol):
     def poll_seconds(self) -> float: ...
 
 
+class PollerState(WatchState, Protocol):
+    """What follows the log of changes."""
+
+    @property
+    def held_seconds(self) -> float: ...
+
+
 class DrainState(Protocol):
     """Whether the server ends."""
 
@@ -125,6 +132,7 @@ class Sources:
     streams: ConcurrencyCounts
     watches: ConcurrencyCounts
     followed: WatchState
+    poller: PollerState
     told: Mapping[str, int]
     drain: DrainState
     readiness: ReadyState
