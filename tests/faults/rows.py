@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.faults import fuzz, network, overload, processes, sick_store, soak
 from tests.faults.attacks import attacked
@@ -10,7 +10,7 @@ from tests.faults.callers import CALLERS, Trespasser, Twin
 from tests.faults.checker import USUAL
 from tests.faults.network import Side
 from tests.faults.scene import Layout, Scene
-from tests.faults.watcher import Watcher
+from tests.faults.watcher import LogWatcher, Watcher
 from tests.support.tcp_proxy import Direction
 
 Fault = Callable[[Scene], AbstractAsyncContextManager[None]]  # entering breaks, leaving mends
@@ -45,7 +45,7 @@ _DIRECT = Layout(proxied=False)
 _COMPRESSED = Layout(proxied=False, settings={"compressed_requests": "true"})
 _TWINS = Layout(servers=2, callers=(Twin, Twin, Twin))
 _NEIGHBOURS = Layout(callers=(*CALLERS, Trespasser, Trespasser, Trespasser))
-_FOLLOWED = (*CALLERS, Watcher, Watcher)
+_FOLLOWED = Layout(callers=(*CALLERS, Watcher, Watcher, LogWatcher), changes=True)
 _STRANGE = USUAL | {"NOT_FOUND", "INVALID_ARGUMENT"}
 _STANDBY = Layout(standby=True)
 _CANCELLED = USUAL | {"CANCELLED"}
@@ -70,12 +70,12 @@ ROWS = (
     Row("PostgreSQL stopped (SIGSTOP)", processes.postgres_stopped, seconds=8, times=1, unusable=True),
     Row("backends terminated, 20 a second", processes.backends_terminated, seconds=8, times=1, short=True),
     # Those who follow conversations meanwhile.
-    Row("watches: SIGKILL of the server", processes.server_killed, seconds=0.5, layout=Layout(callers=_FOLLOWED)),
+    Row("watches: SIGKILL of the server", processes.server_killed, seconds=0.5, layout=_FOLLOWED),
     Row(
         "watches: two servers restarted in turn",
         processes.servers_restarted,
         seconds=0,
-        layout=Layout(servers=2, callers=_FOLLOWED),
+        layout=replace(_FOLLOWED, servers=2),
         short=True,
     ),
     Row(
@@ -84,14 +84,14 @@ ROWS = (
         seconds=6.5,
         times=2,
         unusable=True,
-        layout=Layout(callers=_FOLLOWED),
+        layout=_FOLLOWED,
     ),
     Row(
         "watches: 20 backends a second terminated",
         processes.backends_terminated,
         seconds=8,
         times=1,
-        layout=Layout(callers=_FOLLOWED),
+        layout=_FOLLOWED,
     ),
     # The network between callers and server.
     Row("callers' network frozen", network.frozen(Side.CALLERS), seconds=4),

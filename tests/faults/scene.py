@@ -42,6 +42,7 @@ class Layout:
     small_disk: bool = False  # for the tables
     callers: tuple[type[Caller], ...] = CALLERS
     proxied: bool = True  # callers come by way of a proxy
+    changes: bool = False  # whether the log of changes is on
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,8 @@ async def scene(
         stack.push_async_callback(store.close)
         settings = {"data_dir": str(folder / "embedded")} if embedded else {"database_url": postgres.url(store.address)}
         servers = await _servers(layout, settings, folder, code, stack)
+        if layout.changes:
+            await servers[0].run_command("changes", "on", "--database-url", postgres.url(store.address))
         proxies = [await stack.enter_async_context(tcp_proxy(f"grpc://{server.address}")) for server in servers]
         ways = [each.address for each in (proxies if layout.proxied else servers)]
         tenants = [Tenant(name, secret) for name, secret in tokens().items()]

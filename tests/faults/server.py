@@ -35,16 +35,13 @@ class Server:
         Raises:
             RuntimeError: It ended instead.
         """
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVERSATIONS_")}
-        own = {f"CONVERSATIONS_{name.upper()}": value for name, value in self.settings.items()}
-        paths = os.pathsep.join((str(self.code), str(ROOT / "generated")))
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "server", "serve", "--listen", self.address),
                 stdin=DEVNULL,
                 stdout=PIPE,
                 stderr=log,
-                env={**kept, "PYTHONPATH": paths, **own},
+                env=self._environment(),
                 cwd=self.code,
                 start_new_session=True,
             )
@@ -55,6 +52,30 @@ class Server:
             raise RuntimeError(f"The server did not start: {line}{self.log.read_text(errors='replace')[-2000:]}")
         self.address = match[1]
         self._output = asyncio.create_task(_discard(self.process.stdout))
+
+    async def run_command(self, *arguments: str) -> None:
+        """Runs another command of the same program to its end.
+
+        Raises:
+            RuntimeError: It failed.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "server", *arguments),
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=PIPE,
+            env=self._environment(),
+            cwd=self.code,
+        )
+        _, errors = await process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"{arguments}: {errors.decode()}")
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVERSATIONS_")}
+        own = {f"CONVERSATIONS_{name.upper()}": value for name, value in self.settings.items()}
+        paths = os.pathsep.join((str(self.code), str(ROOT / "generated")))
+        return {**kept, "PYTHONPATH": paths, **own}
 
     @property
     def pid(self) -> int:

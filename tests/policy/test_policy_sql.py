@@ -10,7 +10,7 @@ from server.authorization import access as store_access
 from server.authorization.index_ranges import IndexRanges, index_ranges
 from server.policy.plan import Plan
 from server.policy.residual import Shares
-from server.store.sql import conversations, items, predicate
+from server.store.sql import changes, conversations, items, predicate
 from tests.support.postgres import fresh_database
 from tests.support.proof import Mismatch, Proof, proof_on
 
@@ -30,13 +30,14 @@ async def test_sql_is_the_reference(empty: str) -> None:
         seen = await proof.until(15_000)
     assert [] == seen.problems()
     assert seen.pages >= 100
+    assert seen.told.total() >= 100
 
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """Compiled statements do not outlive the mistake that is in them."""
     yield
-    for statement in (conversations.get, conversations.page, items.get, items.get_batch, items.page):
+    for statement in (conversations.get, conversations.page, items.get, items.get_batch, items.page, changes.read):
         statement.cache_clear()
 
 

@@ -26,6 +26,7 @@ from server.authorization.permission import Permission
 from server.errors import ConversationNotFound, ItemNotFound
 from server.policy.plan import Never
 from server.policy.principal import Principal, pairs
+from server.store import change_log
 from server.store.comparison import EARLIEST, LATEST
 from server.store.connection.bounds import Bounds
 from server.store.connection.database import Database
@@ -40,11 +41,12 @@ from server.store.sql.statement import compile_statement
 from server.store.sql.visibility import allowed, item_allowed
 from tests.support import reference
 from tests.support.database import verified_database
+from tests.support.log_proof import LogProof
 from tests.support.reference import What
 from tests.support.worlds import ACTIONS, World, random_world, who
 
 CASES = 400_000
-TENANT = "ours"
+TENANT, THEIRS = "ours", "theirs"
 PARENTS = 4  # conversations of a world that have items
 ITEM_IDS = ("a", "b", "conv_ab", "a-b", "_", "0")
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -62,6 +64,7 @@ class Seen:
     plans: Counter[str] = field(default_factory=Counter)
     lists: Counter[str] = field(default_factory=Counter)  # covered, whole, never
     pages: int = 0
+    told: Counter[bool] = field(default_factory=Counter)  # changes: whether the conversation can still be read
 
     @property
     def cases(self) -> int:
@@ -81,6 +84,7 @@ class Seen:
             (self.plans, "Conditional", 0.2, 0.8),
             (self.lists, "covered", 0.1, 0.6),
             (self.lists, "whole", 0.1, 0.6),
+            (self.told, True, 0.2, 0.8),
         ]
         shares = [(key, self.share(counter, key), low, high) for counter, key, low, high in bounds]
         return [
@@ -101,6 +105,11 @@ class Placed:
         return self.time, self.what.id
 
 
+def _copy(row: Placed, prefix: str) -> Placed:
+    """A row that looks like ``row``, with another id."""
+    return Placed(What(row.what.owner, row.what.attributes, f"{prefix}{row.what.id}"[:64]), row.time)
+
+
 class Proof:
     """Compares world after world, each in tables that hold nothing else."""
 
@@ -110,6 +119,7 @@ class Proof:
         self._rng = rng
         self._conversations = ConversationStore(database, 2**24)
         self._items = ItemStore(database, self._conversations, 2**20, ResponseBudget(2**20))
+        self._log = LogProof(database, connection, Random(rng.getrandbits(32)), TENANT)
         self.seen = Seen()
 
     async def until(self, cases: int) -> Seen:
@@ -135,6 +145,16 @@ class Proof:
             await self._listed(world, access, rows)
             await self._got(world, access, rows)
             await self._items_got(world, access, parents)
+        strangers = [(THEIRS, _copy(row, "t_").what) for row in rows[:6]]
+        await self._log.change([*((TENANT, row.what) for row in rows), *strangers])
+        for known in world.principals:
+            await self._told(world, accesses.of(Principal(TENANT, known.id, known.attributes)))
+
+    async def _told(self, world: World, access: Access) -> None:
+        """What the log of changes tells of conversations that were changed."""
+        expected = self._log.expected(world, access)
+        self.seen.told.update(expected.values())
+        self._same("log of changes", world, access, expected, dict(await self._log.found(access)))
 
     def _rows(self, world: World) -> list[Placed]:
         """The rows of ``world``, one of each id, and copies of them that no rule knows; some are of one instant."""
@@ -145,8 +165,8 @@ class Proof:
     async def _stored(self, rows: Sequence[Placed], parents: Sequence[Placed]) -> None:
         """Puts ``rows`` in place of all others, among tombstones and another tenant's rows that look like them."""
         others = [
-            (Placed(What(row.what.owner, row.what.attributes, f"{prefix}{row.what.id}"[:64]), row.time), tenant, gone)
-            for row, (prefix, tenant, gone) in product(rows[:6], (("t_", "theirs", None), ("d_", TENANT, EPOCH)))
+            (_copy(row, prefix), tenant, gone)
+            for row, (prefix, tenant, gone) in product(rows[:6], (("t_", THEIRS, None), ("d_", TENANT, EPOCH)))
         ]
         every = [*((row, TENANT, None) for row in rows), *others]
         await self._connection.execute("DELETE FROM items")
@@ -341,6 +361,7 @@ async def proof_on(url: str, rng: Random) -> AsyncIterator[Proof]:
     connection = await asyncpg.connect(url)
     try:
         async with verified_database(url, 1, Bounds(), unsafe_durability=True) as database:
+            await change_log.turn_on(url, timedelta(hours=1))
             yield Proof(database, connection, rng)
     finally:
         await connection.close()
