@@ -60,7 +60,7 @@ async def _show_status(settings: Settings) -> None:
     since = status.since.astimezone().isoformat(timespec="seconds")
     print(f"{name}: changes {'are' if status.is_on else 'are not'} kept, since {since}.")
     if status.is_on:
-        print(f"{status.rows} changes, each kept for {_hours(status.keep)}.")
+        print(f"Changes now: {status.rows}, each kept for {_hours(status.keep)}.")
         print(f"The oldest that waits for a running transaction has waited {status.held.total_seconds():.1f} s.")
     if status.is_foreign:
         print("They are of another database, as after a restored dump: run `python -m server changes on` again.")

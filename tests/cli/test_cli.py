@@ -189,6 +189,19 @@ async def test_healthcheck_of_nobody() -> None:
     assert "UNAVAILABLE" in await error_line_of("healthcheck", "--target", NOBODY)
 
 
+async def test_changes(own_service: Service) -> None:
+    """The log of changes is turned on and off beside a running service, and its state is shown."""
+    url = own_service.url
+    assert "changes are kept from now on, each for 48 hours." in await output_of(
+        "changes", "on", "--keep-hours", "48", url=url
+    )
+    await own_service.stub.CreateConversation(create())
+    status = await output_of("changes", "status", url=url)
+    assert "changes are kept, since 20" in status
+    assert "Changes now: 1, each kept for 48 hours." in status
+    assert "changes are no longer kept." in await output_of("changes", "off", url=url)
+
+
 async def test_migrate(postgres: str) -> None:
     """`migrate` brings an empty database up to date once, and `--check` says whether it must."""
     async with fresh_database(postgres, EMPTY_TEMPLATE) as url:
@@ -233,9 +246,9 @@ async def test_purge(own_service: Service) -> None:
     other = await stub.CreateConversation(create(user_message("d", id="msg_d")))
     await stub.DeleteItem(delete_item(other.id, "msg_d"))
     told = await output_of("purge", url=own_service.url)
-    assert told.endswith(": 0 conversations, 0 items, 0 request ids\n")
+    assert told.endswith(": 0 conversations, 0 items, 0 request ids, 0 changes\n")
     told = await output_of("purge", "--after-hours", "0", url=own_service.url)
-    assert told.endswith(": 1 conversations, 3 items, 0 request ids\n")
+    assert told.endswith(": 1 conversations, 3 items, 0 request ids, 0 changes\n")
 
 
 def documents() -> list[dict[str, Any]]:

@@ -2,15 +2,23 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import pytest
 from conversations.v1.conversation_pb2 import Conversation
-from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING, ListConversationsRequest, WatchItemsRequest
+from conversations.v1.conversations_service_pb2 import (
+    ORDER_ASCENDING,
+    ListConversationsRequest,
+    WatchConversationsRequest,
+    WatchItemsRequest,
+)
 
+from server.store import change_log
 from server.store.connection.execution import Execute, Execution, Rows
+from server.store.sql.changes import MAX_SCANNED
 from server.store.sql.watches import POLL
 from tests.support.build import (
     append,
@@ -183,14 +191,14 @@ def faults(plan: dict[str, Any]) -> list[str]:
 
 
 def is_whole_scan(node: dict[str, Any]) -> bool:
-    return node.get("Relation Name") in ("items", "conversations") and node["Node Type"] in (
+    return node.get("Relation Name") in ("items", "conversations", "changes") and node["Node Type"] in (
         "Seq Scan",
         "Bitmap Heap Scan",
     )
 
 
 def is_of_a_page(node: dict[str, Any]) -> bool:
-    return any(child["Node Type"] in ("Limit", "Function Scan") for child in nodes(node))
+    return any(child["Node Type"] in ("Limit", "Function Scan", "CTE Scan") for child in nodes(node))
 
 
 async def ran(served: Service, method: str, request: Any) -> tuple[str, tuple[Any, ...]]:
@@ -265,11 +273,41 @@ async def test_generic_plans_of_watches_use_an_index(large: Service) -> None:
     assert "items_deletions" in str(generic[1])
 
 
-async def generic_plan(served: Service, text: str) -> dict[str, Any]:
-    """The plan that a prepared statement keeps, made without knowing its values."""
-    connection = await asyncpg.connect(served.url)
+@pytest.mark.parametrize("analyzed", [False, True], ids=["statistics of an empty log", "statistics of a large one"])
+async def test_the_log_of_changes_uses_its_index(large: Service, *, analyzed: bool) -> None:
+    """A read looks at a bounded part of the log, and at the conversations and items that it tells of, by their keys."""
+    await change_log.turn_on(large.url, timedelta(hours=1))
+    first = large.stub.WatchConversations(WatchConversationsRequest(include_items=True))
+    token = (await first.read()).resume_token
+    first.cancel()
+    pool = large.database.pool
+    await pool.execute("UPDATE conversations SET version = version + 1, last_sequence = last_sequence + 1")
+    if analyzed:
+        await pool.execute("ANALYZE changes")
+    seen: list[tuple[str, tuple[Any, ...]]] = []
+
+    async def keep(execute: Execute, execution: Execution) -> Rows:
+        seen.append((execution.statement.text, execution.arguments[0]))
+        return await execute(execution)
+
+    call = large.stub.WatchConversations(WatchConversationsRequest(include_items=True, resume_token=token))
+    with intercepted(large.database, keep):
+        assert len((await call.read()).changes) == 100
+    call.cancel()
+    assert len(seen) >= 2
+    for text, arguments in seen:
+        found = json.loads(await pool.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *arguments))[0]["Plan"]
+        assert faults(found) == []
+        assert max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(found)) <= MAX_SCANNED
+        assert faults(await generic_plan(large, text, **large.database.bounds.session())) == []
+
+
+async def generic_plan(served: Service, text: str, **settings: str) -> dict[str, Any]:
+    """The plan that a prepared statement keeps, made without knowing its values, in a session with these settings."""
+    settings["plan_cache_mode"] = "force_generic_plan"
+    connection = await asyncpg.connect(served.url, server_settings=settings)
     try:
-        await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE kept AS {text}")
+        await connection.execute(f"PREPARE kept AS {text}")
         parameters = await connection.fetchval(
             "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = 'kept'"
         )

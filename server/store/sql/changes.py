@@ -62,13 +62,14 @@ _beyond: ColumnElement[int] = _position_of(func.pg_snapshot_xmax(_snapshot))
 
 def _state() -> tuple[ColumnElement[Any], ...]:
     """The columns with which every statement on the log begins."""
-    latest = select(func.max(_g.position)).scalar_subquery()
-    waiting = exists(select(_g.position).where(_g.position >= _horizon))
+    latest = select(func.max(_g.position)).scalar_subquery()  # read from the end of the index, whatever the statistics
     return (
         and_(_log.is_on, func.coalesce(latest < _beyond, true())).label("is_kept"),
         _log.floor,
         _horizon.label("horizon"),
-        waiting.label("is_held"),  # there are committed changes that cannot be told yet
+        func.coalesce(latest >= _horizon, false()).label(
+            "is_held"
+        ),  # there are committed changes that cannot be told yet
         func.now().label("now"),  # from before the snapshot
     )
 
