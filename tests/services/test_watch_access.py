@@ -3,19 +3,23 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import pytest
 from conversations.v1.conversation_pb2 import AttributeValues
-from conversations.v1.conversations_service_pb2 import WatchItemsRequest
+from conversations.v1.conversations_service_pb2 import WatchConversationsRequest, WatchItemsRequest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+from joserfc import jwk
 
 from server.app.service import run_service
 from server.identity.jwt import SKEW_SECONDS
 from server.settings.service import load
+from server.store import change_log
 from tests.support.access import ANN, BOB, EVE, POLICIES, READERS, Caller, GuardedService, Rules, guarded_service
 from tests.support.build import append, create, delete_item, update, user_message
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, claims, jwk_set, token
@@ -151,22 +155,70 @@ async def url(postgres: str, template: str) -> AsyncIterator[str]:
         yield found
 
 
-async def test_a_token_that_expires(url: str, tmp_path: Path) -> None:
-    """What is appended after that is not told."""
-    keys = tmp_path / "jwks.json"
+@asynccontextmanager
+async def credentials_service(url: str, keys: Path) -> AsyncIterator[Any]:
+    """A stub of a service that keeps changes, and trusts the tokens of the keys in a file."""
     keys.write_bytes(jwk_set(ISSUER_KEY))
+    await change_log.turn_on(url, timedelta(hours=1))
     jwt = {"identity": "jwt", "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_jwks": str(keys)}
     settings = load(listen="127.0.0.1:0", database_url=url, purge_every_minutes=0, grace_seconds=1, **jwt)
     async with run_service(settings) as served, grpc.aio.insecure_channel(served.address) as channel:
-        stub: Any = ConversationsServiceStub(channel)
+        yield ConversationsServiceStub(channel)
+
+
+def bearer(**changed: Any) -> list[tuple[str, str]]:
+    """The metadata of a caller whose token has these claims."""
+    return [("authorization", f"Bearer {token(claims(**changed))}")]
+
+
+async def ends_without_marker(call: Any) -> str:
+    """With which code a stream ends that may tell nothing any more."""
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        async with asyncio.timeout(5):
+            raise AssertionError(f"told: {await call.read()}")
+    return problem_of(ended.value).code
+
+
+async def test_a_token_that_expires(url: str, tmp_path: Path) -> None:
+    """What is appended after that is not told, on a stream of either kind."""
+    async with credentials_service(url, tmp_path / "jwks.json") as stub:
         expiry = int(time.time()) - SKEW_SECONDS + 2
-        short, long = ([("authorization", f"Bearer {token(claims(**changed))}")] for changed in ({"exp": expiry}, {}))
+        short, long = bearer(exp=expiry), bearer()
         name = (await stub.CreateConversation(create(), metadata=long)).id
-        call = stub.WatchItems(WatchItemsRequest(conversation_id=name), metadata=short)
-        assert len((await call.read()).changes) == 1
+        calls = (
+            stub.WatchItems(WatchItemsRequest(conversation_id=name), metadata=short),
+            stub.WatchConversations(WatchConversationsRequest(include_items=True), metadata=short),
+        )
+        assert [len((await call.read()).changes) for call in calls] == [1, 0]
         await asyncio.sleep(expiry + SKEW_SECONDS + 0.1 - time.time())
         await stub.CreateItems(append(name, user_message(MARKER)), metadata=long)
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            async with asyncio.timeout(5):
-                raise AssertionError(f"told: {await call.read()}")
-    assert problem_of(ended.value).code == "UNAUTHENTICATED"
+        assert [await ends_without_marker(call) for call in calls] == ["UNAUTHENTICATED"] * 2
+
+
+async def test_a_key_that_is_rotated(url: str, tmp_path: Path) -> None:
+    """When the key of a token is gone, its streams are told nothing more; those of the new key go on."""
+    keys, newer_key = tmp_path / "jwks.json", jwk.RSAKey.generate_key(2048, {"kid": "newer"})
+    async with credentials_service(url, keys) as stub:
+        name = (await stub.CreateConversation(create(), metadata=bearer())).id
+        calls = (
+            stub.WatchItems(WatchItemsRequest(conversation_id=name), metadata=bearer()),
+            stub.WatchConversations(WatchConversationsRequest(include_items=True), metadata=bearer()),
+        )
+        assert [len((await call.read()).changes) for call in calls] == [1, 0]
+        keys.write_bytes(jwk_set(newer_key))
+        newer = [("authorization", f"Bearer {token(claims(), newer_key)}")]
+        await taken(lambda: stub.CreateItems(append(name, user_message(MARKER)), metadata=newer))
+        assert [await ends_without_marker(call) for call in calls] == ["UNAUTHENTICATED"] * 2
+
+
+async def taken(call: Callable[[], Any]) -> None:
+    """Returns once the credentials of a call are accepted."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await call()
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.UNAUTHENTICATED  # noqa: PT017 - it is tried again
+                await asyncio.sleep(0.05)
+            else:
+                return

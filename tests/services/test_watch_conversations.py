@@ -16,8 +16,11 @@ from conversations.v1.conversations_service_pb2 import (
     ItemChange,
     WatchConversationsRequest,
     WatchConversationsResponse,
+    WatchItemsRequest,
 )
 
+from server.errors import StoreUnavailable
+from server.services import watch_stream
 from server.store import change_log, change_log_poller
 from server.store.connection.execution import Execute, Execution, Rows
 from server.store.item_changes import LARGE_BYTES, PAGE_BYTES
@@ -25,9 +28,10 @@ from server.store.purge import purge
 from tests.support.access import ANN, BOB, EVE, OTHER_ANN, READERS, Caller, GuardedService, guarded_service
 from tests.support.build import append, create, delete, delete_item, sets, update, user_message
 from tests.support.problems import problem_of
-from tests.support.service import Service, intercepted, shared_service
+from tests.support.service import Service, intercepted, running_service, shared_service
 
 KEEP = timedelta(hours=1)
+_APPEND = "UPDATE conversations SET version = version + 1, last_sequence = last_sequence + 1 WHERE id = $1"
 
 
 class Watch:
@@ -232,6 +236,51 @@ async def test_writes_of_the_same_process_wake_soon(logged: Service, monkeypatch
         assert await watch.next() == [f"{name} is gone"]
 
 
+async def test_a_poll_that_does_not_come(logged: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stream reads unasked from time to time, so a defect in waking costs no more than that."""
+    monkeypatch.setattr(change_log_poller, "POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(watch_stream, "BOOKMARK_SECONDS", 0.3)
+    name = await made(logged)
+    async with watching(logged, items=False) as watch:
+        await logged.database.pool.execute(_APPEND, name)
+        assert await watch.changes(1) == [f"{name} at 1"]
+
+
+async def test_a_database_that_is_gone_for_a_while(logged: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads that fail are tried again, and what was written meanwhile is told."""
+    monkeypatch.setattr(watch_stream, "_RETRY_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(change_log_poller, "_RETRY_SECONDS", (0.02, 0.05))
+    fails = True
+
+    async def fail(execute: Execute, execution: Execution) -> Rows:
+        if fails and execution.statement.kind == "read":
+            raise StoreUnavailable
+        return await execute(execution)
+
+    async with watching(logged, items=False) as watch:
+        with intercepted(logged.database, fail):
+            name = await made(logged)
+            assert await _is_quiet(watch)
+            fails = False
+            assert await watch.next() == [f"{name} at 0"]
+
+
+async def test_streams_that_have_ended_leave_nothing(own_service: Service) -> None:
+    """Neither in the poller, nor of their places; both kinds of watches have one limit."""
+    await change_log.turn_on(own_service.url, KEEP)
+    name = await made(own_service)
+    async with running_service(own_service.url, max_watches=2) as service:
+        for _ in range(20):
+            async with watching(service), watching(service):
+                pass
+            await asyncio.sleep(0.01)
+        async with watching(service):
+            items = service.stub.WatchItems(WatchItemsRequest(conversation_id=name))
+            assert len((await items.read()).changes) == 1
+            assert await Watch(service.stub).end() == "RESOURCE_EXHAUSTED RATE_LIMITED"
+            items.cancel()
+
+
 @asynccontextmanager
 async def transaction(service: Service) -> AsyncIterator[asyncpg.Connection]:
     """A transaction of another program, which has an id from its begin."""
@@ -242,9 +291,6 @@ async def transaction(service: Service) -> AsyncIterator[asyncpg.Connection]:
             yield connection
     finally:
         await connection.close()
-
-
-_APPEND = "UPDATE conversations SET version = version + 1, last_sequence = last_sequence + 1 WHERE id = $1"
 
 
 async def test_two_transactions_that_are_turned_around(logged: Service) -> None:
