@@ -96,7 +96,7 @@ class ConversationChanges:
         is_whole = len(told) == len(found) and all(change.place == WHOLE for change in told)
         behind = position.told(told[-1].key, told[-1].place) if told else position
         if is_whole and state["scanned_position"] is not None:
-            behind = replace(behind, scanned=_key(state, "scanned_position", "scanned_id", "scanned_version"))
+            behind = replace(behind, scanned=_key(state, "scanned"))
             is_whole = False
         elif is_whole:
             behind = replace(behind, horizon=state["horizon"])
@@ -159,14 +159,12 @@ def _check_deletions(rows: Rows) -> None:
             raise ResumeTokenExpired
 
 
-def _key(row: asyncpg.Record, *names: str) -> ChangeKey:
-    position, conversation_id, version = (row[name] for name in names)
-    return ChangeKey(position, conversation_id, version)
+def _key(row: asyncpg.Record, prefix: str) -> ChangeKey:
+    return ChangeKey(*(row[f"{prefix}_{name}"] for name in ChangeKey._fields))
 
 
 def _logged(row: asyncpg.Record) -> LoggedChange:
-    key = _key(row, "change_position", "change_conversation_id", "change_version")
-    return LoggedChange(key, row if row["id"] is not None else None)
+    return LoggedChange(_key(row, "change"), row if row["id"] is not None else None)
 
 
 def _ranges(rows: Rows, position: LogPosition) -> list[tuple[str, int, int, int, int]]:
@@ -174,7 +172,7 @@ def _ranges(rows: Rows, position: LogPosition) -> list[tuple[str, int, int, int,
     ranges: list[tuple[str, int, int, int, int]] = []
     count = 0
     for row in rows:
-        key = _key(row, "change_position", "change_conversation_id", "change_version")
+        key = _key(row, "change")
         place = position.place if key == position.last and position.place != WHOLE else 0
         after, last = max(row["change_previous_sequence"], place), row["change_last_sequence"]
         if count > sql.MAX_CHANGES:

@@ -132,8 +132,8 @@ class LogWatcher(Follower):
             for watch in self._watches.values():
                 await self._list(watch)
         for change in response.changes:
-            if watch := self._watches.get(change.conversation.id):
-                self._note_new(watch, change)
+            if followed := self._watches.get(change.conversation.id):
+                self._note_new(followed, change)
 
     async def _list(self, watch: Watch) -> None:
         stub = _Authenticated(self.stub, self.tenant.metadata)

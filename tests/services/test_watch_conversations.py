@@ -46,6 +46,7 @@ class Watch:
         metadata = who.metadata if who else ()
         self.call = stub.WatchConversations(WatchConversationsRequest(**request), metadata=metadata, timeout=60)
         self.last = WatchConversationsResponse()
+        self._pending: asyncio.Task[Any] | None = None
 
     @property
     def token(self) -> str:
@@ -54,8 +55,9 @@ class Watch:
 
     async def next(self) -> list[str]:
         """The changes of the next message."""
+        pending, self._pending = self._pending or asyncio.ensure_future(self.call.read()), None
         async with asyncio.timeout(5):
-            response = await self.call.read()
+            response = await pending
         assert response is not grpc.aio.EOF
         self.last = response
         return [word for change in response.changes for word in _words(change)]
@@ -74,14 +76,11 @@ class Watch:
         problem = problem_of(ended.value)
         return f"{problem.code} {problem.reason}"
 
-    async def is_silent(self, seconds: float = 0.5) -> bool:
-        """Whether nothing comes for a while; it is over then."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self.call.read()
-        except TimeoutError:
-            return True
-        return False
+    async def is_quiet(self, seconds: float = 0.5) -> bool:
+        """Whether nothing comes for a while."""
+        self._pending = asyncio.ensure_future(self.call.read())
+        await asyncio.wait([self._pending], timeout=seconds)
+        return not self._pending.done()
 
 
 def _words(change: ConversationChange) -> list[str]:
@@ -260,7 +259,7 @@ async def test_a_database_that_is_gone_for_a_while(logged: Service, monkeypatch:
     async with watching(logged, items=False) as watch:
         with intercepted(logged.database, fail):
             name = await made(logged)
-            assert await _is_quiet(watch)
+            assert await watch.is_quiet()
             fails = False
             assert await watch.next() == [f"{name} at 0"]
 
@@ -300,7 +299,7 @@ async def test_two_transactions_that_are_turned_around(logged: Service) -> None:
         async with transaction(logged) as early:
             async with transaction(logged) as late:
                 await late.execute(_APPEND, name)
-            assert await _is_quiet(watch)
+            assert await watch.is_quiet()
             await early.execute(_APPEND, name)
         assert await watch.next() == [f"{name} at 2"]
         keys = "SELECT version FROM changes WHERE conversation_id = $1 ORDER BY position, conversation_id, version"
@@ -308,15 +307,6 @@ async def test_two_transactions_that_are_turned_around(logged: Service) -> None:
         token = watch.token
     async with watching(logged, items=False, token=token) as watch:
         assert await watch.next() == []
-
-
-async def _is_quiet(watch: Watch) -> bool:
-    """Whether nothing is told for a while, during which the call goes on."""
-    read = asyncio.ensure_future(watch.next())
-    await asyncio.wait([read], timeout=0.5)
-    quiet = not read.done()
-    watch.next = lambda: read  # type: ignore[method-assign,assignment]
-    return quiet
 
 
 async def test_a_transaction_that_was_behind_a_page(logged: Service) -> None:
@@ -431,7 +421,7 @@ async def test_who_is_told_what(guarded: GuardedService) -> None:
     assert [await ann.next(), await bob.next()] == [[f"{shared} is gone"]] * 2
     await guarded.row("emma")
     await guarded.row("emma", deleted=True)
-    assert await asyncio.gather(*(each.is_silent() for each in (bob, eve, other))) == [True] * 3
+    assert await asyncio.gather(*(each.is_quiet() for each in (bob, eve, other))) == [True] * 3
 
 
 async def test_items_that_a_policy_hides(guarded: GuardedService) -> None:

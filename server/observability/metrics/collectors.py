@@ -18,10 +18,10 @@ from server.observability.metrics.sources import (
     ConcurrencyCounts,
     DrainState,
     PolicyState,
+    PollerState,
     PoolState,
     ReadyState,
     Sources,
-    PollerState,
     TaskState,
     WatchState,
 )

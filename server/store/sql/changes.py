@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
     Integer,
@@ -40,6 +41,7 @@ MAX_MAP_BYTES = 1024 * 1024  # of metadata and attributes of one read
 _g, _log, _c, _i = changes.c, change_log.c, conversations.c, items.c
 _tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
 _KEY = (_g.position, _g.conversation_id, _g.version)
+_MAPS = ("metadata", "attributes")
 
 
 def _number(value: int) -> ColumnElement[int]:
@@ -112,46 +114,49 @@ def read(read: Permission) -> Statement:
     whether the change that was told last is in the log, unless the purge has removed it.
     """
     scanned = _after_key(select(*_g), MAX_SCANNED).cte("scanned")
-    s = scanned.c
-    full = select(func.count()).select_from(scanned).scalar_subquery() >= _number(MAX_SCANNED)
-    last = (
-        select(s.position, s.conversation_id, s.version)
-        .where(full)
-        .order_by(s.position.desc(), s.conversation_id.desc(), s.version.desc())
-        .limit(_number(1))
-        .subquery("last")
-    )
-    concerned = (
-        select(s.position, s.conversation_id, s.version, s.previous_sequence, s.last_sequence)
-        .where(_concerns(read, s))
-        .order_by(s.position, s.conversation_id, s.version)
-        .limit(_number(MAX_CHANGES + 1))
-        .subquery("concerned")
-    )
-    now = select(*COLUMNS, _c.purged_version).where(visible_one(read, concerned.c.conversation_id))
-    now = now.lateral("conversation")
-    order = (concerned.c.position, concerned.c.conversation_id, concerned.c.version)
-    size = func.octet_length(cast(now.c.metadata, Text)) + func.octet_length(cast(now.c.attributes, Text))
-    total = func.sum(func.coalesce(size, _number(0))).over(order_by=order, rows=(None, 0))
-    fits = or_(total <= _number(MAX_MAP_BYTES), total == size)
+    last, concerned = _last_of(scanned).subquery("last"), _concerned(read, scanned.c).subquery("concerned")
+    visible = visible_one(read, concerned.c.conversation_id)
+    now = select(*COLUMNS, _c.purged_version).where(visible).lateral("conversation")
+    order = _key_of(concerned.c)
+    fits = _maps_fit(now.c, order)
     query = (
         select(
             *_state(),
             _is_known(),
-            last.c.position.label("scanned_position"),
-            last.c.conversation_id.label("scanned_id"),
-            last.c.version.label("scanned_version"),
+            *(column.label(f"scanned_{name}") for name, column in last.c.items()),
             *(column.label(f"change_{name}") for name, column in concerned.c.items()),
             fits.label("is_told"),
-            *(
-                case((fits, column)).label(name) if name in ("metadata", "attributes") else column
-                for name, column in now.c.items()
-            ),
+            *(case((fits, column)).label(name) if name in _MAPS else column for name, column in now.c.items()),
         )
         .select_from(change_log.outerjoin(last, true()).outerjoin(concerned, true()).outerjoin(now, true()))
         .order_by(*order)
     )
     return compile_statement(query, "read")
+
+
+def _key_of(columns: Any) -> tuple[ColumnElement[Any], ...]:
+    return columns.position, columns.conversation_id, columns.version
+
+
+def _last_of(scanned: CTE) -> Select[Any]:
+    """The key of the last of ``scanned``, if there may be more behind it."""
+    full = select(func.count()).select_from(scanned).scalar_subquery() >= _number(MAX_SCANNED)
+    key = _key_of(scanned.c)
+    return select(*key).where(full).order_by(*(column.desc() for column in key)).limit(_number(1))
+
+
+def _concerned(read: Permission, scanned: Any) -> Select[Any]:
+    """The first of ``scanned`` of which the caller is to be told."""
+    key = _key_of(scanned)
+    found = select(*key, scanned.previous_sequence, scanned.last_sequence).where(_concerns(read, scanned))
+    return found.order_by(*key).limit(_number(MAX_CHANGES + 1))
+
+
+def _maps_fit(now: Any, order: tuple[ColumnElement[Any], ...]) -> ColumnElement[bool]:
+    """Whether the maps of a conversation fit into one read with those before it; the first ones always do."""
+    size = func.octet_length(cast(now.metadata, Text)) + func.octet_length(cast(now.attributes, Text))
+    total = func.sum(func.coalesce(size, _number(0))).over(order_by=order, rows=(None, 0))
+    return or_(total <= _number(MAX_MAP_BYTES), total == size)
 
 
 def _is_known() -> ColumnElement[bool]:
@@ -191,7 +196,9 @@ def items_of(read: Permission, item_read: Permission) -> Statement:
     Bodies are NULL beyond ``page_bytes`` together, except that the first may be as large as ``large_bytes``; one above
     that is never read.
     """
-    arrays = [bindparam(f"ranges_{name}", type_=ARRAY(type_)) for name, type_ in RANGES.items()]
+    arrays: list[ColumnElement[Any]] = [
+        bindparam(f"ranges_{name}", type_=ARRAY(type_)) for name, type_ in RANGES.items()
+    ]
     ranges = func.unnest(*arrays).table_valued(*RANGES, with_ordinality="change_number", name="ranges")
     ranges = ranges.render_derived()
     found = union_all(_appended(ranges, item_read), _deleted(ranges, item_read)).lateral("found")
