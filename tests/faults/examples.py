@@ -4,7 +4,11 @@ from collections import deque
 from random import Random
 
 from conversations.v1.access_service_pb2 import CheckAccessRequest, ExplainAccessRequest, Permission
-from conversations.v1.conversations_service_pb2 import ListConversationsRequest, WatchItemsRequest
+from conversations.v1.conversations_service_pb2 import (
+    ListConversationsRequest,
+    WatchConversationsRequest,
+    WatchItemsRequest,
+)
 from google.protobuf.message import Message
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthListRequest
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
@@ -61,6 +65,7 @@ class Examples:
             "ListItems": list_items(id_, page_size=20, after=ITEM),
             "DeleteItem": delete_item(id_, ITEM),
             "WatchItems": WatchItemsRequest(conversation_id=id_, newest=20),
+            "WatchConversations": WatchConversationsRequest(include_items=True),
             "CheckAccess": CheckAccessRequest(conversation_id=id_, permissions=[permission]),
             "ExplainAccess": ExplainAccessRequest(permission=permission, conversation_id=id_),
             "Check": HealthCheckRequest(service="readiness"),

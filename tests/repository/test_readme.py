@@ -69,7 +69,8 @@ TRIED = {
     (LOAD, "Load"),
     (LOAD, "Over TLS, with a token"),
     (CLIENTS, "grpcurl and ghz"),
-    (WATCH, "Watching a conversation"),
+    (WATCH, "Watching conversations"),
+    (WATCH, "All conversations"),
     *((OPERATIONS, heading) for heading in OPERATED),
 }
 # Blocks that need more than this machine has; what they have of grpcurl is printed, and tried, elsewhere too.
@@ -189,11 +190,22 @@ async def test_the_socket_of_the_clients(postgres: str, template: str, place: Pa
 async def test_a_watch(own_service: Service) -> None:
     """What docs/watch.md prints shows the items, and ends by itself with success."""
     made = await own_service.stub.CreateConversation(create(user_message("What is gRPC?")))
-    (script,) = sections(WATCH)["Watching a conversation"]
+    (script,) = sections(WATCH)["Watching conversations"]
     script = script.replace("conv_demo", made.id).replace("-max-time 5", "-max-time 2")
     output = await run(script.replace(PRINTED_ADDRESS, own_service.address))
     assert '"text": "What is gRPC?"' in output
     assert re.search(r"resume_?[tT]oken", output)
+
+
+@pytest.mark.tool("grpcurl")
+async def test_a_watch_of_all_conversations(own_service: Service) -> None:
+    """What docs/watch.md prints turns the log on, and shows its state and a stream that ends by itself with success."""
+    database = {"CONVERSATIONS_DATABASE_URL": own_service.url}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    turn_on, watch = sections(WATCH)["All conversations"]
+    assert "Changes now: 0, each kept for 72 hours." in await run(turn_on, PATH=path, **database)
+    script = watch.replace(PRINTED_ADDRESS, own_service.address).replace("-max-time 5", "-max-time 2")
+    assert re.search(r"resume_?[tT]oken", await run(script))
 
 
 @pytest.mark.tool("grpcurl")

@@ -180,6 +180,7 @@ MINIMAL = {
     "ListConversationsRequest": "",
     "ListItemsRequest": 'conversation_id: "conv_a"',
     "UpdateConversationRequest": 'conversation {id: "conv_a"}',
+    "WatchConversationsRequest": "include_items: true",
     "WatchItemsRequest": 'conversation_id: "conv_a"',
 }
 
