@@ -147,7 +147,8 @@ async def turn_on(url: str, keep: timedelta, wait_seconds: float = 60) -> bool:
     The service may run meanwhile: writers wait for a moment, and every write from then on is logged.
 
     Raises:
-        ChangesNotTurned: The schema is too old, or a transaction held the table for longer than ``wait_seconds``.
+        ChangesNotTurned: The schema is too old, PostgreSQL refuses it, or a transaction held the table for longer than
+            ``wait_seconds``.
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
     """
     status = await read_status(url)
@@ -216,13 +217,19 @@ async def _turn(url: str, turn: Turn, wait_seconds: float) -> None:
 
 
 async def _turn_between_writes(connection: asyncpg.Connection, turn: Turn) -> bool:
-    """Runs ``turn`` once; returns whether the lock was granted in time."""
+    """Runs ``turn`` once; returns whether the lock was granted in time.
+
+    Raises:
+        ChangesNotTurned: PostgreSQL refuses it, for example because the role does not own the tables.
+    """
     try:
         async with connection.transaction():
             await connection.execute(_LOCK)
             await turn(connection)
     except asyncpg.LockNotAvailableError:
         return False
+    except asyncpg.PostgresError as error:
+        raise ChangesNotTurned(f"PostgreSQL refused it, and nothing was changed: {type(error).__name__}.") from error
     return True
 
 

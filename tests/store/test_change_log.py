@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from secrets import token_hex
 
 import asyncpg
 import pytest
@@ -55,6 +56,18 @@ async def test_a_transaction_that_holds_the_table(own_service: Service) -> None:
         await other.close()
     assert not (await change_log.read_status(own_service.url)).is_on
     assert await change_log.turn_on(own_service.url, KEEP)
+
+
+async def test_a_role_that_does_not_own_the_tables(own_service: Service) -> None:
+    """The operator is told that PostgreSQL refuses it, and nothing is changed."""
+    pool, role = own_service.database.pool, f"reader_{token_hex(4)}"
+    await pool.execute(f"CREATE ROLE {role} LOGIN; GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}")
+    try:
+        with pytest.raises(ChangesNotTurned, match="InsufficientPrivilegeError"):
+            await change_log.turn_on(own_service.url.replace("//postgres@", f"//{role}@"), KEEP)
+    finally:
+        await pool.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert not (await change_log.read_status(own_service.url)).is_on
 
 
 async def test_the_purge_keeps_what_is_young(own_service: Service) -> None:

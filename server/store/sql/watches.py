@@ -93,7 +93,7 @@ def changes(read: Permission, item_read: Permission) -> Statement:
             _c.purged_version,
             _last_item_id(),
             anchor.correlate(conversations).scalar_subquery().label("anchor_id"),
-            func.clock_timestamp().label("now"),
+            func.now().label("now"),  # from before the snapshot
             *told.c,
         )
         .select_from(conversations.outerjoin(told, true()))
