@@ -1,7 +1,7 @@
 """What was promised, compared with what is there: each rule yields a sentence for each time it was broken."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from tests.faults.found import Found, FoundConversation, FoundItem, FoundRow
 from tests.faults.history import ABANDONED, Append, Attempt, History, Outcome, Watch
@@ -14,10 +14,17 @@ USUAL = frozenset(("OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED
 Rule = Callable[[History, Found], Iterator[str]]
 
 
-def check(history: History, found: Found, codes: frozenset[str] = USUAL) -> list[str]:
-    """Every broken promise; ``codes``: those that calls may end with."""
+def check(history: History, found: Found, codes: frozenset[str] = USUAL, cancelled: int = 0) -> list[str]:
+    """Every broken promise.
+
+    Args:
+        history: What callers did and were told.
+        found: What is stored.
+        codes: Those that calls may end with.
+        cancelled: How many calls may end as CANCELLED although nobody cancelled them.
+    """
     broken = [sentence for rule in RULES for sentence in rule(history, found)]
-    return [*broken, *_unexpected_codes(history.attempts, codes), *_late(history)]
+    return [*broken, *_unexpected_codes(history.attempts, codes, cancelled), *_late(history)]
 
 
 def _dense_order(_history: History, found: Found) -> Iterator[str]:
@@ -244,7 +251,9 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _unexpected_codes(attempts: Iterable[Attempt], codes: frozenset[str]) -> Iterator[str]:
+def _unexpected_codes(attempts: Sequence[Attempt], codes: frozenset[str], cancelled: int) -> Iterator[str]:
+    if sum(each.code == "CANCELLED" for each in attempts) <= cancelled:
+        codes |= {"CANCELLED"}
     told = Counter((each.method, each.code, each.reason) for each in attempts if each.code not in codes)
     for (method, code, reason), count in told.items():
         word = "must never be told" if code in NEVER else "was not to be expected"

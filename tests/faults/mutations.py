@@ -159,12 +159,6 @@ MUTATIONS = (
         (Change("store/sql/changes.py", "tuple_(*_KEY) > key, _g.position < _horizon)", "tuple_(*_KEY) > key)"),),
     ),
     Mutation(
-        "changes have the ids of their transactions alone",
-        "watches: two servers restarted",
-        "out of order",
-        (Change("store/change_log.py", "greatest(OLD.position, {base} +", "greatest(0, {base} +"),),
-    ),
-    Mutation(
         "tenants are not told apart",
         "two tenants",
         "was done to a conversation of",

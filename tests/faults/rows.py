@@ -26,6 +26,7 @@ class Row:
         unusable: The database cannot be used meanwhile, and readiness has to say so.
         short: Whether the short form has it.
         codes: What calls may end with.
+        cancelled: How many calls may end as CANCELLED: those that arrive at the moment of `stop` (docs/adr/0017).
         stopped: The server gets no time meanwhile, so its own clock cannot tell when a call was due.
     """
 
@@ -37,6 +38,7 @@ class Row:
     short: bool = False
     layout: Layout = field(default_factory=Layout)
     codes: frozenset[str] = USUAL
+    cancelled: int = 0
     stopped: bool = False
 
 
@@ -61,7 +63,7 @@ ROWS = (
     Row("one of two workers killed", processes.worker_killed, seconds=1, layout=Layout(workers=2)),
     Row("one of two servers killed", processes.server_killed, seconds=0.5, layout=_TWO),
     Row("server stopped (SIGSTOP)", processes.server_stopped, seconds=4, stopped=True),
-    Row("rolling restart of two servers", processes.servers_restarted, seconds=0, layout=_TWO, short=True),
+    Row("rolling restart of two servers", processes.servers_restarted, seconds=0, layout=_TWO, short=True, cancelled=3),
     Row("callers cancel a third of their calls", processes.calls_cancelled, seconds=5, times=1, codes=_CANCELLED),
     Row("one request_id on two servers at once", processes.nothing, seconds=5, times=1, layout=_TWINS, short=True),
     # PostgreSQL's processes.
@@ -77,6 +79,7 @@ ROWS = (
         seconds=0,
         layout=replace(_FOLLOWED, servers=2),
         short=True,
+        cancelled=3,
     ),
     Row(
         "watches: SIGKILL of the postmaster",

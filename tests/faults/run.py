@@ -158,7 +158,7 @@ async def _verdict(built: Scene, row: Row) -> list[str]:
         return [*workload.history.leaks, f"what is there cannot be read back: {error.code().name}"]
     finally:
         await database.close()
-    return check(workload.history, found, row.codes)
+    return check(workload.history, found, row.codes, row.cancelled)
 
 
 def _readiness(watches: list[Watch], periods: list[Period], row: Row, result: Result) -> Iterator[str]:
