@@ -45,6 +45,14 @@ def test_an_honest_history() -> None:
     assert [] == check(*honest())
 
 
+def test_calls_that_are_cancelled() -> None:
+    """As many as a row allows are no violation; one more, and all are."""
+    history, found = honest()
+    history.attempts += [attempt(code="CANCELLED", outcome=Outcome.UNKNOWN) for _ in range(3)]
+    assert [] == check(history, found, cancelled=3)
+    assert 3 == len(check(history, found, cancelled=2))
+
+
 def lists_of(found: Found) -> list[list[FoundItem]]:
     kept = found.conversations[0]
     return [kept.ascending, kept.descending, kept.behind]

@@ -200,10 +200,11 @@ async def test_a_watch(own_service: Service) -> None:
 @pytest.mark.tool("grpcurl")
 async def test_a_watch_of_all_conversations(own_service: Service) -> None:
     """What docs/watch.md prints turns the log on, and shows its state and a stream that ends by itself with success."""
-    database = {"CONVERSATIONS_DATABASE_URL": own_service.url}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     turn_on, watch = sections(WATCH)["All conversations"]
-    assert "Changes now: 0, each kept for 72 hours." in await run(turn_on, PATH=path, **database)
+    assert "Changes now: 0, each kept for 72 hours." in await run(
+        turn_on, PATH=path, CONVERSATIONS_DATABASE_URL=own_service.url
+    )
     script = watch.replace(PRINTED_ADDRESS, own_service.address).replace("-max-time 5", "-max-time 2")
     assert re.search(r"resume_?[tT]oken", await run(script))
 
