@@ -78,7 +78,7 @@ def markdown(results: Results) -> str:
         _audits(results),
         "## Memory",
         "Resident memory of the server's processes after the last round.",
-        _table(results["targets"], [[f"{results['mebibytes'][name]:.0f} MiB" for name in results["targets"]]]),
+        markdown_table(results["targets"], [[f"{results['mebibytes'][name]:.0f} MiB" for name in results["targets"]]]),
         "## Conditions",
         _conditions(results),
         "## How to read the figures",
@@ -87,7 +87,8 @@ def markdown(results: Results) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table whose columns are aligned to the right, except the first."""
     lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -104,7 +105,7 @@ def _by_target(results: Results, cell: Any, names: Iterable[str] | None = None) 
         [name, *(cell(row[target]) if target in row else "" for target in results["targets"])]
         for name, row in ((name, results["cells"][name]) for name in names or results["cells"])
     ]
-    return _table(["", *results["targets"]], rows)
+    return markdown_table(["", *results["targets"]], rows)
 
 
 def _main(results: Results, *, main: bool) -> list[str]:
@@ -176,7 +177,7 @@ def _work(results: Results) -> str:
 
 
 def _growth(results: Results) -> str:
-    return _table(["", *results["targets"]], _growth_rows(results))
+    return markdown_table(["", *results["targets"]], _growth_rows(results))
 
 
 def _growth_rows(results: Results) -> Iterator[list[str]]:
@@ -196,7 +197,7 @@ def _streams(results: Results) -> str:
         ]
         for name, its in results["streams"].items()
     ]
-    return _table(["", "CPU µs", "items/s", "against CreateItems"], rows)
+    return markdown_table(["", "CPU µs", "items/s", "against CreateItems"], rows)
 
 
 def _audits(results: Results) -> str:
@@ -205,17 +206,24 @@ def _audits(results: Results) -> str:
 
 
 def _conditions(results: Results) -> str:
-    how, machine = results["how"], results["machine"]
+    how = results["how"]
+    run = f"{how['rounds']} rounds after a warm-up; {how['callers']} callers unless stated otherwise"
+    counts = [[name, f"{its['operations']:,}", str(its["callers"])] for name, its in results["workloads"].items()]
+    return conditions(results, run) + "\n\n" + markdown_table(["", "operations in a round", "callers"], counts)
+
+
+def conditions(results: Results, run: str) -> str:
+    """Returns a list of the conditions under which a run was measured; ``run`` says how."""
+    machine = results["machine"]
     postgres = ", ".join(f"{name} {value}" for name, value in results["postgres"].items())
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     lines = [
-        f"{results['date']}; {how['rounds']} rounds after a warm-up; {how['callers']} callers unless stated otherwise",
+        f"{results['date']}; {run}",
         f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['system']}",
         versions,
         f"PostgreSQL: {postgres}",
     ]
-    counts = [[name, f"{its['operations']:,}", str(its["callers"])] for name, its in results["workloads"].items()]
-    return "\n".join(f"- {line}" for line in lines) + "\n\n" + _table(["", "operations in a round", "callers"], counts)
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def summary(results: Results) -> Iterator[str]:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from bench.audit import Audit
+from bench.postgres import Postgres
 from bench.rounds import Run
 from bench.window import Sample
 
@@ -23,11 +24,8 @@ _PACKAGES = ("grpcio", "protobuf", "asyncpg", "uvloop")
 async def results_of(run: Run, growth: Sequence[tuple[str, str]], **how: Any) -> Results:
     """Collects all figures of a run and its conditions."""
     return {
-        "date": datetime.now(UTC).date().isoformat(),
+        **await conditions(run.postgres),
         "how": how,
-        "machine": {"cpus": cpu_count(), "cpu": _cpu(), "system": f"{platform.system()} {platform.release()}"},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
-        "postgres": await run.postgres.settings(),
         "targets": [target.name for target in run.targets],
         "workloads": {
             workload.name: {"operations": workload.count, "callers": workload.callers, "main": workload.main}
@@ -43,6 +41,16 @@ async def results_of(run: Run, growth: Sequence[tuple[str, str]], **how: Any) ->
         "streams": {name: _stream(samples, run.streams) for name, samples in run.streams.items()},
         "audits": {name: _audit(audited) for name, audited in run.audits.items()},
         "mebibytes": run.mebibytes,
+    }
+
+
+async def conditions(postgres: Postgres) -> Results:
+    """The date, the machine, and the versions and settings that influence the figures."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"cpus": cpu_count(), "cpu": _cpu(), "system": f"{platform.system()} {platform.release()}"},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "postgres": await postgres.settings(),
     }
 
 
