@@ -17,7 +17,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
 export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
 
-.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants bench bench-peers bench-latency bench-memory flames bench-check faults faults-short licences sbom audit clean
+.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants bench bench-peers bench-latency bench-memory bench-watch flames bench-check faults faults-short licences sbom audit clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -86,6 +86,9 @@ bench-latency: $(READY) ## Print CPU times and latencies beside the minimal serv
 bench-memory: $(READY) ## Print the memory of one worker over 200,000 calls, without and with JWT (about 8 minutes)
 	@PYTHONPATH=.:generated python -m bench.memory $(ARGS)
 	@PYTHONPATH=.:generated python -m bench.memory --jwt $(ARGS)
+
+bench-watch: $(READY) ## Print how late watches are told, what they cost, and whether the targets are met (about 30 minutes)
+	@PYTHONPATH=.:generated python -m bench.watch $(ARGS)
 
 flames: $(READY) ## Write a flame graph of each workload to docs/flames, by py-spy (about 5 minutes)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt py-spy==0.4.3
