@@ -36,7 +36,7 @@ check-slow: $(READY)
 check-tools: $(READY)
 	$(PYTEST) --dist loadfile -m tool
 
-interop: $(READY) ## Run the clients in Go, Node, Java and Rust that can be built here
+interop: $(READY) ## Run the clients in Go, Node, Java, Rust and Python that can be built here
 	pytest tests/interop $(ARGS)
 
 generate: $(READY) ## Generate generated/ from proto/

@@ -4,11 +4,9 @@
 """
 
 import asyncio
-import os
-import re
 import signal
 import sys
-from asyncio.subprocess import PIPE, STDOUT, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,14 +19,15 @@ import pytest
 from tests.support.build import create
 from tests.support.commands import ROOT, connect, environment
 from tests.support.postgres import fresh_database
+from tests.support.programs import BUILD, RestartableServer, build_problem, ending, output_of, restartable_server
 
-BUILD = ROOT / "build" / "interop"
 PROGRAMS = ROOT / "tests" / "interop"
-BUILD_SECONDS = 600.0  # on a machine that has nothing of it yet
 RUN_SECONDS = 90.0  # on an idle machine six
-START = re.compile(r"Conversation Service on (127\.0\.0\.1:\d+) and unix:")
-STEPS = ["create", "append", "pages", "etag", "not_found", "denied", "deadline", "stream", "restart"]
-POLICY = "- permit: {actions: [create, read, update, share]}\n"  # all but delete
+STEPS = [
+    *("create", "append", "pages", "etag", "not_found", "denied", "deadline", "stream", "restart"),
+    *("watch", "watch_reset", "watch_refused", "watch_silence", "watch_restart"),
+]
+POLICY = "- permit: {actions: [create, read, update, delete]}\n"  # all but share
 
 
 @dataclass(frozen=True)
@@ -66,34 +65,14 @@ LANGUAGES = [
         build=(("cargo", "build"),),  # no lock file to hold it to: it would name a registry
         run=(f"{BUILD}/rust/debug/interop",),
     ),
+    Language("python", needs=(), build=(), run=(sys.executable, "-m", "tests.interop.python")),
 ]
-
-
-async def ran(*command: str, folder: Path) -> tuple[int | None, str]:
-    """Exit code and output of a command; buf and the plugins of this Python are on its path."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    variables = {**os.environ, "PATH": path, "CARGO_TARGET_DIR": f"{BUILD}/rust"}
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT, env=variables, cwd=folder)
-    async with ending(process):
-        output, _ = await process.communicate()
-    return process.returncode, output.decode(errors="replace")
-
-
-@asynccontextmanager
-async def ending(process: Process) -> AsyncIterator[Process]:
-    """It is killed if it still runs at the end."""
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
 
 
 @pytest.fixture(scope="session")
 async def image() -> None:
     """The descriptors of the contract, which programs are generated from."""
-    assert (0, "") == await ran(sys.executable, "proto/generate.py", "--image", "build/image.binpb", folder=ROOT)
+    assert (0, "") == await output_of(sys.executable, "proto/generate.py", "--image", "build/image.binpb", folder=ROOT)
 
 
 @dataclass(frozen=True)
@@ -111,64 +90,7 @@ class Program:
 async def program(request: pytest.FixtureRequest, image: None) -> Program:
     """The client in a language, built once."""
     language: Language = request.param
-    for command in language.build:
-        async with asyncio.timeout(BUILD_SECONDS):
-            code, output = await ran(*command, folder=PROGRAMS / language.name)
-        if code != 0:
-            return Program(language.run, f"{' '.join(command)}: exit code {code}\n{output}")
-    return Program(language.run, "")
-
-
-@dataclass
-class Server:
-    """A server process on two addresses, which it has again after a restart."""
-
-    variables: dict[str, str]
-    log: Path
-    tcp: str
-    socket: str
-    process: Process | None = None
-
-    async def start(self) -> None:
-        """Returns when it serves."""
-        listen = ("--listen", self.tcp, "--listen", self.socket)
-        with self.log.open("a") as errors:
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "server", "serve", *listen),
-                stdout=PIPE,
-                stderr=errors,
-                env=self.variables,
-                cwd=ROOT,
-            )
-        assert self.process.stdout is not None
-        async with asyncio.timeout(30):
-            line = (await self.process.stdout.readline()).decode()
-        match = START.match(line)
-        assert match, line + self.log.read_text(encoding="utf-8")
-        self.tcp = match[1]
-
-    async def stop(self) -> None:
-        """Ends it as an orchestrator does."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
-            await self.process.communicate()
-        assert 0 == self.process.returncode, self.log.read_text(encoding="utf-8")
-
-
-@asynccontextmanager
-async def server(url: str, folder: Path) -> AsyncIterator[Server]:
-    """A server on the database at ``url``, whose callers may do anything but delete."""
-    (folder / "policy.yaml").write_text(POLICY, encoding="utf-8")
-    variables = environment(url, policy_file=str(folder / "policy.yaml"))
-    served = Server(variables, folder / "log", "127.0.0.1:0", f"unix:{folder}/socket")
-    try:
-        await served.start()
-        yield served
-    finally:
-        if served.process:
-            async with ending(served.process):
-                pass
+    return Program(language.run, await build_problem(language.build, PROGRAMS / language.name))
 
 
 @asynccontextmanager
@@ -185,17 +107,17 @@ async def locked(url: str, address: str) -> AsyncIterator[str]:
         await connection.close()
 
 
-async def follow(process: Process, served: Server, steps: list[str]) -> None:
-    """Adds the steps that a program says went well, until it ends; it has the restart that it asks for."""
+async def follow(process: Process, served: RestartableServer, steps: list[str]) -> None:
+    """Adds the steps that a program says went well, until it ends; it has the restarts that it asks for."""
     assert process.stdin is not None
     assert process.stdout is not None
     async for line in process.stdout:
         match line.decode().split():
             case ["ok", step]:
                 steps.append(step)
-            case ["restart?"]:
+            case [("restart?" | "kill?") as ask]:
                 await asyncio.sleep(0.5)  # calls are under way
-                await served.stop()
+                await served.stop(signal.SIGTERM if ask == "restart?" else signal.SIGKILL)
                 await served.start()
                 with suppress(OSError, RuntimeError):  # it has ended, and says why
                     process.stdin.write(b"restarted\n")
@@ -204,11 +126,13 @@ async def follow(process: Process, served: Server, steps: list[str]) -> None:
     await process.wait()
 
 
-async def outcome(program: Program, served: Server, errors: Path, **variables: str) -> tuple[int | None, list[str]]:
+async def outcome(
+    program: Program, served: RestartableServer, errors: Path, **variables: str
+) -> tuple[int | None, list[str]]:
     """Exit code of a program and the steps that went well; it is killed if it takes too long."""
     with errors.open("w") as file:
         process = await asyncio.create_subprocess_exec(
-            *program.run, stdin=PIPE, stdout=PIPE, stderr=file, env={**os.environ, **variables}
+            *program.run, stdin=PIPE, stdout=PIPE, stderr=file, env={**environment(), **variables}, cwd=ROOT
         )
     steps: list[str] = []
     async with ending(process):
@@ -220,12 +144,15 @@ async def outcome(program: Program, served: Server, errors: Path, **variables: s
 
 @pytest.mark.parametrize("network", ["tcp", "unix"])
 async def test_a_client(program: Program, network: str, postgres: str, template: str) -> None:
-    """Each step goes well in each language, over TCP and over a Unix socket, and a restart is not noticed."""
+    """Each step goes well in each language, over TCP and over a Unix socket, and restarts are not noticed."""
     assert not program.problem, program.problem
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))  # a short path: a socket has 100 characters at most
         url = await stack.enter_async_context(fresh_database(postgres, template))
-        served = await stack.enter_async_context(server(url, folder))
+        (folder / "policy.yaml").write_text(POLICY, encoding="utf-8")
+        served = await stack.enter_async_context(
+            restartable_server(url, folder, policy_file=str(folder / "policy.yaml"))
+        )
         variables = {
             "TARGET": served.tcp if network == "tcp" else served.socket,
             "SERVICE_CONFIG": str(ROOT / "deploy" / "service_config.json"),

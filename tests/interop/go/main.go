@@ -7,6 +7,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+
+	pb "interop/gen/conversations/v1"
 )
 
 func main() {
@@ -22,8 +24,14 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
+	watching, err := dialForWatches(os.Getenv("TARGET"), os.Getenv("SERVICE_CONFIG"))
+	if err != nil {
+		return err
+	}
+	defer watching.Close()
 
 	s := newScenario(conn, os.Getenv("LOCKED"))
+	w := &watchSteps{scenario: s, client: pb.NewConversationsServiceClient(watching)}
 	steps := []struct {
 		name string
 		run  func(context.Context) error
@@ -37,6 +45,11 @@ func run(ctx context.Context) error {
 		{"deadline", s.deadline},
 		{"stream", s.stream},
 		{"restart", s.restart},
+		{"watch", w.watch},
+		{"watch_reset", w.reset},
+		{"watch_refused", w.refused},
+		{"watch_silence", w.silence},
+		{"watch_restart", w.restart},
 	}
 	for _, step := range steps {
 		if err := step.run(ctx); err != nil {

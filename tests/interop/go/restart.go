@@ -18,6 +18,8 @@ const (
 	after   = 20 // calls of each kind after the restart
 )
 
+var stdin = bufio.NewReader(os.Stdin)
+
 // restart keeps calling while the server restarts. No call may fail, and no append may be lost or duplicated. Only the
 // service config retries.
 func (s *scenario) restart(ctx context.Context) error {
@@ -25,7 +27,21 @@ func (s *scenario) restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	back, answered := restarted(), make([][]string, workers)
+	answered, err := s.workThrough(ctx, "restart?")
+	if err != nil {
+		return err
+	}
+	items, err := s.list(ctx, pb.Order_ORDER_ASCENDING, 100)
+	if err != nil {
+		return err
+	}
+	return same(ids(items[len(before):]), answered)
+}
+
+// workThrough asks for a restart, and calls until it has been over for a while. It returns the ids of the items whose
+// append was answered.
+func (s *scenario) workThrough(ctx context.Context, ask string) ([]string, error) {
+	back, answered := restarted(ask), make([][]string, workers)
 	group, calls := errgroup.WithContext(ctx)
 	for w := range workers {
 		group.Go(func() (err error) {
@@ -33,23 +49,17 @@ func (s *scenario) restart(ctx context.Context) error {
 			return err
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	items, err := s.list(ctx, pb.Order_ORDER_ASCENDING, 100)
-	if err != nil {
-		return err
-	}
-	return same(ids(items[len(before):]), slices.Concat(answered...))
+	err := group.Wait()
+	return slices.Concat(answered...), err
 }
 
 // restarted requests the restart, and closes the channel once the server is back.
-func restarted() <-chan struct{} {
-	fmt.Println("restart?")
+func restarted(ask string) <-chan struct{} {
+	fmt.Println(ask)
 	back := make(chan struct{})
 	go func() {
 		defer close(back)
-		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+		_, _ = stdin.ReadString('\n')
 	}()
 	return back
 }
@@ -63,7 +73,7 @@ func (s *scenario) work(ctx context.Context, back <-chan struct{}) ([]string, er
 			left--
 		default:
 		}
-		id, err := s.once(ctx)
+		id, err := s.readAndAppend(ctx, "still there?")
 		if err != nil {
 			return nil, err
 		}
@@ -72,15 +82,15 @@ func (s *scenario) work(ctx context.Context, back <-chan struct{}) ([]string, er
 	return appended, nil
 }
 
-// once reads, and appends one item. The request id makes the append safe to retry.
-func (s *scenario) once(ctx context.Context) (string, error) {
+// readAndAppend appends one item. The request id makes that safe to retry.
+func (s *scenario) readAndAppend(ctx context.Context, words string) (string, error) {
 	id := s.conversation.GetId()
 	if _, err := s.client.GetConversation(ctx, &pb.GetConversationRequest{ConversationId: id}); err != nil {
 		return "", err
 	}
 	answer, err := s.client.CreateItems(ctx, &pb.CreateItemsRequest{
 		ConversationId: id,
-		Items:          []*pb.NewItem{text("still there?")},
+		Items:          []*pb.NewItem{text(words)},
 		RequestId:      uuid.NewString(),
 	})
 	if err != nil {

@@ -56,6 +56,16 @@ func (s *scenario) create(ctx context.Context) error {
 	return s.cameBack(ctx, call, output)
 }
 
+// branch returns the same with a conversation of its own, which begins with messages of the user.
+func (s *scenario) branch(ctx context.Context, words ...string) (*scenario, error) {
+	request := &pb.CreateConversationRequest{Conversation: &pb.Conversation{Metadata: map[string]string{"topic": "branch"}}}
+	for _, each := range words {
+		request.Items = append(request.Items, text(each))
+	}
+	made, err := s.client.CreateConversation(ctx, request)
+	return &scenario{client: s.client, conversation: made}, err
+}
+
 // cameBack compares the items of the first step with the request: set fields are as sent, and unset ones stay unset.
 func (s *scenario) cameBack(ctx context.Context, call *pb.FunctionCall, output *pb.FunctionCallOutput) error {
 	items, err := s.list(ctx, pb.Order_ORDER_ASCENDING, 20)
@@ -180,8 +190,13 @@ func (s *scenario) notFound(ctx context.Context) error {
 	return nil
 }
 
+// denied tries to share, which the policy permits nobody.
 func (s *scenario) denied(ctx context.Context) error {
-	_, err := s.client.DeleteConversation(ctx, &pb.DeleteConversationRequest{ConversationId: s.conversation.GetId()})
+	shared := &pb.Conversation{
+		Id:         s.conversation.GetId(),
+		Attributes: map[string]*pb.AttributeValues{"teams": {Values: []string{"search"}}},
+	}
+	_, err := s.client.UpdateConversation(ctx, &pb.UpdateConversationRequest{Conversation: shared})
 	return expect(err, codes.PermissionDenied, "ACTION_DENIED")
 }
 

@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 
 import {
   type CallOptions,
+  type ChannelOptions,
   type ClientUnaryCall,
   credentials,
   InterceptingCall,
@@ -21,7 +22,11 @@ const maxMessageBytes = 32 * 1024 * 1024; // limit of the server; Node receives 
  * acting on it. The interceptor implements `waitForReady`. The health check is not needed for restarts, because clients
  * retry what a stopping server refuses. On Unix sockets grpc-js sends the authority "localhost" by default.
  */
-export function connect(target: string, serviceConfigFile: string): ConversationsServiceClient {
+export function connect(
+  target: string,
+  serviceConfigFile: string,
+  options: ChannelOptions = {},
+): ConversationsServiceClient {
   const serviceConfig = readFileSync(serviceConfigFile, "utf8");
   return new ConversationsServiceClient(target, credentials.createInsecure(), {
     "grpc.service_config": serviceConfig,
@@ -29,6 +34,22 @@ export function connect(target: string, serviceConfigFile: string): Conversation
     "grpc.max_send_message_length": maxMessageBytes,
     "grpc.per_rpc_retry_buffer_size": maxMessageBytes, // larger requests are not retried; 1 MiB by default
     interceptors: [waitingForReady(JSON.parse(serviceConfig))],
+    ...options,
+  });
+}
+
+/**
+ * Returns a client for at most 100 watches, with a connection of its own.
+ *
+ * They are resumed by token instead of retried, and look for a lost server often.
+ */
+export function connectForWatches(target: string, serviceConfigFile: string): ConversationsServiceClient {
+  return connect(target, serviceConfigFile, {
+    "grpc.use_local_subchannel_pool": 1,
+    "grpc.enable_retries": 0,
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.max_reconnect_backoff_ms": 2_000,
   });
 }
 

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 
 import { type ServiceError, status } from "@grpc/grpc-js";
 
-import { BadRequest, ErrorInfo } from "../gen/google/rpc/error_details.js";
+import { BadRequest, ErrorInfo, RetryInfo } from "../gen/google/rpc/error_details.js";
 import { Status } from "../gen/google/rpc/status.js";
 
 const domain = "conversations.v1";
@@ -11,6 +11,7 @@ const domain = "conversations.v1";
 export interface Details {
   info?: ErrorInfo;
   badRequest?: BadRequest;
+  retryInfo?: RetryInfo;
 }
 
 export function detailsOf(error: ServiceError): Details {
@@ -23,6 +24,9 @@ export function detailsOf(error: ServiceError): Details {
         break;
       case "type.googleapis.com/google.rpc.BadRequest":
         details.badRequest = BadRequest.decode(value);
+        break;
+      case "type.googleapis.com/google.rpc.RetryInfo":
+        details.retryInfo = RetryInfo.decode(value);
         break;
     }
   }

@@ -1,12 +1,15 @@
 /** Uses the service as a Node client does, and says after each step that it went well. */
 
-import { connect } from "./client.js";
+import { connect, connectForWatches } from "./client.js";
 import { restart } from "./restart.js";
 import { Scenario } from "./scenario.js";
+import { WatchSteps } from "./watch_steps.js";
 
 const { TARGET = "", SERVICE_CONFIG = "", LOCKED = "" } = process.env;
 const client = connect(TARGET, SERVICE_CONFIG);
+const watchingClient = connectForWatches(TARGET, SERVICE_CONFIG);
 const scenario = new Scenario(client, LOCKED);
+const watches = new WatchSteps(scenario, watchingClient);
 const steps: [string, () => Promise<void>][] = [
   ["create", () => scenario.create()],
   ["append", () => scenario.append()],
@@ -17,6 +20,11 @@ const steps: [string, () => Promise<void>][] = [
   ["deadline", () => scenario.deadline()],
   ["stream", () => scenario.stream()],
   ["restart", () => restart(scenario)],
+  ["watch", () => watches.watch()],
+  ["watch_reset", () => watches.reset()],
+  ["watch_refused", () => watches.refused()],
+  ["watch_silence", () => watches.silence()],
+  ["watch_restart", () => watches.restart()],
 ];
 
 for (const [name, run] of steps) {
@@ -30,4 +38,5 @@ for (const [name, run] of steps) {
   console.log("ok", name);
 }
 client.close();
+watchingClient.close();
 process.stdin.destroy();

@@ -4,13 +4,12 @@ import { randomUUID } from "node:crypto";
 import { status } from "@grpc/grpc-js";
 
 import { type Content, InputText, Role } from "../gen/conversations/v1/content.js";
-import { Conversation } from "../gen/conversations/v1/conversation.js";
+import { AttributeValues, Conversation } from "../gen/conversations/v1/conversation.js";
 import {
   AppendItemsRequest,
   type ConversationsServiceClient,
   CreateConversationRequest,
   CreateItemsRequest,
-  DeleteConversationRequest,
   GetConversationRequest,
   ListItemsRequest,
   Order,
@@ -55,6 +54,15 @@ export class Scenario {
     assert.deepEqual(this.conversation.metadata, { topic: "interop" });
     assert.notEqual(this.conversation.etag, "");
     await this.cameBack(functionCall, functionCallOutput);
+  }
+
+  /** The same with a conversation of its own, which begins with messages of the user. */
+  async branch(...words: string[]): Promise<Scenario> {
+    const conversation = Conversation.create({ metadata: { topic: "branch" } });
+    const request = CreateConversationRequest.create({ conversation, items: words.map(text) });
+    const made = new Scenario(this.client, this.locked);
+    made.conversation = await call(this.client, this.client.createConversation, request);
+    return made;
   }
 
   /** The items of the first step are as sent: set fields are the same, unset ones stay unset. */
@@ -133,10 +141,14 @@ export class Scenario {
     assert.deepEqual(new Set(fields), new Set(["conversation_id", "page_size"]));
   }
 
+  /** Tries to share, which the policy permits nobody. */
   async denied(): Promise<void> {
-    const request = DeleteConversationRequest.create({ conversationId: this.conversationId });
-    const deleted = call(this.client, this.client.deleteConversation, request);
-    await expectFailure(deleted, status.PERMISSION_DENIED, "ACTION_DENIED");
+    const conversation = Conversation.create({
+      id: this.conversationId,
+      attributes: { teams: AttributeValues.create({ values: ["search"] }) },
+    });
+    const shared = call(this.client, this.client.updateConversation, UpdateConversationRequest.create({ conversation }));
+    await expectFailure(shared, status.PERMISSION_DENIED, "ACTION_DENIED");
   }
 
   async deadline(): Promise<void> {

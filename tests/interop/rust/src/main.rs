@@ -7,6 +7,8 @@ mod health;
 mod restart;
 mod scenario;
 mod service_config;
+mod watch;
+mod watch_steps;
 
 mod pb {
     #![allow(dead_code, clippy::all)]
@@ -18,6 +20,7 @@ use std::{env, fs, process};
 use anyhow::{Context, Result};
 
 use scenario::Scenario;
+use watch_steps::WatchSteps;
 
 #[tokio::main]
 async fn main() {
@@ -39,7 +42,15 @@ async fn run() -> Result<()> {
     done("denied", scenario.denied().await)?;
     done("deadline", scenario.deadline().await)?;
     done("stream", scenario.stream().await)?;
-    done("restart", restart::run(&scenario).await)
+    done("restart", restart::run(&scenario).await)?;
+
+    let client = client::connect(&env::var("TARGET")?, &config)?; // a connection for watches; 100 at most
+    let watches = WatchSteps { scenario, client };
+    done("watch", watches.watch().await)?;
+    done("watch_reset", watches.reset().await)?;
+    done("watch_refused", watches.refused().await)?;
+    done("watch_silence", watches.silence().await)?;
+    done("watch_restart", watches.restart().await)
 }
 
 fn done(step: &'static str, outcome: Result<()>) -> Result<()> {

@@ -15,9 +15,16 @@ const AFTER: usize = 20; // calls of each kind after the restart
 
 pub async fn run(scenario: &Scenario) -> Result<()> {
     let before = scenario.all().await?.len();
+    let answered = work_through("restart?", scenario).await?;
+    same(answered, scenario.all().await?.split_off(before))
+}
+
+/// Asks for a restart, and calls until it has been over for a while. Returns the ids of the items whose append was
+/// answered.
+pub async fn work_through(ask: &str, scenario: &Scenario) -> Result<Vec<String>> {
     let back = Arc::new(AtomicBool::new(false));
     let mut workers: JoinSet<_> = (0..WORKERS).map(|_| work(scenario.clone(), back.clone())).collect();
-    println!("restart?");
+    println!("{ask}");
     tokio::spawn(async move {
         let _ = BufReader::new(stdin()).read_line(&mut String::new()).await;
         back.store(true, Ordering::Relaxed);
@@ -26,7 +33,7 @@ pub async fn run(scenario: &Scenario) -> Result<()> {
     while let Some(ids) = workers.join_next().await {
         answered.extend(ids??);
     }
-    same(answered, scenario.all().await?.split_off(before))
+    Ok(answered)
 }
 
 /// The ids of the items whose append was answered.

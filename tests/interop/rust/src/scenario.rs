@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use crate::client::{Client, is};
 use crate::pb::{
-    AppendItemsRequest, Content, Conversation, CreateConversationRequest, CreateItemsRequest,
-    DeleteConversationRequest, FunctionCall, FunctionCallOutput, GetConversationRequest, InputText, Item, ItemStatus,
-    ListItemsRequest, Message, NewItem, Order, Role, ToolOutput, UpdateConversationRequest, append_items_response,
-    content, item, list_items_request, new_item, tool_output,
+    AppendItemsRequest, AttributeValues, Content, Conversation, CreateConversationRequest, CreateItemsRequest,
+    FunctionCall, FunctionCallOutput, GetConversationRequest, InputText, Item, ItemStatus, ListItemsRequest, Message,
+    NewItem, Order, Role, ToolOutput, UpdateConversationRequest, append_items_response, content, item,
+    list_items_request, new_item, tool_output,
 };
 
 const LARGEST_PAGE: i32 = 100;
@@ -22,7 +22,7 @@ const LARGEST_PAGE: i32 = 100;
 /// The state that the steps share.
 #[derive(Clone)]
 pub struct Scenario {
-    client: Client,
+    pub client: Client,
     locked: String, // a conversation whose row is locked, so that appends wait
     conversation: Conversation,
 }
@@ -57,6 +57,22 @@ impl Scenario {
         let made = &self.conversation;
         ensure!(made.last_sequence == 3 && made.metadata == topic && !made.etag.is_empty(), "unexpected: {made:?}");
         self.came_back(&bodies).await
+    }
+
+    /// The same with a conversation of its own, which begins with messages of the user.
+    pub async fn branch(&self, words: &[&str]) -> Result<Self> {
+        let metadata = HashMap::from([("topic".into(), "branch".into())]);
+        let request = CreateConversationRequest {
+            conversation: Some(Conversation { metadata, ..Default::default() }),
+            items: words.iter().map(|each| new_item(message(each))).collect(),
+            ..Default::default()
+        };
+        let conversation = self.client.clone().create_conversation(request).await?.into_inner();
+        Ok(Self { conversation, ..self.clone() })
+    }
+
+    pub fn id(&self) -> String {
+        self.conversation.id.clone()
     }
 
     /// Set fields are as sent, unset ones stay unset, and the server has filled in its own.
@@ -123,9 +139,13 @@ impl Scenario {
         Ok(())
     }
 
+    /// Tries to share, which the policy permits nobody.
     pub async fn denied(&self) -> Result<()> {
-        let request = DeleteConversationRequest { conversation_id: self.conversation.id.clone(), ..Default::default() };
-        let answer = self.client.clone().delete_conversation(request).await;
+        let teams = AttributeValues { values: vec!["search".into()] };
+        let attributes = HashMap::from([("teams".into(), teams)]);
+        let shared = Conversation { id: self.id(), attributes, ..Default::default() };
+        let request = UpdateConversationRequest { conversation: Some(shared), ..Default::default() };
+        let answer = self.client.clone().update_conversation(request).await;
         fails(answer, Code::PermissionDenied, "ACTION_DENIED")?;
         Ok(())
     }

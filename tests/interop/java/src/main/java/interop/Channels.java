@@ -10,6 +10,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Map;
+import java.util.concurrent.TimeUnit;
 
 /** Channels that behave as a service config says. */
 final class Channels {
@@ -20,16 +21,30 @@ final class Channels {
 
     /** The config is a default: one that a resolver finds goes before it. Its health checks need grpc-services. */
     static ManagedChannel open(String target, Path serviceConfig) throws IOException {
-        ManagedChannelBuilder<?> builder = Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
-                .defaultServiceConfig(json(serviceConfig))
+        return builder(target, serviceConfig)
                 .enableRetry()
                 .perRpcBufferLimit(MAX_MESSAGE_BYTES) // larger requests are not retried; 1 MiB by default
                 .retryBufferSize(4L * MAX_MESSAGE_BYTES) // for all calls in flight; 16 MiB by default
+                .build();
+    }
+
+    /** For at most 100 watches, which are resumed by token instead of retried, and look for a lost server often. */
+    static ManagedChannel openForWatches(String target, Path serviceConfig) throws IOException {
+        return builder(target, serviceConfig)
+                .disableRetry()
+                .keepAliveTime(30, TimeUnit.SECONDS)
+                .keepAliveTimeout(10, TimeUnit.SECONDS)
+                .build();
+    }
+
+    private static ManagedChannelBuilder<?> builder(String target, Path serviceConfig) throws IOException {
+        ManagedChannelBuilder<?> builder = Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
+                .defaultServiceConfig(json(serviceConfig))
                 .maxInboundMessageSize(MAX_MESSAGE_BYTES);
         if (target.startsWith("unix:")) {
             builder.overrideAuthority("localhost"); // the default is the path, which is not a host name
         }
-        return builder.build();
+        return builder;
     }
 
     /** With all numbers as Double, as gRPC wants them. */

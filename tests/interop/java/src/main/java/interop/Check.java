@@ -1,6 +1,5 @@
 package interop;
 
-import com.google.protobuf.InvalidProtocolBufferException;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import java.util.Objects;
@@ -36,8 +35,7 @@ final class Check {
     }
 
     /** The same, with this reason. */
-    static StatusRuntimeException fails(Status.Code code, String reason, Runnable call)
-            throws InvalidProtocolBufferException {
+    static StatusRuntimeException fails(Status.Code code, String reason, Runnable call) {
         StatusRuntimeException error = fails(code, call);
         equal(reason, ErrorDetails.reason(error));
         return error;

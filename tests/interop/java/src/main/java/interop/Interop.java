@@ -16,17 +16,20 @@ public final class Interop {
 
     public static void main(String[] args) throws Exception {
         ManagedChannel channel = Channels.open(env("TARGET"), Path.of(env("SERVICE_CONFIG")));
+        ManagedChannel watching = Channels.openForWatches(env("TARGET"), Path.of(env("SERVICE_CONFIG")));
         try {
-            run(steps(new Scenario(channel, env("LOCKED"))));
+            Scenario scenario = new Scenario(channel, env("LOCKED"));
+            run(steps(scenario, new WatchSteps(scenario, watching)));
         } catch (Exception | AssertionError problem) {
             problem.printStackTrace();
             System.exit(1); // other threads are still running when one has failed
         } finally {
             channel.shutdownNow();
+            watching.shutdownNow();
         }
     }
 
-    private static Map<String, Step> steps(Scenario scenario) {
+    private static Map<String, Step> steps(Scenario scenario, WatchSteps watches) {
         Map<String, Step> steps = new LinkedHashMap<>();
         steps.put("create", scenario::create);
         steps.put("append", scenario::append);
@@ -37,6 +40,11 @@ public final class Interop {
         steps.put("deadline", scenario::deadline);
         steps.put("stream", scenario::stream);
         steps.put("restart", () -> new Restart(scenario).run());
+        steps.put("watch", watches::watch);
+        steps.put("watch_reset", watches::reset);
+        steps.put("watch_refused", watches::refused);
+        steps.put("watch_silence", watches::silence);
+        steps.put("watch_restart", watches::restart);
         return steps;
     }
 

@@ -2,13 +2,11 @@ package interop;
 
 import conversations.v1.Item;
 import java.io.BufferedReader;
-import java.io.IOException;
 import java.io.InputStreamReader;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
-import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
@@ -21,9 +19,11 @@ final class Restart {
 
     private static final int WORKERS = 4;
     private static final int AFTER = 20; // calls of each kind after the restart
+    private static final BufferedReader STDIN =
+            new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
 
     private final Scenario scenario;
-    private final CountDownLatch back = new CountDownLatch(1);
+    private volatile boolean isBack;
 
     Restart(Scenario scenario) {
         this.scenario = scenario;
@@ -31,30 +31,36 @@ final class Restart {
 
     void run() throws Exception {
         int before = scenario.all().size();
+        List<String> answered = workThrough("restart?");
+        List<Item> items = scenario.all();
+        same(answered, Scenario.ids(items.subList(before, items.size())));
+    }
+
+    /**
+     * Asks for a restart, and calls until it has been over for a while. Returns the ids of the items whose append was
+     * answered.
+     */
+    List<String> workThrough(String ask) throws Exception {
+        isBack = false;
         ExecutorService threads = Executors.newFixedThreadPool(WORKERS);
         List<Future<List<String>>> working =
                 Collections.nCopies(WORKERS, threads).stream().map(each -> each.submit(this::work)).toList();
-        awaitRestart();
+        System.out.println(ask);
+        STDIN.readLine();
+        isBack = true;
         List<String> answered = new ArrayList<>();
         for (Future<List<String>> ids : working) {
             answered.addAll(ids.get());
         }
         threads.shutdown();
-        List<Item> items = scenario.all();
-        same(answered, Scenario.ids(items.subList(before, items.size())));
-    }
-
-    private void awaitRestart() throws IOException {
-        System.out.println("restart?");
-        new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8)).readLine();
-        back.countDown();
+        return answered;
     }
 
     /** The ids of the items that were appended as far as the answers tell. */
     private List<String> work() {
         List<String> appended = new ArrayList<>();
         for (int left = AFTER; left > 0; ) {
-            if (back.getCount() == 0) {
+            if (isBack) {
                 left--;
             }
             scenario.read();

@@ -2,6 +2,7 @@ package interop;
 
 import com.google.rpc.BadRequest;
 import com.google.rpc.BadRequest.FieldViolation;
+import conversations.v1.AttributeValues;
 import conversations.v1.Conversation;
 import conversations.v1.ConversationsServiceGrpc;
 import conversations.v1.ConversationsServiceGrpc.ConversationsServiceBlockingStub;
@@ -9,7 +10,6 @@ import conversations.v1.AppendItemsRequest;
 import conversations.v1.AppendItemsResponse;
 import conversations.v1.CreateConversationRequest;
 import conversations.v1.CreateItemsRequest;
-import conversations.v1.DeleteConversationRequest;
 import conversations.v1.GetConversationRequest;
 import conversations.v1.ListItemsRequest;
 import conversations.v1.ListItemsResponse;
@@ -29,6 +29,7 @@ import java.util.Set;
 import java.util.UUID;
 import java.util.concurrent.TimeUnit;
 import java.util.stream.Collectors;
+import java.util.stream.Stream;
 
 /** The steps. Each goes on with the conversation that the first one made. */
 final class Scenario {
@@ -60,6 +61,24 @@ final class Scenario {
         Check.equal("interop", conversation.getMetadataOrThrow("topic"));
         Check.that(!conversation.getEtag().isEmpty(), "the conversation has no etag");
         cameBack(items);
+    }
+
+    /** The same with a conversation of its own, which begins with messages of the user. */
+    Scenario branch(String... words) {
+        Scenario made = new Scenario(channel, locked);
+        made.conversation = service.createConversation(CreateConversationRequest.newBuilder()
+                .setConversation(Conversation.newBuilder().putMetadata("topic", "branch"))
+                .addAllItems(Stream.of(words).map(Items::text).toList())
+                .build());
+        return made;
+    }
+
+    String conversationId() {
+        return conversation.getId();
+    }
+
+    ConversationsServiceBlockingStub service() {
+        return service;
     }
 
     /** What was set came back as sent, what was unset is unset still, and the server's fields are filled in. */
@@ -100,7 +119,7 @@ final class Scenario {
     }
 
     /** Updates twice with the etag of before. */
-    void etag() throws Exception {
+    void etag() {
         update("first");
         Check.fails(Status.Code.ABORTED, "ETAG_MISMATCH", () -> update("second"));
     }
@@ -114,7 +133,7 @@ final class Scenario {
                 .build());
     }
 
-    void notFound() throws Exception {
+    void notFound() {
         GetConversationRequest nobody =
                 GetConversationRequest.newBuilder().setConversationId("conv_nobody").build();
         Check.fails(Status.Code.NOT_FOUND, "CONVERSATION_NOT_FOUND", () -> service.getConversation(nobody));
@@ -128,10 +147,14 @@ final class Scenario {
                 violations.getFieldViolationsList().stream().map(FieldViolation::getField).collect(Collectors.toSet()));
     }
 
-    void denied() throws Exception {
-        DeleteConversationRequest request =
-                DeleteConversationRequest.newBuilder().setConversationId(conversation.getId()).build();
-        Check.fails(Status.Code.PERMISSION_DENIED, "ACTION_DENIED", () -> service.deleteConversation(request));
+    /** Tries to share, which the policy permits nobody. */
+    void denied() {
+        UpdateConversationRequest request = UpdateConversationRequest.newBuilder()
+                .setConversation(Conversation.newBuilder()
+                        .setId(conversation.getId())
+                        .putAttributes("teams", AttributeValues.newBuilder().addValues("search").build()))
+                .build();
+        Check.fails(Status.Code.PERMISSION_DENIED, "ACTION_DENIED", () -> service.updateConversation(request));
     }
 
     void deadline() {

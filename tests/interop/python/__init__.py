@@ -1,0 +1,1 @@
+"""A Python client that tries every method: `python -m tests.interop.python`."""

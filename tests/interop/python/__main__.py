@@ -1,0 +1,53 @@
+"""Uses the service as a Python client does, and says after each step that it went well."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+
+from tests.interop.python.client import connect, connect_for_watches
+from tests.interop.python.restart import restart
+from tests.interop.python.scenario import Scenario
+from tests.interop.python.watch_steps import WatchSteps
+
+
+async def main() -> None:
+    """Runs all steps; the first that fails ends the program."""
+    target, config = os.environ["TARGET"], Path(os.environ["SERVICE_CONFIG"])
+    async with connect(target, config) as channel, connect_for_watches(target, config) as watching:
+        scenario = Scenario(ConversationsServiceStub(channel), os.environ["LOCKED"])
+        await run(steps(scenario, WatchSteps(scenario, ConversationsServiceStub(watching))))
+
+
+def steps(scenario: Scenario, watches: WatchSteps) -> dict[str, Callable[[], Awaitable[None]]]:
+    """The steps by their names, in order."""
+    return {
+        "create": scenario.create,
+        "append": scenario.append,
+        "pages": scenario.pages,
+        "etag": scenario.etag,
+        "not_found": scenario.not_found,
+        "denied": scenario.denied,
+        "deadline": scenario.deadline,
+        "stream": scenario.stream,
+        "restart": partial(restart, scenario),
+        "watch": watches.watch,
+        "watch_reset": watches.watch_reset,
+        "watch_refused": watches.watch_refused,
+        "watch_silence": watches.watch_silence,
+        "watch_restart": watches.watch_restart,
+    }
+
+
+async def run(named: dict[str, Callable[[], Awaitable[None]]]) -> None:
+    """Runs the steps, and prints a line after each."""
+    for name, step in named.items():
+        await step()
+        print("ok", name, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
