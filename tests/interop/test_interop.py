@@ -15,18 +15,38 @@ from tempfile import TemporaryDirectory
 
 import asyncpg
 import pytest
+from grpc import StatusCode
 
 from tests.support.build import create
 from tests.support.commands import ROOT, connect, environment
 from tests.support.postgres import fresh_database
 from tests.support.programs import BUILD, RestartableServer, build_problem, ending, output_of, restartable_server
+from tests.support.scripted_watches import Stream, scripted_watches
 
 PROGRAMS = ROOT / "tests" / "interop"
 RUN_SECONDS = 90.0  # on an idle machine six
 STEPS = [
     *("create", "append", "pages", "etag", "not_found", "denied", "deadline", "stream", "restart"),
-    *("watch", "watch_reset", "watch_refused", "watch_silence", "watch_restart"),
+    *("watch", "watch_reset", "watch_refused", "watch_silence", "watch_ends", "watch_restart"),
 ]
+# What the streams of the step watch_ends bring: the table "How a stream ends" of docs/watch.md.
+ENDS = [
+    Stream(token="one"),
+    Stream(code=StatusCode.UNAVAILABLE, retry_seconds=0.4, least_pause=0.4 + 0.08),
+    Stream(code=StatusCode.RESOURCE_EXHAUSTED, least_pause=0.16),
+    Stream(code=StatusCode.CANCELLED, least_pause=0.32),
+    Stream(code=StatusCode.UNAVAILABLE, least_pause=0.64),
+    Stream(token="two"),
+    Stream(code=StatusCode.UNAUTHENTICATED),
+    Stream(code=StatusCode.OUT_OF_RANGE, reason="RESUME_TOKEN_EXPIRED"),
+    Stream(token="three"),
+    Stream(code=StatusCode.INVALID_ARGUMENT, reason="RESUME_TOKEN_INVALID"),
+    Stream(token="four", is_last=True),
+]
+# What clients send meanwhile.
+TOKENS = ["", *["one"] * 5, "two", "two", "", "three", ""]
+CREDENTIALS = [*["Bearer old"] * 7, *["Bearer new"] * 4]
+EARLY = 0.95  # timers may fire a little before their time
 POLICY = "- permit: {actions: [create, read, update, delete]}\n"  # all but share
 
 
@@ -153,10 +173,16 @@ async def test_a_client(program: Program, network: str, postgres: str, template:
         served = await stack.enter_async_context(
             restartable_server(url, folder, policy_file=str(folder / "policy.yaml"))
         )
+        scripted = await stack.enter_async_context(scripted_watches(ENDS))
         variables = {
             "TARGET": served.tcp if network == "tcp" else served.socket,
             "SERVICE_CONFIG": str(ROOT / "deploy" / "service_config.json"),
+            "SCRIPTED": scripted.address,
             "LOCKED": await stack.enter_async_context(locked(url, served.tcp)),
         }
         result = await outcome(program, served, folder / "errors", **variables)
         assert (0, STEPS) == result, (folder / "errors").read_text(encoding="utf-8")
+        assert TOKENS == [call.token for call in scripted.calls]
+        assert CREDENTIALS == [call.authorization for call in scripted.calls]
+        pauses = zip((stream.least_pause for stream in ENDS), (call.pause for call in scripted.calls[1:]), strict=False)
+        assert [] == [(least, pause) for least, pause in pauses if pause < least * EARLY]

@@ -29,9 +29,14 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer watching.Close()
+	scripted, err := dialForWatches(os.Getenv("SCRIPTED"), os.Getenv("SERVICE_CONFIG"))
+	if err != nil {
+		return err
+	}
+	defer scripted.Close()
 
 	s := newScenario(conn, os.Getenv("LOCKED"))
-	w := &watchSteps{scenario: s, client: pb.NewConversationsServiceClient(watching)}
+	w := &watchSteps{s, pb.NewConversationsServiceClient(watching), pb.NewConversationsServiceClient(scripted)}
 	steps := []struct {
 		name string
 		run  func(context.Context) error
@@ -49,6 +54,7 @@ func run(ctx context.Context) error {
 		{"watch_reset", w.reset},
 		{"watch_refused", w.refused},
 		{"watch_silence", w.silence},
+		{"watch_ends", w.ends},
 		{"watch_restart", w.restart},
 	}
 	for _, step := range steps {

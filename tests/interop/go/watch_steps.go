@@ -24,7 +24,8 @@ const (
 // watchSteps are the steps that follow a conversation. Those that write have a conversation of their own.
 type watchSteps struct {
 	*scenario
-	client pb.ConversationsServiceClient // on a connection for watches
+	client   pb.ConversationsServiceClient // on a connection for watches
+	scripted pb.ConversationsServiceClient // of a service whose streams end as a script says
 }
 
 // watch is told all that happens in order, each once, and goes on with the token of another watch.
@@ -85,8 +86,8 @@ func (w *watchSteps) reset(ctx context.Context) error {
 
 // refused has its credentials renewed once, and a watch of nothing end.
 func (w *watchSteps) refused(ctx context.Context) error {
-	renewals, refused := 0, true // the server refuses all credentials, since it checks none
-	client := withCredentials{w.client, &refused}
+	renewals, token := 0, "expired" // the server refuses all credentials, since it checks none
+	client := withToken{w.client, &token}
 	request := &pb.WatchItemsRequest{ConversationId: w.conversation.GetId()}
 	inVain := func(context.Context) error { renewals++; return nil }
 	watch := pull(watchItems(ctx, client, request, followOptions{renew: inVain}))
@@ -95,7 +96,7 @@ func (w *watchSteps) refused(ctx context.Context) error {
 	if err := expect(err, codes.Unauthenticated, "CREDENTIALS_INVALID"); err != nil || renewals != 1 {
 		return fmt.Errorf("after %d renewals: %w", renewals, err)
 	}
-	renew := func(context.Context) error { refused = false; return nil }
+	renew := func(context.Context) error { token = ""; return nil }
 	watch = pull(watchItems(ctx, client, request, followOptions{renew: renew}))
 	defer watch.stop()
 	if err := watch.expect("topic first"); err != nil {
@@ -107,19 +108,44 @@ func (w *watchSteps) refused(ctx context.Context) error {
 	return expect(err, codes.NotFound, "CONVERSATION_NOT_FOUND")
 }
 
-// withCredentials sends a token with each stream while it is refused.
-type withCredentials struct {
+// withToken sends a token with each stream, if there is one.
+type withToken struct {
 	pb.ConversationsServiceClient
-	refused *bool
+	token *string
 }
 
-func (c withCredentials) WatchItems(
+func (c withToken) WatchItems(
 	ctx context.Context, request *pb.WatchItemsRequest, options ...grpc.CallOption,
 ) (grpc.ServerStreamingClient[pb.WatchItemsResponse], error) {
-	if *c.refused {
-		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer expired")
+	if *c.token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+*c.token)
 	}
 	return c.ConversationsServiceClient.WatchItems(ctx, request, options...)
+}
+
+// ends does at each end of a stream what docs/watch.md says. The script also looks at what arrives there.
+func (w *watchSteps) ends(ctx context.Context) error {
+	token := "old"
+	renew := func(context.Context) error { token = "new"; return nil }
+	request := &pb.WatchItemsRequest{
+		ConversationId: "conv_scripted",
+		Start:          &pb.WatchItemsRequest_AfterSequence{AfterSequence: 0},
+	}
+	var events []string
+	for event, err := range watchItems(ctx, withToken{w.scripted, &token}, request, followOptions{renew: renew}) {
+		if err != nil {
+			return err
+		}
+		if event.reset {
+			events = append(events, "reset")
+		} else {
+			events = append(events, event.message.GetResumeToken())
+		}
+	}
+	if want := []string{"one", "two", "reset", "three", "reset", "four"}; !slices.Equal(events, want) {
+		return fmt.Errorf("want %v, got %v", want, events)
+	}
+	return nil
 }
 
 // silence opens an idle stream again and again: each begins with a message, here without changes.

@@ -17,9 +17,14 @@ from tests.interop.python.watch_steps import WatchSteps
 async def main() -> None:
     """Runs all steps; the first that fails ends the program."""
     target, config = os.environ["TARGET"], Path(os.environ["SERVICE_CONFIG"])
-    async with connect(target, config) as channel, connect_for_watches(target, config) as watching:
+    async with (
+        connect(target, config) as channel,
+        connect_for_watches(target, config) as watching,
+        connect_for_watches(os.environ["SCRIPTED"], config) as scripted,
+    ):
         scenario = Scenario(ConversationsServiceStub(channel), os.environ["LOCKED"])
-        await run(steps(scenario, WatchSteps(scenario, ConversationsServiceStub(watching))))
+        stubs = ConversationsServiceStub(watching), ConversationsServiceStub(scripted)
+        await run(steps(scenario, WatchSteps(scenario, *stubs)))
 
 
 def steps(scenario: Scenario, watches: WatchSteps) -> dict[str, Callable[[], Awaitable[None]]]:
@@ -38,6 +43,7 @@ def steps(scenario: Scenario, watches: WatchSteps) -> dict[str, Callable[[], Awa
         "watch_reset": watches.watch_reset,
         "watch_refused": watches.watch_refused,
         "watch_silence": watches.watch_silence,
+        "watch_ends": watches.watch_ends,
         "watch_restart": watches.watch_restart,
     }
 

@@ -31,10 +31,13 @@ SHORT_SILENCE_SECONDS = 0.5  # an idle stream is silent for 30
 class WatchSteps:
     """The steps. Those that write have a conversation of their own."""
 
-    def __init__(self, scenario: Scenario, stub: "ConversationsServiceAsyncStub") -> None:
-        """``stub``: on a connection for watches."""
+    def __init__(
+        self, scenario: Scenario, stub: "ConversationsServiceAsyncStub", scripted: "ConversationsServiceAsyncStub"
+    ) -> None:
+        """``stub``: on a connection for watches. ``scripted``: of a service whose streams end as a script says."""
         self._scenario = scenario
         self._stub = stub
+        self._scripted = scripted
 
     async def watch(self) -> None:
         """All that happens is told in order, each once, also to one that goes on with the token of another."""
@@ -95,6 +98,19 @@ class WatchSteps:
                 event = await anext(watch)
                 assert isinstance(event, WatchItemsResponse)
                 assert not event.changes
+
+    async def watch_ends(self) -> None:
+        """At each end of a stream it does what docs/watch.md says; the script also looks at what arrives there."""
+        metadata = [("authorization", "Bearer old")]
+
+        async def renew() -> None:
+            metadata[:] = [("authorization", "Bearer new")]
+
+        open_stream = partial(self._scripted.WatchItems, metadata=metadata)
+        request = WatchItemsRequest(conversation_id="conv_scripted", after_sequence=0)
+        events = [event async for event in watch_items(open_stream, request, renew=renew)]
+        tokens = ["reset" if isinstance(event, Reset) else event.resume_token for event in events]
+        assert ["one", "two", "reset", "three", "reset", "four"] == tokens
 
     async def watch_restart(self) -> None:
         """Through restarts of the server, one of them without a warning, every item is told once and in order."""

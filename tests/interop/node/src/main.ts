@@ -5,11 +5,12 @@ import { restart } from "./restart.js";
 import { Scenario } from "./scenario.js";
 import { WatchSteps } from "./watch_steps.js";
 
-const { TARGET = "", SERVICE_CONFIG = "", LOCKED = "" } = process.env;
+const { TARGET = "", SERVICE_CONFIG = "", LOCKED = "", SCRIPTED = "" } = process.env;
 const client = connect(TARGET, SERVICE_CONFIG);
 const watchingClient = connectForWatches(TARGET, SERVICE_CONFIG);
+const scriptedClient = connectForWatches(SCRIPTED, SERVICE_CONFIG);
 const scenario = new Scenario(client, LOCKED);
-const watches = new WatchSteps(scenario, watchingClient);
+const watches = new WatchSteps(scenario, watchingClient, scriptedClient);
 const steps: [string, () => Promise<void>][] = [
   ["create", () => scenario.create()],
   ["append", () => scenario.append()],
@@ -24,6 +25,7 @@ const steps: [string, () => Promise<void>][] = [
   ["watch_reset", () => watches.reset()],
   ["watch_refused", () => watches.refused()],
   ["watch_silence", () => watches.silence()],
+  ["watch_ends", () => watches.ends()],
   ["watch_restart", () => watches.restart()],
 ];
 
@@ -39,4 +41,5 @@ for (const [name, run] of steps) {
 }
 client.close();
 watchingClient.close();
+scriptedClient.close();
 process.stdin.destroy();

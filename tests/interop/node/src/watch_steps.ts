@@ -29,6 +29,7 @@ export class WatchSteps {
   constructor(
     private readonly scenario: Scenario,
     private readonly client: ConversationsServiceClient, // with a connection for watches
+    private readonly scripted: ConversationsServiceClient, // of a service whose streams end as a script says
   ) {}
 
   /** All that happens is told in order, each once, also to one that goes on with the token of another. */
@@ -94,6 +95,20 @@ export class WatchSteps {
       assert.deepEqual((await nextMessage(watch)).changes, []);
     }
     await watch.return();
+  }
+
+  /** At each end of a stream it does what docs/watch.md says; the script also looks at what arrives there. */
+  async ends(): Promise<void> {
+    const metadata = new Metadata();
+    metadata.set("authorization", "Bearer old");
+    const renew = async () => metadata.set("authorization", "Bearer new");
+    const open = (request: WatchItemsRequest) => this.scripted.watchItems(request, metadata);
+    const start: WatchItemsRequest["start"] = { $case: "afterSequence", value: 0n };
+    const events: string[] = [];
+    for await (const event of watchItems(open, { conversationId: "conv_scripted", start }, { renew })) {
+      events.push(event === reset ? "reset" : event.resumeToken);
+    }
+    assert.deepEqual(events, ["one", "two", "reset", "three", "reset", "four"]);
   }
 
   /** Through restarts of the server, one of them without a warning, every item is told once and in order. */

@@ -45,11 +45,13 @@ async fn run() -> Result<()> {
     done("restart", restart::run(&scenario).await)?;
 
     let client = client::connect(&env::var("TARGET")?, &config)?; // a connection for watches; 100 at most
-    let watches = WatchSteps { scenario, client };
+    let scripted = client::connect(&env::var("SCRIPTED")?, &config)?;
+    let watches = WatchSteps { scenario, client, scripted };
     done("watch", watches.watch().await)?;
     done("watch_reset", watches.reset().await)?;
     done("watch_refused", watches.refused().await)?;
     done("watch_silence", watches.silence().await)?;
+    done("watch_ends", watches.ends().await)?;
     done("watch_restart", watches.restart().await)
 }
 

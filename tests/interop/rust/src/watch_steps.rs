@@ -23,7 +23,8 @@ const SHORT_SILENCE: Duration = Duration::from_millis(500); // an idle stream is
 
 pub struct WatchSteps {
     pub scenario: Scenario,
-    pub client: Client, // on a connection for watches
+    pub client: Client,   // on a connection for watches
+    pub scripted: Client, // of a service whose streams end as a script says
 }
 
 impl WatchSteps {
@@ -69,14 +70,14 @@ impl WatchSteps {
 
     /// Credentials that are refused are renewed once, and what is missing ends the watch.
     pub async fn refused(&self) -> Result<()> {
-        let are_sent = Cell::new(true); // and refused, since this server checks none
+        let token = Cell::new("Bearer expired"); // refused, since this server checks none
         let renewals = Cell::new(0);
         let in_vain = async || {
             renewals.set(renewals.get() + 1);
             Ok(())
         };
         let now = WatchItemsRequest { conversation_id: self.scenario.id(), start: None };
-        let error = Watch::new(self.open_with(&are_sent), in_vain, now.clone())
+        let error = Watch::new(open_with(&self.client, &token), in_vain, now.clone())
             .next()
             .await
             .expect_err("the credentials are refused");
@@ -84,10 +85,10 @@ impl WatchSteps {
         ensure!(renewals.get() == 1, "{} renewals", renewals.get());
 
         let renew = async || {
-            are_sent.set(false);
+            token.set("");
             Ok(())
         };
-        expect(&mut Watch::new(self.open_with(&are_sent), renew, now), &["topic first"]).await?;
+        expect(&mut Watch::new(open_with(&self.client, &token), renew, now), &["topic first"]).await?;
 
         let error = self.from_beginning("conv_nobody".into()).next().await.expect_err("nothing is there");
         ensure!(is(&error, Code::NotFound, "CONVERSATION_NOT_FOUND"), "unexpected: {error:?}");
@@ -104,6 +105,27 @@ impl WatchSteps {
             let Some(Event::Message(message)) = event else { bail!("want a message, got {event:?}") };
             ensure!(message.changes.is_empty(), "want no changes, got {message:?}");
         }
+        Ok(())
+    }
+
+    /// At each end of a stream it does what docs/watch.md says; the script also looks at what arrives there.
+    pub async fn ends(&self) -> Result<()> {
+        let token = Cell::new("Bearer old");
+        let renew = async || {
+            token.set("Bearer new");
+            Ok(())
+        };
+        let start = Some(watch_items_request::Start::AfterSequence(0));
+        let request = WatchItemsRequest { conversation_id: "conv_scripted".into(), start };
+        let mut watch = Watch::new(open_with(&self.scripted, &token), renew, request);
+        let mut events = Vec::new();
+        while let Some(event) = watch.next().await? {
+            events.push(match event {
+                Event::Message(message) => message.resume_token,
+                Event::Reset => "reset".into(),
+            });
+        }
+        ensure!(events == ["one", "two", "reset", "three", "reset", "four"], "unexpected: {events:?}");
         Ok(())
     }
 
@@ -151,16 +173,16 @@ impl WatchSteps {
     fn open(&self) -> impl AsyncFnMut(WatchItemsRequest) -> Answer {
         async move |request: WatchItemsRequest| self.client.clone().watch_items(request).await
     }
+}
 
-    /// Sends credentials as long as they `are_sent`.
-    fn open_with(&self, are_sent: &Cell<bool>) -> impl AsyncFnMut(WatchItemsRequest) -> Answer {
-        async move |request: WatchItemsRequest| {
-            let mut request = Request::new(request);
-            if are_sent.get() {
-                request.metadata_mut().insert("authorization", MetadataValue::from_static("Bearer expired"));
-            }
-            self.client.clone().watch_items(request).await
+/// Sends a token with each stream, if there is one.
+fn open_with(client: &Client, token: &Cell<&'static str>) -> impl AsyncFnMut(WatchItemsRequest) -> Answer {
+    async move |request: WatchItemsRequest| {
+        let mut request = Request::new(request);
+        if !token.get().is_empty() {
+            request.metadata_mut().insert("authorization", MetadataValue::from_static(token.get()));
         }
+        client.clone().watch_items(request).await
     }
 }
 

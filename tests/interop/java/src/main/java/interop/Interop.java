@@ -17,15 +17,17 @@ public final class Interop {
     public static void main(String[] args) throws Exception {
         ManagedChannel channel = Channels.open(env("TARGET"), Path.of(env("SERVICE_CONFIG")));
         ManagedChannel watching = Channels.openForWatches(env("TARGET"), Path.of(env("SERVICE_CONFIG")));
+        ManagedChannel scripted = Channels.openForWatches(env("SCRIPTED"), Path.of(env("SERVICE_CONFIG")));
         try {
             Scenario scenario = new Scenario(channel, env("LOCKED"));
-            run(steps(scenario, new WatchSteps(scenario, watching)));
+            run(steps(scenario, new WatchSteps(scenario, watching, scripted)));
         } catch (Exception | AssertionError problem) {
             problem.printStackTrace();
             System.exit(1); // other threads are still running when one has failed
         } finally {
             channel.shutdownNow();
             watching.shutdownNow();
+            scripted.shutdownNow();
         }
     }
 
@@ -44,6 +46,7 @@ public final class Interop {
         steps.put("watch_reset", watches::reset);
         steps.put("watch_refused", watches::refused);
         steps.put("watch_silence", watches::silence);
+        steps.put("watch_ends", watches::ends);
         steps.put("watch_restart", watches::restart);
         return steps;
     }

@@ -29,11 +29,16 @@ final class WatchSteps {
 
     private final Scenario scenario;
     private final ConversationsServiceBlockingV2Stub service;
+    private final ConversationsServiceBlockingV2Stub scripted;
 
-    /** @param channel for watches */
-    WatchSteps(Scenario scenario, Channel channel) {
+    /**
+     * @param channel for watches
+     * @param scripted leads to a service whose streams end as a script says
+     */
+    WatchSteps(Scenario scenario, Channel channel, Channel scripted) {
         this.scenario = scenario;
         this.service = ConversationsServiceGrpc.newBlockingV2Stub(channel);
+        this.scripted = ConversationsServiceGrpc.newBlockingV2Stub(scripted);
     }
 
     /** All that happens is told in order, each once, also to one that goes on with the token of another. */
@@ -74,13 +79,13 @@ final class WatchSteps {
     /** Credentials that are refused are renewed once, and what is missing ends the watch. */
     void refused() throws Exception {
         AtomicInteger renewals = new AtomicInteger();
-        Credentials credentials = new Credentials();
+        Credentials credentials = new Credentials("expired"); // refused, since this server checks none
         ConversationsServiceBlockingV2Stub refused = service.withCallCredentials(credentials);
         try (Watch watch = fromNow(refused).renewingBy(renewals::incrementAndGet)) {
             fails(Status.Code.UNAUTHENTICATED, "CREDENTIALS_INVALID", watch);
             Check.equal(1, renewals.get());
         }
-        try (Watch watch = fromNow(refused).renewingBy(() -> credentials.areSent = false)) {
+        try (Watch watch = fromNow(refused).renewingBy(() -> credentials.token = "")) {
             expect(watch, "topic first");
         }
         try (Watch watch = fromBeginning("conv_nobody")) {
@@ -88,19 +93,23 @@ final class WatchSteps {
         }
     }
 
-    /** Refused when they are sent, since this server checks none. */
+    /** A token, if there is one. */
     private static final class Credentials extends CallCredentials {
 
         private static final Metadata.Key<String> AUTHORIZATION =
                 Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
 
-        private volatile boolean areSent = true;
+        private volatile String token;
+
+        Credentials(String token) {
+            this.token = token;
+        }
 
         @Override
         public void applyRequestMetadata(RequestInfo call, Executor executor, MetadataApplier applier) {
             Metadata metadata = new Metadata();
-            if (areSent) {
-                metadata.put(AUTHORIZATION, "Bearer expired");
+            if (!token.isEmpty()) {
+                metadata.put(AUTHORIZATION, "Bearer " + token);
             }
             applier.apply(metadata);
         }
@@ -116,6 +125,21 @@ final class WatchSteps {
             }
         }
         Check.that(System.nanoTime() - began < 10_000_000_000L, "the stream was not opened again");
+    }
+
+    /** At each end of a stream it does what docs/watch.md says; the script also looks at what arrives there. */
+    void ends() throws Exception {
+        Credentials credentials = new Credentials("old");
+        WatchItemsRequest request =
+                WatchItemsRequest.newBuilder().setConversationId("conv_scripted").setAfterSequence(0).build();
+        List<String> events = new ArrayList<>();
+        try (Watch watch = new Watch(scripted.withCallCredentials(credentials), request)
+                .renewingBy(() -> credentials.token = "new")) {
+            for (Watch.Event event = watch.next(); event != null; event = watch.next()) {
+                events.add(event.isReset() ? "reset" : event.message().getResumeToken());
+            }
+        }
+        Check.equal(List.of("one", "two", "reset", "three", "reset", "four"), events);
     }
 
     /** Through restarts of the server, one of them without a warning, every item is told once and in order. */
