@@ -42,8 +42,8 @@ type followOptions struct {
 	silence     time.Duration               // after so long without a message the connection counts as broken; 90 s
 }
 
-// follow yields what happens until ctx ends, and at last the error that it cannot go on after. A message counts as dealt
-// with when the next one is asked for: store what has to survive a crash before that, together with the resume token.
+// follow yields what happens until ctx ends, and at last the error that it cannot go on after. A message counts as
+// dealt with when the next one is asked for: store what has to survive a crash before that, with the resume token.
 //
 // open opens the stream behind a token, or at its beginning without one.
 func follow[M message](

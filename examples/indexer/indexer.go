@@ -143,7 +143,8 @@ func tellsAll(change *pb.ConversationChange) bool {
 		return change.GetConversation().GetLastSequence() == 0
 	}
 	first := change.GetItems()[0]
-	return max(first.GetItem().GetSequence(), first.GetLargeItem().GetSequence(), first.GetDeletedItem().GetSequence()) == 1
+	large, deleted := first.GetLargeItem().GetSequence(), first.GetDeletedItem().GetSequence()
+	return max(first.GetItem().GetSequence(), large, deleted) == 1
 }
 
 func (x *indexer) applyItem(ctx context.Context, rows *rows, id string, change *pb.ItemChange) error {

@@ -58,7 +58,8 @@ func (s *scenario) create(ctx context.Context) error {
 
 // branch returns the same with a conversation of its own, which begins with messages of the user.
 func (s *scenario) branch(ctx context.Context, words ...string) (*scenario, error) {
-	request := &pb.CreateConversationRequest{Conversation: &pb.Conversation{Metadata: map[string]string{"topic": "branch"}}}
+	conversation := &pb.Conversation{Metadata: map[string]string{"topic": "branch"}}
+	request := &pb.CreateConversationRequest{Conversation: conversation}
 	for _, each := range words {
 		request.Items = append(request.Items, text(each))
 	}

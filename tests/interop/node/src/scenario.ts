@@ -147,7 +147,8 @@ export class Scenario {
       id: this.conversationId,
       attributes: { teams: AttributeValues.create({ values: ["search"] }) },
     });
-    const shared = call(this.client, this.client.updateConversation, UpdateConversationRequest.create({ conversation }));
+    const request = UpdateConversationRequest.create({ conversation });
+    const shared = call(this.client, this.client.updateConversation, request);
     await expectFailure(shared, status.PERMISSION_DENIED, "ACTION_DENIED");
   }
 

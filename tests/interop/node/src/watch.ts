@@ -27,8 +27,8 @@ export interface WatchOptions {
  * Follows a conversation until it has been deleted: opens a stream whenever one ends, behind the last message that was
  * dealt with. What it does at each end of a stream is the table of docs/watch.md.
  *
- * A message counts as dealt with when the next one is asked for: store what has to survive a crash before that, together
- * with the message's `resumeToken`. An error that is thrown is one that the watch cannot go on after.
+ * A message counts as dealt with when the next one is asked for: store what has to survive a crash before that,
+ * together with the message's `resumeToken`. An error that is thrown is one that the watch cannot go on after.
  *
  * @param open `(request) => client.watchItems(request)`, with a client that has a connection of its own.
  * @param request Which conversation, and where to begin without a token.

@@ -89,7 +89,8 @@ export class WatchSteps {
   async silence(): Promise<void> {
     const request = WatchItemsRequest.create({ conversationId: this.scenario.conversationId });
     const signal = AbortSignal.timeout(10_000);
-    const watch = watchItems((request) => this.client.watchItems(request), request, { silenceMs: shortSilenceMs, signal });
+    const open = (request: WatchItemsRequest) => this.client.watchItems(request);
+    const watch = watchItems(open, request, { silenceMs: shortSilenceMs, signal });
     await expectTold(watch, "topic first");
     for (let i = 0; i < 3; i++) {
       assert.deepEqual((await nextMessage(watch)).changes, []);

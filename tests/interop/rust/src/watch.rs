@@ -1,5 +1,5 @@
-//! Follows a conversation for good: opens WatchItems whenever a stream ends, behind the last message that was dealt with.
-//! What it does at each end of a stream is the table of docs/watch.md.
+//! Follows a conversation for good: opens WatchItems whenever a stream ends, behind the last message that was dealt
+//! with. What it does at each end of a stream is the table of docs/watch.md.
 
 use std::error::Error;
 use std::time::Duration;
