@@ -240,7 +240,7 @@ def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness) -> 
         watches=parts.chain.watch_limit,
         followed=parts.watches.hub,
         poller=parts.watches.poller,
-        told=parts.watches.told,
+        watch_stats=parts.watches.stats,
         drain=parts.drain_gate,
         readiness=readiness,
         database=parts.store.database,

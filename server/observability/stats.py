@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
 from server.observability.histogram import Histogram
@@ -44,6 +45,41 @@ class StoreStats:
         self.creates = 0
         self.shared_creates = Histogram(_SHARERS)
         self.items = 0
+
+
+STALLED_SECONDS = 10.0  # in which a caller has not taken a message
+
+
+class WatchStats:
+    """Counts of the watches of this process.
+
+    Args:
+        kinds: Of changes.
+
+    Attributes:
+        changes: That were told, by kind.
+        delays: Seconds from the `create_time` of an item to the message that told of it, behind the first of a stream.
+    """
+
+    def __init__(self, kinds: Iterable[str]) -> None:
+        self.changes = Counter(dict.fromkeys(kinds, 0))
+        self.delays = Histogram(_SECONDS)
+        self._writing: dict[object, float] = {}
+
+    @property
+    def stalled(self) -> int:
+        """How many callers have not taken a message for `STALLED_SECONDS`."""
+        late = time.monotonic() - STALLED_SECONDS
+        return sum(since < late for since in self._writing.values())
+
+    @contextmanager
+    def writing(self, stream: object) -> Iterator[None]:
+        """While it is open, ``stream`` waits until its caller has taken a message."""
+        self._writing[stream] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._writing[stream]
 
 
 class PurgeStats:

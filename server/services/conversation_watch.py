@@ -73,8 +73,8 @@ class ConversationWatch(WatchStream[LoggedChanges, pb.WatchConversationsResponse
         if found.watermark is not None:
             response.watermark.CopyFrom(timestamp(found.watermark))
         for change in response.changes:
-            self.shared.told["conversation_removed" if change.removed_id else "conversation"] += 1
-            self.shared.told.update(str(item.WhichOneof("change")) for item in change.items)
+            self.shared.stats.changes["conversation_removed" if change.removed_id else "conversation"] += 1
+            self.count(change.items)
         return response
 
     def _check_plan(self) -> None:

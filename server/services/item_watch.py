@@ -65,7 +65,7 @@ class ItemWatch(WatchStream[Changes, pb.WatchItemsResponse, Subscription]):
         )
         if found.watermark is not None:
             response.watermark.CopyFrom(timestamp(found.watermark))
-        self.shared.told.update(str(change.WhichOneof("change")) for change in response.changes)
+        self.count(response.changes)
         return response
 
 

@@ -7,8 +7,7 @@ import asyncio
 import random
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -29,6 +28,7 @@ from server.errors import (
 )
 from server.identity.caller import current_caller
 from server.interceptors.chain import Context
+from server.observability.stats import WatchStats
 from server.requests.page_tokens import PageTokens
 from server.store.change_hub import BLIND_SECONDS, ChangeHub
 from server.store.change_log_poller import ChangeLogPoller
@@ -45,7 +45,7 @@ _READS = 8  # at a time
 _TRANSIENT = (StoreUnavailable, DeadlineExceeded, IdentityUnavailable)
 _REFUSALS = (ActionDenied, ConversationNotFound)
 # What `watch_changes_total` counts.
-KINDS = (*pb.ItemChange.DESCRIPTOR.fields_by_name, "conversation_removed")
+_KINDS = (*pb.ItemChange.DESCRIPTOR.fields_by_name, "conversation_removed")
 
 
 class Found(Protocol):
@@ -81,7 +81,7 @@ class Watches:
         tokens: Signs and verifies resume tokens.
         seconds: How long a stream lasts.
         refusing: Set when connections have been told to go away; streams end then.
-        told: How many changes were told, by kind.
+        stats: What was told, and how late.
         reads: Lets so many streams read and build a message at a time.
     """
 
@@ -92,7 +92,7 @@ class Watches:
     tokens: PageTokens
     seconds: float
     refusing: asyncio.Event
-    told: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(KINDS, 0)))
+    stats: WatchStats = field(default_factory=lambda: WatchStats(_KINDS))
     reads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READS))
 
 
@@ -116,6 +116,7 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
         self.access: Access = current_access.get()
         self._caller = current_caller.get()
         self._audit = current_audit.get()
+        self._told_at = 0.0  # the last message; 0 before the first
 
     @abstractmethod
     def subscribe(self) -> AbstractContextManager[WakeupT]:
@@ -164,21 +165,20 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
 
     async def _responses(self, subscription: WakeupT, ends_at: float) -> AsyncGenerator[ResponseT, None]:
         await self.start()
-        told_at = 0.0
         blind_seconds = BLIND_SECONDS + random.uniform(0, _BLIND_SPREAD_SECONDS)  # noqa: S311 - jitter
         while True:
             subscription.arm()
             found = await self._read(subscription)
             if found is not None:
                 is_last, is_complete = found.is_last, found.is_complete
-                # What the caller may not read does not show, not even by the time of a message.
-                if not told_at or not found.is_empty or time.monotonic() > told_at + BOOKMARK_SECONDS * (1 - _JITTER):
+                if self._is_told(found):
                     self._audit_permit()
                     response = self.response(found)
                     del found  # the caller may take its time
-                    yield response
+                    with self.shared.stats.writing(self):
+                        yield response
                     del response
-                    told_at = time.monotonic()
+                    self._told_at = time.monotonic()
                 if is_last:
                     return
                 pause = BOOKMARK_SECONDS * _around_one() if is_complete else 0.0
@@ -190,6 +190,21 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
                 return
             if pause:
                 await subscription.wait(min(pause, left))
+
+    def _is_told(self, found: FoundT) -> bool:
+        """Whether there is a message: what the caller may not read does not show, not even by the time of one."""
+        is_due = time.monotonic() > self._told_at + BOOKMARK_SECONDS * (1 - _JITTER)
+        return not self._told_at or not found.is_empty or is_due
+
+    def count(self, changes: Iterable[pb.ItemChange]) -> None:
+        """Counts what a message tells of items, and how late it does."""
+        stats, now = self.shared.stats, time.time()
+        for change in changes:
+            kind = str(change.WhichOneof("change"))
+            stats.changes[kind] += 1
+            if kind == "item" and self._told_at:
+                created = change.item.create_time
+                stats.delays.add(max(0.0, now - created.seconds - created.nanos / 1e9))
 
     def _check_can_go_on(self, blind_seconds: float) -> None:
         """Raises ShuttingDown in a drain, and StoreUnavailable when nobody could be told of changes for so long."""

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 
 from server.errors import StartFailed
 from server.identity import jwks_url
+from server.observability import stats
 from server.observability.histogram import Histogram
 from tests.support.build import append, create, delete, get, update, user_message
 from tests.support.metrics import MeasuredService, Scrape, fully_measured_service, http_get, measured_service
@@ -69,6 +70,28 @@ async def test_calls_by_method_and_code(service_: MeasuredService) -> None:
     assert 4 == after.value("grpc_server_handling_seconds_count", **own)
     assert 4 == after.value("grpc_server_handling_seconds_bucket", **own, le="+Inf")
     assert 0 < after.value("grpc_server_handling_seconds_sum", **own) < 60
+
+
+async def test_watches(service_: MeasuredService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes count by kind, items behind the first message with their age, and callers that do not take a message."""
+    monkeypatch.setattr(stats, "STALLED_SECONDS", 0.05)
+    made = await service_.stub.CreateConversation(create(user_message()))
+    call = service_.stub.WatchItems(pb.WatchItemsRequest(conversation_id=made.id, after_sequence=0))
+    await call.read()
+    await service_.stub.CreateItems(append(made.id, user_message(), user_message()))
+    await call.read()
+    after = await service_.scrape()
+    kinds = {kind: after.value("conversations_watch_changes_total", kind=kind) for kind in ("conversation", "item")}
+    assert {"conversation": 1, "item": 3} == kinds
+    assert 2 == after.value("conversations_watch_delay_seconds_count")
+    assert 0 < after.value("conversations_watch_delay_seconds_sum") < 10
+    assert 1 == after.value("conversations_watched_conversations")
+    for _ in range(80):  # more than gRPC takes while the caller reads nothing
+        large = user_message("x" * 200_000)
+        await service_.stub.CreateItems(append(made.id, large))
+    await until(service_, lambda scrape: scrape.value("conversations_watch_stalled") == 1)
+    call.cancel()
+    await until(service_, lambda scrape: scrape.value("conversations_watch_stalled") == 0)
 
 
 async def test_a_method_that_is_not_served(service_: MeasuredService) -> None:

@@ -25,7 +25,7 @@ from server.observability.metrics.sources import (
     TaskState,
     WatchState,
 )
-from server.observability.stats import JwksStats, PurgeStats
+from server.observability.stats import JwksStats, PurgeStats, WatchStats
 from server.settings.service import Settings
 
 _VERSIONS = ("grpcio", "protobuf", "asyncpg")
@@ -54,7 +54,7 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
             (
                 partial(of_calls, sources.calls),
                 partial(of_capacity, sources.settings, sources.unary, sources.streams, sources.watches, sources.drain),
-                partial(of_watches, sources.followed, sources.told),
+                partial(of_watches, sources.followed, sources.watch_stats),
                 partial(of_change_log, sources.poller),
                 partial(of_store, sources.database),
                 partial(of_sharing, sources.database),
@@ -89,10 +89,12 @@ def of_capacity(
     yield gauge("draining", "1 while the process drains.", drain.draining.is_set())
 
 
-def of_watches(followed: WatchState, told: Mapping[str, int]) -> Iterator[Metric]:
-    """Yields what is followed, and how well the writes of other processes are found."""
+def of_watches(followed: WatchState, stats: WatchStats) -> Iterator[Metric]:
+    """Yields what is followed, what was told, and how well the writes of other processes are found."""
     yield gauge("watched_conversations", "Conversations that are followed in this process.", followed.count)
-    yield counts("watch_changes", "Changes that watches were told.", "kind", told)
+    yield counts("watch_changes", "Changes that watches were told.", "kind", stats.changes)
+    yield histogram("watch_delay_seconds", "Age of items when watches were told of them.", stats.delays)
+    yield gauge("watch_stalled", "Watches whose caller has not taken a message for ten seconds.", stats.stalled)
     yield gauge(
         "watch_poll_seconds", "How long the last poll for writes of other processes took.", followed.poll_seconds
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from server.observability.stats import JwksStats, MethodStats, PurgeStats, StoreStats
+from server.observability.stats import JwksStats, MethodStats, PurgeStats, StoreStats, WatchStats
 from server.policy.rules import Policy
 from server.settings.service import Settings
 
@@ -120,11 +120,7 @@ class TaskState(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything that metrics are read from; None for a part that this service does not have.
-
-    Attributes:
-        told: Changes that watches were told, by kind.
-    """
+    """Everything that metrics are read from; None for a part that this service does not have."""
 
     settings: Settings
     calls: CallCounts
@@ -133,7 +129,7 @@ class Sources:
     watches: ConcurrencyCounts
     followed: WatchState
     poller: PollerState
-    told: Mapping[str, int]
+    watch_stats: WatchStats
     drain: DrainState
     readiness: ReadyState
     database: PoolState
