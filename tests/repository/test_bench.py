@@ -173,6 +173,7 @@ async def smoke() -> AsyncIterator[Results]:
             yield await results_of(run, growth(CALLERS, LONG), rounds=1, callers=CALLERS)
 
 
+@pytest.mark.slow
 async def test_a_run(smoke: Results) -> None:
     """Every cell has figures that can be true, and nothing is lost or out of order."""
     cells = [cell for row in smoke["cells"].values() for cell in row.values()]
@@ -183,6 +184,7 @@ async def test_a_run(smoke: Results) -> None:
     assert {"limit": vars(Audit()), "ours": vars(Audit())} == smoke["audits"]
 
 
+@pytest.mark.slow
 async def test_a_run_is_printed(smoke: Results) -> None:
     """Its tables and its plot can be made, and it is not worse than itself."""
     assert markdown(smoke)

@@ -380,13 +380,18 @@ class Follower:
         self._timeout = 1 + seconds
         self._token = ""
 
+    async def begin(self) -> None:
+        """Takes the first message: deletions from before it would not be told."""
+        call = self._stub.WatchItems(WatchItemsRequest(conversation_id=self._conversation_id, after_sequence=0))
+        self._token = (await call.read()).resume_token
+        call.cancel()
+
     async def follow(self, done: asyncio.Event) -> None:
         """Opens one stream after the other, until one that began when it was ``done`` has told everything."""
         is_last = has_all = False
         while not (is_last and has_all):
             is_last = done.is_set()
-            start: dict[str, Any] = {"resume_token": self._token} if self._token else {"after_sequence": 0}
-            request = WatchItemsRequest(conversation_id=self._conversation_id, **start)
+            request = WatchItemsRequest(conversation_id=self._conversation_id, resume_token=self._token)
             has_all = False
             with suppress(DeadlineExceeded):  # on a machine that has other work, the server ends it too late
                 async for response in _responses(self._stub.WatchItems(request, timeout=self._timeout)):
@@ -431,6 +436,7 @@ async def test_changes_are_told_once_under_many_writers(service: Service) -> Non
     """Streams that are resumed all the time tell what the tables hold in the end, each change once and in order."""
     name, done = await made(service), asyncio.Event()
     followers = [Follower(service.stub, name, seconds) for seconds in (0.02, 0.1, 1.0)]
+    await asyncio.gather(*(follower.begin() for follower in followers))
     following = [asyncio.create_task(follower.follow(done)) for follower in followers]
     await asyncio.gather(*(write(service, name, writer) for writer in range(8)))
     done.set()
@@ -520,7 +526,7 @@ async def test_random_requests(service: Service) -> None:
     valid = WatchItemsRequest(conversation_id=await made(service, "a"), newest=2).SerializeToString()
     call: Any = service.channel.unary_stream("/conversations.v1.ConversationsService/WatchItems")
     codes = set()
-    for _ in range(300):
+    for _ in range(100):
         body = bytearray(valid)
         for _ in range(generator.randrange(4)):
             body[generator.randrange(len(body))] = generator.randrange(256)
