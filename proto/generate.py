@@ -43,6 +43,8 @@ def modules(out: Path) -> None:
     _protoc(PROTO, [f"--python_out={out}", f"--mypy_out=quiet:{out}"], [*own, VALIDATE])
     _protoc(PROTO, [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"], services)
     descriptors(out / DESCRIPTORS)
+    for package in {stub.parent for stub in out.rglob("*.pyi")}:
+        (package / "py.typed").touch()  # type checkers read the stubs of an installed package that has this file
 
 
 def descriptors(out: Path) -> None:
