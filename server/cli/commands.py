@@ -4,8 +4,9 @@ import asyncio
 import json
 import signal
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import grpc
 import typer
@@ -17,6 +18,12 @@ from server.cli.policy import policy_app
 from server.errors import OperatorError, ServiceError
 from server.items import ItemJsonError
 from server.settings.service import Settings, SettingsInvalid, load
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from server.app.service import RunningService
+    from server.app.supervisor import Workers as SupervisedWorkers
 
 app = typer.Typer(
     no_args_is_help=False,
@@ -36,6 +43,13 @@ Listen = Annotated[
     typer.Option(help="Address to serve, host:port or unix:/path; may be repeated. [127.0.0.1:50051]"),
 ]
 Workers = Annotated[int | None, typer.Option(help="Processes that serve the address. [1]")]
+Ephemeral = Annotated[
+    bool,
+    typer.Option(
+        "--ephemeral",
+        help="For tests: with an empty database in a temporary folder, on a free port, until the parent ends.",
+    ),
+]
 
 
 def main() -> None:
@@ -60,17 +74,50 @@ def _default(context: typer.Context) -> None:
 
 @app.command()
 def serve(
-    listen: Listen = None, database_url: DatabaseUrl = None, data_dir: DataDir = None, workers: Workers = None
+    listen: Listen = None,
+    database_url: DatabaseUrl = None,
+    data_dir: DataDir = None,
+    workers: Workers = None,
+    ephemeral: Ephemeral = False,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     from server.observability import logs
 
-    settings = load(listen=listen or None, database_url=database_url, data_dir=data_dir, workers=workers)
+    addresses = listen or (["127.0.0.1:0"] if ephemeral else None)
+    settings = load(listen=addresses, database_url=database_url, data_dir=data_dir, workers=workers)
+    if ephemeral and (settings.database_url or settings.data_dir):
+        raise OperatorError("--ephemeral: has a database of its own; database_url and data_dir must not be set.")
     logs.configure(settings.log_level, settings.log_format)
-    run(_serve(settings))
+    run(_serve_ephemeral(settings) if ephemeral else _serve(settings))
 
 
 async def _serve(settings: Settings) -> None:
+    async with _running(settings) as (running, stop):
+        print(f"Conversation Service on {' and '.join(map(str, running.addresses))}, {running.name}", flush=True)
+        if running.waits_for:
+            print(f"Not ready yet: {running.waits_for}", flush=True)
+        await stop.wait()
+        print("Stopping …", flush=True)
+
+
+async def _serve_ephemeral(settings: Settings) -> None:
+    """Prints one line of JSON, which programs read, and nothing else."""
+    from server.app.ephemeral import parent_ended, temporary_data_dir
+
+    async with (
+        temporary_data_dir() as folder,
+        _running(settings.model_copy(update={"data_dir": folder})) as (running, stop),
+    ):
+        print(json.dumps({"address": str(running.addresses[0]), "data_dir": str(folder)}), flush=True)
+        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(parent_ended())]
+        _, others = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for each in others:
+            each.cancel()
+
+
+@asynccontextmanager
+async def _running(settings: Settings) -> "AsyncIterator[tuple[RunningService | SupervisedWorkers, asyncio.Event]]":
+    """The service, and the event that Ctrl-C and SIGTERM set."""
     from server.app.service import run_service
     from server.app.supervisor import supervise_workers
 
@@ -81,11 +128,7 @@ async def _serve(settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is a policy to reload
     async with run_service(settings) if settings.workers == 1 else supervise_workers(settings) as running:
         loop.add_signal_handler(signal.SIGHUP, running.reload)
-        print(f"Conversation Service on {' and '.join(map(str, running.addresses))}, {running.name}", flush=True)
-        if running.waits_for:
-            print(f"Not ready yet: {running.waits_for}", flush=True)
-        await stop.wait()
-        print("Stopping …", flush=True)
+        yield running, stop
 
 
 register(app)
