@@ -116,7 +116,7 @@ types: $(READY) ## Check the types
 	mypy
 
 clean: ## Remove what the other targets made, except data
-	rm -rf bench/go/gen examples/*/gen tests/interop/*/gen tests/interop/node/dist tests/interop/node/node_modules
+	rm -rf bench/go/gen examples/*/gen examples/*/node_modules tests/interop/*/gen tests/interop/node/dist tests/interop/node/node_modules
 	rm -rf $(VENV) build mutants *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(SUPPLY)/.ready: supply/tools.txt | $(READY)
