@@ -17,7 +17,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
 export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
 
-.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants bench bench-peers bench-latency bench-memory bench-watch flames bench-check faults faults-short licences sbom audit clean
+.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants release bench bench-peers bench-latency bench-memory bench-watch flames bench-check faults faults-short licences sbom audit clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -109,6 +109,9 @@ sbom: $(READY) $(SUPPLY)/.ready ## Write build/sbom.json: the packages in an ima
 	@$(SUPPLY)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate \
 	  --output-file build/sbom.json build/shipped/bin/python
 
+release: sbom ## Build dist/: packages of server and client, the contract, bill of materials, checksums
+	@python -m supply.release dist --sbom build/sbom.json
+
 audit: $(READY) $(SUPPLY)/.ready ## Fail on known vulnerabilities of the packages in constraints.txt
 	@$(SUPPLY)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
@@ -117,7 +120,7 @@ types: $(READY) ## Check the types
 
 clean: ## Remove what the other targets made, except data
 	rm -rf bench/go/gen examples/*/gen examples/*/node_modules tests/interop/*/gen tests/interop/node/dist tests/interop/node/node_modules
-	rm -rf $(VENV) build mutants *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist mutants *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(SUPPLY)/.ready: supply/tools.txt | $(READY)
 	@$(BIN)/python -m venv $(SUPPLY)
