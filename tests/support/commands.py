@@ -23,7 +23,7 @@ def environment(url: str | None = None, **settings: str) -> dict[str, str]:
     """This process's environment, with these settings of the service and no others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVERSATIONS_")}
     given = {"CONVERSATIONS_DATABASE_URL": url} if url else {}
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "generated")))
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "client", ROOT / "generated")))
     return {**kept, "PYTHONPATH": paths, **given, **{f"CONVERSATIONS_{key.upper()}": v for key, v in settings.items()}}
 
 

@@ -4,11 +4,9 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 
-from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+from conversations_client import connect
 
-from tests.interop.python.client import connect, connect_for_watches
 from tests.interop.python.restart import restart
 from tests.interop.python.scenario import Scenario
 from tests.interop.python.watch_steps import WatchSteps
@@ -16,15 +14,9 @@ from tests.interop.python.watch_steps import WatchSteps
 
 async def main() -> None:
     """Runs all steps; the first that fails ends the program."""
-    target, config = os.environ["TARGET"], Path(os.environ["SERVICE_CONFIG"])
-    async with (
-        connect(target, config) as channel,
-        connect_for_watches(target, config) as watching,
-        connect_for_watches(os.environ["SCRIPTED"], config) as scripted,
-    ):
-        scenario = Scenario(ConversationsServiceStub(channel), os.environ["LOCKED"])
-        stubs = ConversationsServiceStub(watching), ConversationsServiceStub(scripted)
-        await run(steps(scenario, WatchSteps(scenario, *stubs)))
+    async with connect(os.environ["TARGET"]) as client, connect(os.environ["SCRIPTED"]) as scripted:
+        scenario = Scenario(client.conversations, os.environ["LOCKED"])
+        await run(steps(scenario, WatchSteps(scenario, client.watches, scripted.watches)))
 
 
 def steps(scenario: Scenario, watches: WatchSteps) -> dict[str, Callable[[], Awaitable[None]]]:

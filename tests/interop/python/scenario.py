@@ -22,9 +22,8 @@ from conversations.v1.conversations_service_pb2 import (
 from conversations.v1.item_body_pb2 import FunctionCall, FunctionCallOutput, Message
 from conversations.v1.item_pb2 import Item, NewItem
 from conversations.v1.item_status_pb2 import ITEM_STATUS_COMPLETED
+from conversations_client import details_of
 from grpc import StatusCode
-
-from tests.interop.python.client import check_failure, invalid_fields
 
 if TYPE_CHECKING:
     from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceAsyncStub
@@ -102,7 +101,7 @@ class Scenario:
         await fails(nobody, StatusCode.NOT_FOUND, "CONVERSATION_NOT_FOUND")
         wrong = self.stub.ListItems(ListItemsRequest(conversation_id="x", page_size=-1))
         error = await fails(wrong, StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
-        assert {"conversation_id", "page_size"} == invalid_fields(error)
+        assert {"conversation_id", "page_size"} == {each.field for each in details_of(error).violations}
 
     async def denied(self) -> None:
         """The policy permits nobody to share."""
@@ -169,7 +168,7 @@ class Scenario:
 async def fails(call: Awaitable[object], code: StatusCode, reason: str) -> grpc.aio.AioRpcError:
     """The error of a call that has to fail, with this code and this reason."""
     error = await failure(call)
-    check_failure(error, code, reason)
+    assert (code, reason) == (error.code(), details_of(error).reason), error
     return error
 
 

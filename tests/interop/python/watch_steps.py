@@ -15,11 +15,11 @@ from conversations.v1.conversations_service_pb2 import (
     WatchItemsRequest,
     WatchItemsResponse,
 )
+from conversations_client import Reset, watch_items
 from grpc import StatusCode
 
 from tests.interop.python.restart import work_through
 from tests.interop.python.scenario import Scenario, fails, ids
-from tests.interop.python.watch import Reset, watch_items
 
 if TYPE_CHECKING:
     from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceAsyncStub
