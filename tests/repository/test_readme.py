@@ -20,6 +20,7 @@ from tests.support.build import create, user_message
 from tests.support.certificates import CertificateAuthority
 from tests.support.commands import environment
 from tests.support.jwt import ISSUER_KEY, jwk_set, token
+from tests.support.pages import code_blocks
 from tests.support.postgres import fresh_database
 from tests.support.service import Service
 
@@ -29,7 +30,11 @@ README, LOAD, CLIENTS = ROOT / "README.md", DOCS / "load.md", DOCS / "clients.md
 CONNECTING, OPERATIONS = DOCS / "connecting.md", DOCS / "operations.md"
 WATCH = DOCS / "watch.md"
 INDEX = DOCS / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [
+    *(README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"),
+    *(ROOT / "client" / "README.md", ROOT / "proto" / "README.md"),
+    *sorted(DOCS.rglob("*.md")),
+]
 PRINTED_ADDRESS, PRINTED_PORT = "127.0.0.1:50051", ":50051"
 PRINTED_ADMIN = "127.0.0.1:50052"
 PRINTED_SOCKET = "/run/conversations/api.sock"
@@ -77,18 +82,6 @@ TRIED = {
 NOT_HERE = {(DOCS / "kubernetes.md", "To try it out")}
 
 
-def sections(page: Path, language: str = "sh") -> dict[str, list[str]]:
-    """The code blocks of a page by the heading that stands above them."""
-    found: dict[str, list[str]] = {}
-    heading = ""
-    parts = re.compile(r"^(?:#+ ([^\n]+)|```(\w*)\n(.*?)^```)$", re.DOTALL | re.MULTILINE)
-    for title, tongue, block in parts.findall(page.read_text(encoding="utf-8")):
-        heading = title or heading
-        if tongue == language:
-            found.setdefault(heading, []).append(block)
-    return found
-
-
 async def run(script: str, cwd: Path = ROOT, **variables: str) -> str:
     """The output of a script that succeeds without a word on standard error."""
     return await output_of("bash", "-euo", "pipefail", "-c", script, cwd=cwd, **variables)
@@ -107,7 +100,7 @@ async def output_of(*command: str, cwd: Path = ROOT, **variables: str) -> str:
 @pytest.mark.tool("grpcurl")
 async def test_the_tour(own_service: Service) -> None:
     """Each command of the tour succeeds and shows what the text says."""
-    blocks = sections(README)["A tour with grpcurl"]
+    blocks = code_blocks(README)["A tour with grpcurl"]
     output = await run("\n".join(blocks).replace(PRINTED_ADDRESS, own_service.address))
     assert re.search(r"^conv_[0-9a-f]{48}$", output, re.MULTILINE)
     assert '"sequence": "3"' in output  # the append
@@ -119,7 +112,7 @@ async def test_the_tour(own_service: Service) -> None:
 
 async def test_the_client(own_service: Service) -> None:
     """The Python client prints the item it appended."""
-    (script,) = sections(README, "python")["A client in Python"]
+    (script,) = code_blocks(README, "python")["A client in Python"]
     output = await output_of(sys.executable, "-c", script.replace(PRINTED_ADDRESS, own_service.address))
     assert re.fullmatch(r"1 message msg_[0-9a-f]{48}\n", output)
 
@@ -163,7 +156,7 @@ async def served(script: str, place: Path, url: str) -> AsyncIterator[str]:
 @pytest.mark.parametrize("heading", WAYS)
 async def test_a_way_in(postgres: str, template: str, place: Path, heading: str) -> None:
     """A server that is started as printed is reached as printed; only address and place of the socket differ."""
-    server, *commands = sections(CONNECTING)[heading]
+    server, *commands = code_blocks(CONNECTING)[heading]
     path = str(place / "api.sock")
     async with (
         fresh_database(postgres, template) as url,
@@ -178,7 +171,7 @@ async def test_a_way_in(postgres: str, template: str, place: Path, heading: str)
 @pytest.mark.tool("grpcurl")
 async def test_the_socket_of_the_clients(postgres: str, template: str, place: Path) -> None:
     """The way through a Unix socket that docs/clients.md shows."""
-    (script,) = sections(CLIENTS)["grpcurl and ghz"]
+    (script,) = code_blocks(CLIENTS)["grpcurl and ghz"]
     printed, path = "/run/conversations/socket", str(place / "api.sock")
     server = f"CONVERSATIONS_LISTEN=unix:{path} python -m server"
     async with fresh_database(postgres, template) as url, served(server, place, url):
@@ -190,7 +183,7 @@ async def test_the_socket_of_the_clients(postgres: str, template: str, place: Pa
 async def test_a_watch(own_service: Service) -> None:
     """What docs/watch.md prints shows the items, and ends by itself with success."""
     made = await own_service.stub.CreateConversation(create(user_message("What is gRPC?")))
-    (script,) = sections(WATCH)["Watching conversations"]
+    (script,) = code_blocks(WATCH)["Watching conversations"]
     script = script.replace("conv_demo", made.id).replace("-max-time 5", "-max-time 2")
     output = await run(script.replace(PRINTED_ADDRESS, own_service.address))
     assert '"text": "What is gRPC?"' in output
@@ -201,7 +194,7 @@ async def test_a_watch(own_service: Service) -> None:
 async def test_a_watch_of_all_conversations(own_service: Service) -> None:
     """What docs/watch.md prints turns the log on, and shows its state and a stream that ends by itself with success."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    turn_on, watch = sections(WATCH)["All conversations"]
+    turn_on, watch = code_blocks(WATCH)["All conversations"]
     assert "Changes now: 0, each kept for 72 hours." in await run(
         turn_on, PATH=path, CONVERSATIONS_DATABASE_URL=own_service.url
     )
@@ -219,7 +212,7 @@ async def test_an_operator(postgres: str, template: str, place: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     async with fresh_database(postgres, template) as url, served(server, place, url) as address:
         for heading, shown in OPERATED.items():
-            script = "\n".join(sections(OPERATIONS)[heading])
+            script = "\n".join(code_blocks(OPERATIONS)[heading])
             script = script.replace(PRINTED_ADDRESS, address).replace(PRINTED_ADMIN, admin)
             output = await run(script, cwd=place, CONVERSATIONS_LISTEN=address, PATH=path)
             assert re.search(".*".join(shown), output, re.DOTALL | re.MULTILINE), output
@@ -238,7 +231,7 @@ def load_of(place: Path, address: str) -> None:
 async def test_load(own_service: Service, place: Path) -> None:
     """Each call of the load succeeds, and the items are all there."""
     load_of(place, own_service.address)
-    (script,) = (block for block in sections(LOAD)["Load"] if "ghz --config" in block)
+    (script,) = (block for block in code_blocks(LOAD)["Load"] if "ghz --config" in block)
     output = await run(script.replace(PRINTED_ADDRESS, own_service.address), cwd=place)
     assert 2 == len(re.findall(r"\[OK\] +2000 responses", output)), output
     (conversation,) = (await own_service.stub.ListConversations(ListConversationsRequest())).conversations
@@ -248,8 +241,8 @@ async def test_load(own_service: Service, place: Path) -> None:
 @pytest.mark.tool("ghz")
 async def test_load_with_a_token(postgres: str, template: str, place: Path) -> None:
     """A server with TLS and tokens is put under load, as printed."""
-    server, _commands = sections(CONNECTING)["A token"]
-    (script,) = sections(LOAD)["Over TLS, with a token"]
+    server, _commands = code_blocks(CONNECTING)["A token"]
+    (script,) = code_blocks(LOAD)["Over TLS, with a token"]
     async with fresh_database(postgres, template) as url, served(server, place, url) as address:
         load_of(place, address)
         script = script.replace(PRINTED_PORT, f":{address.rpartition(':')[2]}")
@@ -262,7 +255,7 @@ def test_no_command_is_untried() -> None:
     printed = {
         (page, heading)
         for page in PAGES
-        for heading, blocks in sections(page).items()
+        for heading, blocks in code_blocks(page).items()
         if any(re.search(r"\b(grpcurl|ghz) ", block) for block in blocks)
     }
     assert TRIED | NOT_HERE == printed
@@ -271,7 +264,7 @@ def test_no_command_is_untried() -> None:
 
 def commands(places: set[tuple[Path, str]]) -> set[str]:
     """The lines that begin with grpcurl or ghz."""
-    blocks = (block for page, heading in places for block in sections(page)[heading])
+    blocks = (block for page, heading in places for block in code_blocks(page)[heading])
     return set(re.findall(r"^(?:grpcurl|ghz) .*", "\n".join(blocks), re.MULTILINE))
 
 

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conversations.v1.conversations_service_pb2 import CreateConversationRequest
+from conversations_client import connect
+from conversations_client.ephemeral import ephemeral_service
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from server import __version__
 from supply.archives import read_tar, write_tar
 from supply.release import build
 from tests.support.commands import ROOT
+from tests.support.pages import code_blocks
 
 MIB = 2**20
-BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 USES = """
 from conversations_client import connect
 from conversations.v1.conversations_service_pb2 import CreateConversationRequest
@@ -29,7 +32,7 @@ from conversations.v1.conversations_service_pb2 import CreateConversationRequest
 async def main() -> str:
     async with connect("127.0.0.1:1") as client:
         made = await client.conversations.CreateConversation(CreateConversationRequest())
-        return made.owner + made.nothing
+        return made.owner + str(made.nothing)
 """
 
 
@@ -146,7 +149,8 @@ def fields(file: Any) -> Iterator[Any]:
 
 def printed_commands(bundle: Path) -> list[str]:
     """The commands of its README."""
-    return BLOCK.findall((bundle / "README.md").read_text(encoding="utf-8"))
+    (blocks,) = code_blocks(bundle / "README.md").values()
+    return blocks
 
 
 @pytest.mark.slow
@@ -162,6 +166,24 @@ def test_the_protos_as_they_are(bundle: Path) -> None:
     made = {path.suffix for path in (bundle / "generated" / "conversations" / "v1").iterdir()}
     assert {".py", ".pyi"} == made
     assert not (bundle / "generated" / "google").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.tool("grpcurl")
+async def test_the_server_as_the_readme_installs_it(release: Path, tmp_path: Path) -> None:
+    """The printed commands give a service that serves and answers, without the repository."""
+    server, client = code_blocks(ROOT / "README.md")["Install"]
+    home, python = tmp_path / "service", sys.executable
+    script = server.replace("/opt/conversation-service", str(home)).replace("dist/", f"{release}/")
+    *install, start = script.replace("python3 ", f"{python} ", 1).splitlines()
+    constraints = {"PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_QUIET": "1"}
+    run("bash", "-euc", "\n".join(install), folder=tmp_path, **constraints)
+    program, serve = start.split()
+    assert "serve" == serve
+    with ephemeral_service([program], log_level="error") as service:
+        async with connect(service.address) as connected:
+            assert (await connected.conversations.CreateConversation(CreateConversationRequest())).id
+    assert (release / client.split("dist/")[1].strip()).is_file()
 
 
 @pytest.mark.slow
@@ -199,9 +221,9 @@ def without_paths() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "MYPYPATH"}}
 
 
-def run(*command: str, folder: Path) -> None:
+def run(*command: str, folder: Path, **more: str) -> None:
     """Runs a command that succeeds, with the programs of this Python on its path."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    variables = without_paths() | {"PATH": path}
+    variables = without_paths() | {"PATH": path} | more
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stdout + done.stderr
