@@ -17,7 +17,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
 export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
 
-.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants release bench bench-peers bench-latency bench-memory bench-watch flames bench-check faults faults-short licences sbom audit clean
+.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants release release-image bench bench-peers bench-latency bench-memory bench-watch flames bench-check faults faults-short licences sbom audit clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -111,6 +111,9 @@ sbom: $(READY) $(SUPPLY)/.ready ## Write build/sbom.json: the packages in an ima
 
 release: sbom ## Build dist/: packages of server and client, the contract, bill of materials, checksums
 	@python -m supply.release dist --sbom build/sbom.json
+
+release-image: $(READY) ## Add the image to dist/ as an OCI archive (needs buildah)
+	@python -m supply.image dist
 
 audit: $(READY) $(SUPPLY)/.ready ## Fail on known vulnerabilities of the packages in constraints.txt
 	@$(SUPPLY)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +21,7 @@ from supply.proto_bundle import proto_files
 
 DESCRIPTORS = "generated/conversations/v1/descriptors.binpb"
 NAME = "conversation-service"
+SUMS = "SHA256SUMS"
 # The folder of each distribution, in the repository.
 DISTRIBUTIONS = (".", "client")
 _BACKEND = "import sys; from setuptools import build_meta as backend; getattr(backend, sys.argv[1])(sys.argv[2])"
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--sbom", type=Path, help="the bill of materials of the server, to be put beside the rest")
     flags = parser.parse_args()
     build(flags.out.resolve(), flags.sbom)
-    sys.stdout.write((flags.out / "SHA256SUMS").read_text(encoding="utf-8"))
+    sys.stdout.write((flags.out / SUMS).read_text(encoding="utf-8"))
 
 
 def build(out: Path, sbom: Path | None = None) -> None:
@@ -51,7 +52,7 @@ def build(out: Path, sbom: Path | None = None) -> None:
     write_tar(out / f"{NAME}-protos-{__version__}.tar.gz", bundle, epoch)
     if sbom:
         shutil.copyfile(sbom, out / f"{NAME}-{__version__}.cdx.json")
-    (out / "SHA256SUMS").write_text("".join(_checksums(out)), encoding="utf-8")
+    write_checksums(out)
 
 
 def _epoch() -> int:
@@ -108,10 +109,11 @@ def _unpack(files: Mapping[str, bytes], folder: Path) -> None:
         target.chmod(0o644)
 
 
-def _checksums(folder: Path) -> Iterator[str]:
-    """Lines for `sha256sum --check`."""
-    for path in sorted(folder.iterdir()):
-        yield f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+def write_checksums(folder: Path) -> None:
+    """Writes SHA256SUMS of all that is in ``folder``, for `sha256sum --check`."""
+    paths = sorted(path for path in folder.iterdir() if path.name != SUMS)
+    lines = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

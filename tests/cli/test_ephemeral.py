@@ -45,6 +45,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.slow
 async def test_it_serves_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has an empty database whatever this environment says, and its settings; SIGTERM ends it and PostgreSQL."""
     monkeypatch.setenv("CONVERSATIONS_DATABASE_URL", "postgresql://127.0.0.1:1/other")

@@ -1,9 +1,11 @@
 """The image: built from the Dockerfile and run as Kubernetes runs it, read-only, as its user and without a network."""
 
 import asyncio
+import json
 import os
 import re
 import subprocess
+import tarfile
 import tomllib
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Iterator
@@ -15,11 +17,12 @@ import grpc.aio
 import pytest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
+from server import __version__
 from server.store.migrate import HEAD
 from tests.support.build import append, create, list_items, user_message
 from tests.support.certificates import CertificateAuthority
 from tests.support.container import SOCKETS, Container, container
-from tests.support.image import BASE, NAME, ROOT, TOOLS, Image, built, no_namespaces, size
+from tests.support.image import BASE, NAME, ROOT, TOOLS, Image, built, no_namespaces, oci_archive, size
 from tests.support.manifests import PROBES, Ours, ours, render_objects, servers
 from tests.support.postgres import fetch, with_database
 from tests.support.service import Service
@@ -285,6 +288,27 @@ def test_what_it_says_of_itself(image: Image, capsys: pytest.CaptureFixture[str]
     with capsys.disabled():
         print(f"\nimage: {whole / MIB:.0f} MiB, {(whole - base) / MIB:.0f} of them over its base")  # noqa: T201
     assert whole - base < 250 * MIB
+
+
+@needs_image
+def test_the_archive_of_a_release(image: Image, tmp_path: Path) -> None:
+    """An OCI archive of one image with the same user and command, whose labels name version and revision."""
+    with tarfile.open(oci_archive(tmp_path)) as archive:
+        blobs = {each.name: archive.extractfile(each) for each in archive.getmembers() if each.isfile()}
+
+        def read(digest: str) -> Any:
+            file = blobs[f"blobs/{digest.replace(':', '/')}"]
+            assert file
+            return json.load(file)
+
+        index = blobs["index.json"]
+        assert index
+        (manifest,) = json.load(index)["manifests"]
+        config = read(read(manifest["digest"])["config"]["digest"])["config"]
+    assert __version__ == manifest["annotations"]["org.opencontainers.image.ref.name"]
+    assert ([*config["Entrypoint"], *config["Cmd"]], "65532:65532") == (image.command, config["User"])
+    assert __version__ == config["Labels"]["org.opencontainers.image.version"]
+    assert re.fullmatch("[0-9a-f]{40}", config["Labels"]["org.opencontainers.image.revision"])
 
 
 def test_hadolint() -> None:

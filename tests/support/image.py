@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from supply.image import write_image
+
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "image"
 NAME = "localhost/conversation-service"
@@ -70,14 +72,18 @@ def built() -> Iterator[Image]:
     KEPT.mkdir(parents=True, exist_ok=True)
     if not _buildah("images", "--quiet", "--filter", f"reference={BASE}"):
         _make_base()
-    how = ["--isolation=chroot", "--network=host", "--pull-never", "--layers", "--force-rm", "--format=docker"]
-    _buildah("build", "--quiet", *how, *_of_this_machine(), "--tag", NAME, str(ROOT))
+    _buildah("build", "--quiet", *_how(), "--format=docker", "--tag", NAME, str(ROOT))
     with TemporaryDirectory(dir=KEPT) as name:
         files = Path(name) / "files"
         with _working_container(NAME) as container:
             # A copy: a mount would outlive a test that is killed, and nobody could remove `build`.
             _run(*_APART, "sh", "-euc", 'cp -a "$("$@")" "$0"', str(files), *_BUILDAH, "mount", container)
         yield Image(files, json.loads(_buildah("inspect", "--type", "image", NAME)))
+
+
+def oci_archive(folder: Path) -> Path:
+    """The image as a release has it, built into ``folder``; `built` has made its base before."""
+    return write_image(folder, (*_APART, *_BUILDAH), _how())
 
 
 def size(name: str) -> int:
@@ -97,6 +103,11 @@ def _make_base() -> None:
             _buildah("copy", "--quiet", container, str(files), "/")
             _buildah("config", "--env", "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container)
             _buildah("commit", "--quiet", "--format", "docker", container, BASE)
+
+
+def _how() -> list[str]:
+    how = ["--isolation=chroot", "--network=host", "--pull-never", "--layers", "--force-rm"]
+    return how + _of_this_machine()
 
 
 def _of_this_machine() -> list[str]:
