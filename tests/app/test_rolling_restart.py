@@ -117,8 +117,14 @@ async def texts_of(stub: Any, conversation_id: str) -> list[str]:
             return texts
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("configured", [True, False], ids=["service config", "bare"])
+@pytest.mark.parametrize(
+    ("rounds", "configured"),
+    [
+        pytest.param(1, True, id="service config, once"),
+        pytest.param(5, True, id="service config", marks=pytest.mark.slow),
+        pytest.param(5, False, id="bare", marks=pytest.mark.slow),
+    ],
+)
 async def test_rolling_restart(postgres: str, template: str, rounds: int, *, configured: bool) -> None:
     """With the config no call fails and each append is there once; without it, what fails is UNAVAILABLE."""
     options = [("grpc.service_config", SERVICE_CONFIG)] if configured else [("grpc.enable_retries", 0)]

@@ -491,6 +491,7 @@ async def test_the_systems_authorities(own_url: str, files: TlsFiles, monkeypatc
         assert "SERVING\n" == await output_of("healthcheck", *options)
 
 
+@pytest.mark.slow
 async def test_commands_with_a_certificate(own_url: str, files: TlsFiles, tmp_path_factory: Any) -> None:
     """Where clients need a certificate, commands have one."""
     files.path("tls_client_ca").write_bytes(CA.pem)
@@ -505,6 +506,7 @@ async def test_commands_with_a_certificate(own_url: str, files: TlsFiles, tmp_pa
         assert "UNAVAILABLE" in await error_line_of("export-jsonl", made, *options)
 
 
+@pytest.mark.slow
 async def test_commands_with_a_token(own_url: str, files: TlsFiles) -> None:
     """A token comes from a file or a variable, is sent with each call, and is never shown."""
     (files.folder / "jwks").write_bytes(jwk_set(ISSUER_KEY))
