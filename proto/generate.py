@@ -28,6 +28,7 @@ GENERATED = PROTO.parent / "generated"
 VALIDATE = "buf/validate/validate.proto"
 DETAILS = "google/rpc/error_details.proto"  # error details, which no file of the contract imports
 DESCRIPTORS = "conversations/v1/descriptors.binpb"
+OPENAPI = "conversations/v1/openapi.json"
 INCLUDES = (
     Path(field_behavior_pb2.__file__).parents[2],  # google/api, google/rpc
     Path(grpc_tools.__file__).parent / "_proto",  # google/protobuf
@@ -45,6 +46,8 @@ def modules(out: Path) -> None:
     descriptors(out / DESCRIPTORS)
     for package in {stub.parent for stub in out.rglob("*.pyi")}:
         (package / "py.typed").touch()  # type checkers read the stubs of an installed package that has this file
+    # In a process of its own: it imports what has been generated.
+    subprocess.run([sys.executable, str(PROTO / "openapi.py"), str(out / OPENAPI)], check=True)  # noqa: S603
 
 
 def descriptors(out: Path) -> None:

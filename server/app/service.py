@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from conversations.v1 import access_service_pb2, conversations_service_pb2
@@ -16,6 +17,7 @@ from server.app import instrumentation, version_check
 from server.app.admin_listener import admin
 from server.app.background import purge_periodically
 from server.app.database import Store, open_store, prepare_schema
+from server.app.edge import HttpEdge, build_edge
 from server.app.memory import find_glibc, give_memory_back, limit_arenas
 from server.authorization.policy_file import PolicyFile
 from server.authorization.requirements import needs
@@ -50,6 +52,9 @@ from server.transport.readiness import Readiness
 from server.transport.server import add_unregistered, bind, build_server, reflect
 from server.transport.shutdown import drain
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
 CONTRACT = (conversations_service_pb2.DESCRIPTOR, access_service_pb2.DESCRIPTOR)
 SERVICES = tuple(service.full_name for file in CONTRACT for service in file.services_by_name.values())
 
@@ -62,6 +67,7 @@ class RunningService:
         addresses: With the port in use where port 0 was configured.
         metrics: Where metrics are served; None if they are not.
         certificate: What TLS connections are served with; None without TLS.
+        http: Addresses of the HTTP edge; none if it is not served.
     """
 
     addresses: tuple[Address, ...]
@@ -70,6 +76,7 @@ class RunningService:
     readiness: Readiness
     metrics: Address | None
     certificate: tls.Credentials | None
+    http: tuple[Address, ...]
 
     @property
     def name(self) -> str:
@@ -110,6 +117,7 @@ class _Parts:
     purges: PurgeStats
     responses: ResponseBudget
     watches: Watches
+    tracer: "Tracer | None"
 
 
 @asynccontextmanager
@@ -133,18 +141,25 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         limit_arenas(glibc)
     async with AsyncExitStack() as stack:
         parts = await _open_parts(settings, stack)
-        server = _build_server(settings, parts)
+        conversations = _conversation_store(settings, parts)
+        methods = _methods(settings, parts, conversations)
+        server = _build_server(settings, parts, methods, AccessServicer(conversations))
         addresses = _bind_all(server, settings, parts.certificate)
+        edge = _build_edge(settings, parts, methods)
         readiness = Readiness(parts.store.database, partial(_prepare, settings, parts), parts.health)
-        sources = _metric_sources(settings, parts, readiness)
+        sources = _metric_sources(settings, parts, readiness, edge)
         exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0, parts.tasks))
-        served = RunningService(addresses, parts.store, parts.policy, readiness, exposed, parts.certificate)
+        http = edge.addresses if edge else ()
+        served = RunningService(addresses, parts.store, parts.policy, readiness, exposed, parts.certificate, http)
         # Opened before the first call and closed after the last: operators can look while it waits and drains.
         await stack.enter_async_context(admin(settings, _process(parts, served, worker), parts.health))
         await server.start()
-        stack.push_async_callback(drain, server, parts.health, parts.drain_gate, settings.grace_seconds)
+        others = [edge.listener] if edge else []
+        stack.push_async_callback(drain, server, parts.health, parts.drain_gate, settings.grace_seconds, others)
+        if edge:
+            await edge.listener.start()
         await readiness.start()
-        for name, work in _background_work(settings, served, parts, worker):
+        for name, work in _background_work(settings, served, parts, worker, edge):
             await stack.enter_async_context(parts.tasks.running(name, work))
         _relax_garbage_collector()
         yield served
@@ -197,22 +212,42 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
             settings.watch_seconds,
             drain_gate.refusing,
         ),
+        tracer=tracing.tracer,
     )
 
 
-def _build_server(settings: Settings, parts: _Parts) -> grpc.aio.Server:
-    """Returns the callers' server with the services of the contract, health, and reflection if it is on."""
-    database = parts.store.database
-    conversations = ConversationStore(database, settings.max_items_bytes, parts.watches.hub)
-    items = ItemStore(database, conversations, settings.max_items_bytes, parts.responses)
+def _conversation_store(settings: Settings, parts: _Parts) -> ConversationStore:
+    return ConversationStore(parts.store.database, settings.max_items_bytes, parts.watches.hub)
+
+
+def _methods(settings: Settings, parts: _Parts, conversations: ConversationStore) -> ConversationsServicer:
+    """Returns the methods of the contract, which every protocol calls."""
+    items = ItemStore(parts.store.database, conversations, settings.max_items_bytes, parts.responses)
     batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
-    methods = ConversationsServicer(
-        conversations, items, parts.tokens, batches, parts.drain_gate.draining, parts.watches
+    return ConversationsServicer(conversations, items, parts.tokens, batches, parts.drain_gate.draining, parts.watches)
+
+
+def _build_edge(settings: Settings, parts: _Parts, methods: ConversationsServicer) -> HttpEdge | None:
+    return build_edge(
+        settings,
+        methods,
+        parts.chain,
+        parts.drain_gate,
+        parts.health,
+        parts.responses,
+        parts.certificate,
+        parts.tracer,
     )
+
+
+def _build_server(
+    settings: Settings, parts: _Parts, methods: ConversationsServicer, access: AccessServicer
+) -> grpc.aio.Server:
+    """Returns the callers' server with the services of the contract, health, and reflection if it is on."""
     server = build_server(settings, parts.chain)
     health_pb2_grpc.add_HealthServicer_to_server(parts.health, server)
     add_unregistered(add_ConversationsServiceServicer_to_server, methods, server)
-    add_unregistered(add_AccessServiceServicer_to_server, AccessServicer(conversations), server)
+    add_unregistered(add_AccessServiceServicer_to_server, access, server)
     if settings.reflection:
         reflect(server, SERVICES)
     return server
@@ -231,7 +266,7 @@ async def _prepare(settings: Settings, parts: _Parts) -> None:
     parts.drain_gate.open()
 
 
-def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness) -> Sources:
+def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness, edge: HttpEdge | None) -> Sources:
     return Sources(
         settings=settings,
         calls=parts.chain.observe,
@@ -249,6 +284,8 @@ def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness) -> 
         jwks=parts.source.jwks,
         certificate=parts.certificate,
         tasks=parts.tasks,
+        requests=edge.edge.observe if edge else None,
+        connections=edge.listener.connections if edge else None,
     )
 
 
@@ -261,7 +298,7 @@ def _process(parts: _Parts, served: RunningService, worker: int | None) -> Proce
 
 
 def _background_work(
-    settings: Settings, served: RunningService, parts: _Parts, worker: int | None
+    settings: Settings, served: RunningService, parts: _Parts, worker: int | None, edge: HttpEdge | None
 ) -> Iterator[tuple[str, Work]]:
     """Yields what runs beside the calls: a name, and what starts it."""
     yield "readiness", served.readiness.run
@@ -271,6 +308,8 @@ def _background_work(
     yield "poll of the change log", partial(parts.watches.poller.poll_forever, served.store.database)
     if served.certificate:
         yield "certificate", served.certificate.watch
+        if edge:
+            yield "certificate over HTTP", edge.listener.follow_certificate
     if glibc := find_glibc():
         yield "memory", partial(give_memory_back, glibc)
     if settings.purge_every_minutes and not worker:

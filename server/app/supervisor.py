@@ -238,7 +238,12 @@ async def supervise_workers(settings: Settings) -> AsyncIterator[Workers]:
     with ExitStack() as stack:
         addresses = tuple(stack.enter_context(reserved(listen)) for listen in settings.listen)
         async with provision_database(settings) as (url, name):
-            given = {"listen": [*map(str, addresses)], "database_url": url, "workers": settings.workers}
+            given = {
+                "listen": [*map(str, addresses)],
+                "http_listen": [str(stack.enter_context(reserved(listen))) for listen in settings.http_listen],
+                "database_url": url,
+                "workers": settings.workers,
+            }
             startup_message = json.dumps(given).encode() + b"\n"
             grace = settings.grace_seconds + _MARGIN
             workers = Workers(addresses, name, settings.workers, partial(_start, startup_message), grace)

@@ -9,6 +9,7 @@ from server.authorization.requirements import Need
 from server.identity.source import Source
 from server.interceptors.authentication import Authentication
 from server.interceptors.authorization import Authorization
+from server.interceptors.body_budget import BodyBudget
 from server.interceptors.chain import Continuation, Handler, Interceptor, InterceptorChain, read_later
 from server.interceptors.concurrency import CallLimit, FairShare, StreamLimit, is_limited
 from server.interceptors.deadline import Deadline
@@ -22,17 +23,27 @@ from server.store.response_budget import ResponseBudget
 
 
 class CallerChain(InterceptorChain):
-    """The chain of the callers' server, with the interceptors whose counts are metrics."""
+    """The chain of the callers' server, with the interceptors whose counts are metrics.
+
+    Attributes:
+        shared: The interceptors that know no protocol, the outermost first: calls over HTTP go through the same ones.
+        bodies: The budget of large requests, of all protocols together.
+    """
 
     def __init__(
         self,
-        interceptors: Sequence[Interceptor],
+        outer: Sequence[Interceptor],
+        shared: Sequence[Interceptor],
+        inner: Sequence[Interceptor],
+        bodies: BodyBudget,
         observe: Observe,
         fair_share: FairShare,
         stream_limit: StreamLimit,
         watch_limit: StreamLimit,
     ) -> None:
-        super().__init__(interceptors)
+        super().__init__((*outer, *shared, *inner))
+        self.shared = tuple(shared)
+        self.bodies = bodies
         self.observe = observe
         self.fair_share = fair_share
         self.stream_limit = stream_limit
@@ -84,10 +95,13 @@ def build_chain(
     fair_share = FairShare(settings.calls_limit, known_by_metadata=settings.identity != "mtls")
     stream_limit = StreamLimit(settings.max_streams, settings.max_streams_per_principal)
     watch_limit = StreamLimit(settings.max_watches, settings.max_watches_per_principal, "watches")
-    interceptors = (
+    decode = Decode(settings.max_message_bytes)
+    outer = (
         *tracing,  # the log lines of all others carry its trace id
         observe,  # counts refusals too, with the code the caller receives
         ErrorStatus(),  # whatever is raised below leaves as a google.rpc.Status
+    )
+    shared = (
         drain_gate,  # before the store is ready and in a drain, calls are refused before any work
         CallLimit(2 * settings.calls_limit),  # so are calls beyond any limit
         Deadline(settings.default_deadline_seconds, settings.max_deadline_seconds),  # bounds everything that waits
@@ -96,7 +110,9 @@ def build_chain(
         stream_limit,  # needs the principal
         watch_limit,  # needs the principal
         Authorization(needs, accesses, audit_permits=settings.audit_permits),  # needs the principal
-        Decode(settings.max_message_bytes),  # a request that is refused is never parsed
+    )
+    inner = (
+        decode,  # a request that is refused is never parsed
         Encode(responses),  # innermost: a method may return bytes
     )
-    return CallerChain(interceptors, observe, fair_share, stream_limit, watch_limit)
+    return CallerChain(outer, shared, inner, decode.budget, observe, fair_share, stream_limit, watch_limit)

@@ -37,13 +37,16 @@ class Decode(Interceptor):
     Requests of other services than the contract's, such as health, are parsed here too:
     a malformed one is INVALID_ARGUMENT, whichever service it was sent to. A large request is parsed
     and validated in a thread, one after the other, so that other calls go on meanwhile.
+
+    Attributes:
+        budget: Of the large requests of this process, whichever protocol brings them.
     """
 
     def __init__(self, max_message_bytes: int = SMALL_REQUEST_BYTES) -> None:
         """``max_message_bytes``: of a request that carries items; any other has 64 KiB at most."""
         self._max_message_bytes = max_message_bytes
         self._max_small_bytes = min(SMALL_REQUEST_BYTES, max_message_bytes)
-        self._budget = BodyBudget(_BODIES * max_message_bytes, max_message_bytes)
+        self.budget = BodyBudget(_BODIES * max_message_bytes, max_message_bytes)
         self._slow_reads = SlowReads(_ARRIVING)
         self._stream_reads = StreamReads()
 
@@ -78,16 +81,16 @@ class Decode(Interceptor):
                 request = _load(parse, body)
                 current_request.set(request)
                 return await method(request, context)
-            with self._budget.room_for(context.peer(), len(body)) as room:
+            with self.budget.room_for(context.peer(), len(body)) as room:
                 if not room:
                     del body
-                    raise self._budget.no_room()
+                    raise self.budget.no_room()
                 size, read = len(body), [body]
                 del body
                 loaded = await run_sized(size, _try_load, parse, read)
                 if isinstance(loaded, ServiceError):
                     raise loaded
-                current_request.set(_outline(loaded))
+                current_request.set(outline(loaded))
                 current_size.set(size)
                 try:
                     return await method(loaded, context)
@@ -110,12 +113,12 @@ class Decode(Interceptor):
                 if len(body) <= LARGE_BYTES:
                     yield parse(body)
                     continue
-                with self._budget.room_for(context.peer(), len(body)) as room:
+                with self.budget.room_for(context.peer(), len(body)) as room:
                     size, read = len(body), [body]
                     del body
                     if not room:
                         read.clear()
-                        raise self._budget.no_room()
+                        raise self.budget.no_room()
                     parsed = await run_sized(size, _try_parse, parse, read)
                     if isinstance(parsed, ServiceError):
                         raise parsed
@@ -186,7 +189,7 @@ def _parser(handler: Handler) -> Parse:
     return parse
 
 
-def _outline(request: Any) -> Any:
+def outline(request: Any) -> Any:
     """Returns a request with the ids of ``request`` only.
 
     A context variable lives on in every timer, task and connection that is made during the call, and would keep

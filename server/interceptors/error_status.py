@@ -34,13 +34,18 @@ class ErrorStatus(Interceptor):
 
     def guard(self, method: str) -> Guard:
         """Returns a guard that aborts the call with the status of what was raised."""
-        return lambda context: _StatusGuard(method, context)
+        return lambda context: _StatusGuard(self, method, context)
+
+    async def end(self, context: Context, error: ServiceError) -> None:
+        """Ends a call with ``error``; raises what tells gRPC that it has ended."""
+        await context.abort(error.code, str(error), trailers_of(error))
 
 
 class _StatusGuard:
-    __slots__ = ("_context", "_method")
+    __slots__ = ("_context", "_method", "_statuses")
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, statuses: ErrorStatus, method: str, context: Context) -> None:
+        self._statuses = statuses
         self._method = method
         self._context = context
 
@@ -53,7 +58,7 @@ class _StatusGuard:
         if error is None or isinstance(error, _ENDS):
             return
         reported = error if isinstance(error, ServiceError) else self._internal(error)
-        await self._context.abort(reported.code, str(reported), trailers_of(reported))
+        await self._statuses.end(self._context, reported)
 
     def _internal(self, error: BaseException) -> ServiceError:
         """Logs an unexpected exception, and returns the error that names its log line."""

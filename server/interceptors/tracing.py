@@ -44,6 +44,20 @@ class _Values(Getter[Metadata]):
 VALUES = _Values()
 
 
+def start_span(tracer: Tracer, name: str, attributes: dict[str, str], metadata: Metadata) -> Span:
+    """Starts the span of a call, of which everything else in the call is a part; returns it."""
+    parent = propagate.extract(metadata, getter=VALUES)
+    span = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+    # Never reset: a generator may be closed in another context (grpc/grpc#42295).
+    # Each call has a context of its own.
+    otel.attach(set_span_in_context(span, parent))
+    own = span.get_span_context()
+    if own.is_valid:
+        current_trace.set(format_trace_id(own.trace_id))
+        current_span.set(format_span_id(own.span_id))
+    return span
+
+
 class Tracing(Interceptor):
     """Traces calls of the contract, but not health checks, which would outnumber them."""
 
@@ -72,15 +86,8 @@ class _TracingGuard:
         self._span: Span
 
     async def __aenter__(self) -> None:
-        parent = propagate.extract(tuple(self._context.invocation_metadata() or ()), getter=VALUES)
-        self._span = self._tracer.start_span(self._name, parent, SpanKind.SERVER, self._attributes)
-        # Never reset: a generator may be closed in another context (grpc/grpc#42295).
-        # Each call has a context of its own.
-        otel.attach(set_span_in_context(self._span, parent))
-        span = self._span.get_span_context()
-        if span.is_valid:
-            current_trace.set(format_trace_id(span.trace_id))
-            current_span.set(format_span_id(span.span_id))
+        metadata = tuple(self._context.invocation_metadata() or ())
+        self._span = start_span(self._tracer, self._name, self._attributes, metadata)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

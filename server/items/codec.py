@@ -10,7 +10,8 @@ from server.items.compare import json_equal
 from server.items.decode import fill, type_key
 from server.items.encode import encode_record, parse_opaque
 from server.items.errors import ItemJsonError
-from server.items.normalize import normalize
+from server.items.misfit import ItemMisfit, Misfit, find_misfit, kind_of
+from server.items.normalize import normalize, with_empty_lists
 from server.items.shape import body_shapes, enum_names, has_status
 from server.items.text import Json, check, dumps, loads
 
@@ -44,6 +45,39 @@ def new_item_from_json(given: bytes | str | Mapping[str, object]) -> NewItem:
         return NewItem(item=decode_document(normalize(document)))
     item_id, conversation_id = (_required_string(document, key) for key in ("id", "conversation_id"))
     return NewItem(reference=ItemReference(item_id=item_id, conversation_id=conversation_id))
+
+
+def new_item_from_client(document: dict[str, Json]) -> NewItem:
+    """Decodes what a client of the OpenAI API appends; strict about kinds, which `new_item_from_json` is not.
+
+    A reference without `conversation_id` becomes a `NewItem.reference` without one: it has to be found first.
+
+    Args:
+        document: An object that `check` has passed.
+
+    Raises:
+        RoleMissing: A message without a role.
+        ItemMisfit: A key that the schema knows has another kind of JSON, or one that it always shows is absent.
+    """
+    if _is_reference(document):
+        return _reference_from_client(document)
+    if document.get("type") is None and document.get("role") is None:
+        raise ItemMisfit(Misfit("type", "a string", ""))
+    normalized = normalize(document)
+    if misfit := find_misfit(normalized):
+        raise ItemMisfit(misfit)
+    return NewItem(item=decode_document(with_empty_lists(normalized)))
+
+
+def _reference_from_client(document: dict[str, Json]) -> NewItem:
+    reference = ItemReference()
+    for key, name in (("id", "item_id"), ("conversation_id", "conversation_id")):
+        value = document.get(key)
+        if isinstance(value, str):
+            setattr(reference, name, value)
+        elif value is not None or key == "id":
+            raise ItemMisfit(Misfit(key, "a string", kind_of(value) if key in document else ""))
+    return NewItem(reference=reference)
 
 
 def to_json(item: Item) -> dict[str, Json]:

@@ -21,6 +21,10 @@ class ItemJsonError(ValueError):
         return ItemJsonError(self.rule, f"{here}{joint}{self.path}")
 
 
+class RoleMissing(ItemJsonError):
+    """A message that does not say whose it is."""
+
+
 def _shown(key: str) -> str:
     # A key of free JSON may be content: only what looks like a field name is shown.
     return key if len(key) <= _MAX_KEY and key.isascii() and key.isidentifier() else "*"

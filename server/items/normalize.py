@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from server.items.decode import arm_for, takes_null
-from server.items.errors import ItemJsonError
+from server.items.errors import RoleMissing
 from server.items.shape import Cardinality, Field, Form, Shape, body_shapes
 from server.items.text import Json
 
@@ -14,7 +14,7 @@ def normalize(given: dict[str, Json]) -> dict[str, Json]:
     An item whose type has no typed body is returned unchanged.
 
     Raises:
-        ItemJsonError: A message without a role.
+        RoleMissing: A message without a role.
     """
     if given.get("type") is None and given.get("role") is not None:
         given = {"type": "message", **{key: value for key, value in given.items() if key != "type"}}
@@ -30,7 +30,7 @@ def normalize(given: dict[str, Json]) -> dict[str, Json]:
 
 def _normalize_message(given: dict[str, Json]) -> dict[str, Json]:
     if given.get("role") is None:
-        raise ItemJsonError("a message needs a role, such as assistant, developer, system or user")
+        raise RoleMissing("a message needs a role, such as assistant, developer, system or user")
     text = given.get("content")
     if not isinstance(text, str):
         return given
@@ -38,6 +38,21 @@ def _normalize_message(given: dict[str, Json]) -> dict[str, Json]:
     if given["role"] == "assistant":
         part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     return {**given, "content": [part]}
+
+
+def with_empty_lists(given: dict[str, Json]) -> dict[str, Json]:
+    """The normalized item with the lists that the OpenAI API fills into parts of messages which lack them."""
+    content = given.get("content")
+    if given.get("type") != "message" or not isinstance(content, list):
+        return given
+    return {**given, "content": [_with_empty_lists_of_part(part) for part in content]}
+
+
+def _with_empty_lists_of_part(part: Json) -> Json:
+    if not isinstance(part, dict) or part.get("type") != "output_text":
+        return part
+    absent: dict[str, Json] = {key: [] for key in ("annotations", "logprobs") if part.get(key) is None}
+    return {**part, **absent} if absent else part
 
 
 def _normalize_record(shape: Shape, given: dict[str, Json]) -> dict[str, Json]:

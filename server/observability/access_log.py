@@ -25,8 +25,9 @@ log = structlog.get_logger(__name__, log="access")
 _FAULTS = frozenset(("INTERNAL", "UNKNOWN", "DATA_LOSS"))  # codes that no mistake of a caller can cause
 _UNAUTHENTICATED = Principal("", "")  # of a call that was refused before it was authenticated
 _FLUSH_SECONDS = 0.05  # the longest time between the end of a call and its line
-# Time, severity, call, code, milliseconds, principal, trace.
-_Call: TypeAlias = tuple[float, str, CallContext, str, float, Principal, dict[str, str]]
+# Time, severity, call, code, milliseconds, principal, trace and other fields.
+_Call: TypeAlias = tuple[float, str, CallContext, str, float, Principal, Mapping[str, object]]
+_NOTHING: Mapping[str, object] = {}
 _encode = json.JSONEncoder().encode  # json.dumps compares its arguments with their defaults first
 
 
@@ -51,13 +52,14 @@ class AccessLog:
             severity = "warning" if code in _FAULTS else "info"
         return severity if logs.is_logged(severity) else None
 
-    def write(self, severity: str, code: str, seconds: float) -> None:
+    def write(self, severity: str, code: str, seconds: float, more: Mapping[str, object] = _NOTHING) -> None:
         """Writes the line of the current call, which has ended: now on a console, within `_FLUSH_SECONDS` as JSON.
 
         Args:
             severity: What `severity` returned.
             code: Name of the status code.
             seconds: Duration of the call.
+            more: Fields of a call over another protocol than gRPC.
         """
         call, who = current_call.get(), current_principal.get(_UNAUTHENTICATED)
         assert call is not None
@@ -65,11 +67,12 @@ class AccessLog:
         if not logs.is_json():
             fields: dict[str, object] = {"call": call.id, "method": call.method, "code": code, "ms": milliseconds}
             sent = {"principal": who.id, "tenant": who.tenant, "peer": call.peer}
-            fields |= {name: logs.escaped(text) for name, text in sent.items()}
+            fields |= {name: logs.escaped(text) for name, text in sent.items()} | dict(more)
             with suppress(OSError):  # a log that cannot be written fails no call
                 getattr(log, severity)("call", **fields)
             return
-        self._pending.append((time.time(), severity, call, code, milliseconds, who, trace_fields()))
+        others = {**trace_fields(), **more} if more else trace_fields()
+        self._pending.append((time.time(), severity, call, code, milliseconds, who, others))
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().create_task(self._flush())
 
@@ -92,12 +95,12 @@ class AccessLog:
 
     def _format(self, call: _Call) -> str:
         """Returns the line, with the fields that structlog gives all other lines."""
-        now, severity, context, code, milliseconds, who, trace = call
+        now, severity, context, code, milliseconds, who, more = call
         return (
             f'{{"log": "access", "event": "call", "level": "{severity}", "timestamp": "{self._timestamp(now)}", '
             f'"call": "{context.id}", "method": "{context.method}", "code": "{code}", "ms": {milliseconds}, '
             f'"principal": {_encode(logs.escaped(who.id))}, "tenant": {_encode(logs.escaped(who.tenant))}, '
-            f'"peer": {_encode(logs.escaped(context.peer))}{_members(trace)}{self._process}}}\n'
+            f'"peer": {_encode(logs.escaped(context.peer))}{_members(more)}{self._process}}}\n'
         )
 
     def _timestamp(self, now: float) -> str:

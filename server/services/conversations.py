@@ -1,7 +1,7 @@
 """ConversationsService: the contract's methods over the store."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 from conversations.v1 import conversation_pb2, item_pb2
@@ -153,12 +153,24 @@ class ConversationsServicer(ConversationsServiceServicer):
             PageTokenInvalid: The token belongs to another query, or is none.
             FilterInvalid: The filter cannot be parsed.
         """
+        return await self.list_conversations(request)
+
+    async def list_conversations(
+        self, request: pb.ListConversationsRequest, after: str = ""
+    ) -> pb.ListConversationsResponse:
+        """Returns what `ListConversations` does; a page that follows the conversation ``after``, if one is named.
+
+        Raises:
+            ConversationNotFound: ``after`` is missing, deleted, or not readable for the caller.
+        """
         access, size = current_access.get(), page_tokens.page_size(request.page_size)
         descending = request.order_by in _DESCENDING
         query = (_CONVERSATIONS, access.principal.tenant, access.principal.id, request.filter, str(descending))
         position = None
         if request.page_token:
             position = page_tokens.unpack_time(self._tokens.verify(request.page_token, *query))
+        elif after:
+            position = (await self._conversations.get(access, after))["create_time"], after
         comparisons = filters.parse(request.filter, filters.CONVERSATION_FIELDS)
         rows, more = await self._conversations.page(access, comparisons, position, size, descending=descending)
         response = pb.ListConversationsResponse(conversations=map(conversation_of, rows))
@@ -229,6 +241,13 @@ class ConversationsServicer(ConversationsServiceServicer):
             PageTokenInvalid: The token belongs to another query, or is none.
             FilterInvalid: The filter cannot be parsed.
         """
+        return await self.list_items(request)
+
+    async def list_items(self, request: pb.ListItemsRequest, *, live_cursor: bool = False) -> pb.ListItemsResponse:
+        """Returns what `ListItems` does.
+
+        With ``live_cursor``, a deleted item in `after` is one that the conversation never had.
+        """
         access, size = current_access.get(), page_tokens.page_size(request.page_size)
         descending = request.order != pb.ORDER_ASCENDING
         query = (
@@ -244,13 +263,23 @@ class ConversationsServicer(ConversationsServiceServicer):
             cursor = page_tokens.unpack_sequence(self._tokens.verify(request.page_token, *query))
         comparisons = filters.parse(request.filter, filters.ITEM_FIELDS)
         stored, more = await self._items.page(
-            access, request.conversation_id, comparisons, cursor, size, descending=descending
+            access,
+            request.conversation_id,
+            comparisons,
+            cursor,
+            size,
+            descending=descending,
+            live_cursor=live_cursor,
         )
         response = pb.ListItemsResponse(has_more=more)
         if more:
             response.next_page_token = self._tokens.sign(page_tokens.pack_sequence(stored[-1].sequence), *query)
         page: pb.ListItemsResponse = await page_of(response, stored)
         return page
+
+    async def locate_items(self, item_ids: Sequence[str]) -> dict[str, str]:
+        """Returns the conversation of each item that the caller may read, by the item's id; see `ItemStore.locate`."""
+        return await self._items.locate(current_access.get(), item_ids)
 
     def WatchItems(self, request: pb.WatchItemsRequest, context: Context) -> AsyncIterator[pb.WatchItemsResponse]:
         """Streams what happens in a conversation; see `WatchStream.respond`."""

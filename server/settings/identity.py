@@ -1,9 +1,9 @@
 """Settings of identity and TLS, and the combinations of them that are errors."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -88,13 +88,16 @@ class IdentitySettings(BaseSettings):
         return value
 
 
-def identity_problems(settings: IdentitySettings, listen: Sequence[Address]) -> list[str]:
+Listeners: TypeAlias = Mapping[str, Sequence[Address]]  # what callers reach, by the name of its setting
+
+
+def identity_problems(settings: IdentitySettings, listeners: Listeners) -> list[str]:
     """Returns a sentence for each combination of settings that is an error."""
     by_source = {"jwt": _jwt_problems, "mtls": _mtls_problems, "proxy": _proxy_problems}
     check = by_source.get(settings.identity)
     return [
         *_settings_of_other_sources(settings),
-        *(check(settings, listen) if check else ()),
+        *(check(settings, listeners) if check else ()),
         *_tls_problems(settings),
     ]
 
@@ -107,7 +110,7 @@ def _settings_of_other_sources(settings: IdentitySettings) -> Iterable[str]:
             yield from (f"{name}: belongs to identity={source}, but identity={settings.identity}" for name in given)
 
 
-def _jwt_problems(settings: IdentitySettings, _listen: Sequence[Address]) -> Iterable[str]:
+def _jwt_problems(settings: IdentitySettings, _listeners: Listeners) -> Iterable[str]:
     for name in ("jwt_issuer", "jwt_audience", "jwt_jwks"):
         if not getattr(settings, name):
             yield f"{name}: identity=jwt needs it"
@@ -117,9 +120,10 @@ def _jwt_problems(settings: IdentitySettings, _listen: Sequence[Address]) -> Ite
             yield f"jwt_attribute_claims: {name} is not in attribute_names"
 
 
-def _mtls_problems(settings: IdentitySettings, listen: Sequence[Address]) -> Iterable[str]:
-    if any(each.is_unix for each in listen):
-        yield "listen: identity=mtls needs host:port; TLS is not served on a Unix socket"
+def _mtls_problems(settings: IdentitySettings, listeners: Listeners) -> Iterable[str]:
+    for name, addresses in listeners.items():
+        if any(each.is_unix for each in addresses):
+            yield f"{name}: identity=mtls needs host:port; TLS is not served on a Unix socket"
     if not settings.tls_client_ca:
         yield "tls_client_ca: identity=mtls needs it"
     if bool(settings.mtls_trust_domains) == settings.mtls_subjects:
@@ -128,9 +132,10 @@ def _mtls_problems(settings: IdentitySettings, listen: Sequence[Address]) -> Ite
         yield "mtls_trust_domains: must be names such as prod.example, without spiffe:// and path"
 
 
-def _proxy_problems(settings: IdentitySettings, listen: Sequence[Address]) -> Iterable[str]:
-    if not (settings.proxy_spiffe_ids or all(each.is_unix for each in listen)):
-        yield "listen: identity=proxy trusts a Unix socket; set nothing else, or proxy_spiffe_ids"
+def _proxy_problems(settings: IdentitySettings, listeners: Listeners) -> Iterable[str]:
+    for name, addresses in listeners.items():
+        if not (settings.proxy_spiffe_ids or all(each.is_unix for each in addresses)):
+            yield f"{name}: identity=proxy trusts a Unix socket; set nothing else, or proxy_spiffe_ids"
     if settings.proxy_spiffe_ids and not settings.tls_client_ca:
         yield "tls_client_ca: proxy_spiffe_ids needs it"
     if not all(name.startswith("spiffe://") for name in settings.proxy_spiffe_ids):

@@ -12,6 +12,7 @@ from server.errors import OperatorError
 from server.settings.addresses import Address
 from server.settings.database import DatabaseSettings
 from server.settings.environment import PREFIX, unknown_variables, variable_of
+from server.settings.http import HttpSettings
 from server.settings.identity import IdentitySettings, identity_problems
 from server.settings.limits import LimitSettings
 from server.settings.operations import OperationSettings
@@ -23,7 +24,7 @@ class SettingsInvalid(OperatorError):
     """The settings are wrong; the text has a line for each error, without values."""
 
 
-class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSettings):
+class Settings(OperationSettings, HttpSettings, LimitSettings, IdentitySettings, DatabaseSettings):
     """The service's settings; docs/configuration.md lists them by topic."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -64,15 +65,16 @@ class Settings(OperationSettings, LimitSettings, IdentitySettings, DatabaseSetti
     @field_validator("allow_anonymous")
     @classmethod
     def _require_allow_anonymous(cls, value: bool, others: ValidationInfo) -> bool:  # noqa: FBT001
-        public = not all(address.is_local for address in others.data.get("listen", ()))
-        if public and others.data.get("identity") == "none" and not value:
-            variable = variable_of("listen")
-            raise ValueError(f"must be true to serve an address that others reach ({variable}) without identity")
+        for listener in ("listen", "http_listen"):
+            public = not all(address.is_local for address in others.data.get(listener, ()))
+            if public and others.data.get("identity") == "none" and not value:
+                variable = variable_of(listener)
+                raise ValueError(f"must be true to serve an address that others reach ({variable}) without identity")
         return value
 
     @model_validator(mode="after")
     def _check_identity(self) -> "Settings":
-        if problems := identity_problems(self, self.listen):
+        if problems := identity_problems(self, {"listen": self.listen, "http_listen": self.http_listen}):
             raise ValueError("\n".join(problems))
         return self
 

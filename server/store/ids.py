@@ -2,10 +2,11 @@
 
 The layout is that of the source API: creation time in seconds, random digits
 and, for items, the last 16 digits of their conversation. Callers treat ids as
-opaque; nothing here reads one back.
+opaque; only the end of an item's id is read back, to find its conversation.
 """
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -13,6 +14,7 @@ from hashlib import blake2b
 CONVERSATION_PREFIX = "conv"
 _TAG = 16  # hex digits an item shares with its conversation
 _RANDOM = 12  # bytes of an item's id that are its own
+_MADE_HERE = re.compile(r"[a-z]+_[0-9a-f]{48}")
 
 
 def new_conversation_id() -> str:
@@ -28,6 +30,11 @@ def conversation_id_for(tenant: str, principal: str, request_id: str) -> str:
     """
     digest = blake2b(f"{tenant}\0{principal}\0{request_id}".encode(), digest_size=24, person=b"create-conv")
     return f"{CONVERSATION_PREFIX}_{digest.hexdigest()}"
+
+
+def tag_of(item_id: str) -> str:
+    """What the id of an item says of that of its conversation, which ends like it; '' for an id not made here."""
+    return item_id[-_TAG:] if _MADE_HERE.fullmatch(item_id) else ""
 
 
 def new_item_ids(prefixes: Sequence[str], conversation_id: str) -> list[str]:

@@ -29,6 +29,7 @@ from server.store.connection.execution import Rows
 from server.store.connection.failures import KeyTaken
 from server.store.conversations import ConversationStore
 from server.store.idempotency import PriorResult, Reservation, execute_write, reservation_values
+from server.store.ids import tag_of
 from server.store.response_budget import SHARED_BYTES, ResponseBudget
 from server.store.sql import items as sql
 from server.store.sql.statement import Statement
@@ -209,6 +210,16 @@ class ItemStore:
             raise ResponseTooLarge(self._page_bytes)
         return [_stored(row) for row in rows]
 
+    async def locate(self, access: Access, item_ids: Sequence[str]) -> dict[str, str]:
+        """The conversation of each item that is named by its id alone, as far as the caller may read it.
+
+        The id has to be one that the service made: it ends as that of the conversation does.
+        """
+        found = [item_id for item_id in item_ids if tag_of(item_id)]
+        values = {**access.values, "item_ids": found, "tags": [tag_of(item_id) for item_id in found]}
+        rows = await self._database.read(sql.locate(*_read_permissions(access)), values) if found else ()
+        return {row["item_id"]: row["conversation_id"] for row in reversed(rows)}
+
     async def page(
         self,
         access: Access,
@@ -218,6 +229,7 @@ class ItemStore:
         count: int,
         *,
         descending: bool,
+        live_cursor: bool = False,
     ) -> tuple[list[StoredItem], bool]:
         """A page of items by sequence, and whether more follow; it ends early where ``page_bytes`` are full.
 
@@ -228,10 +240,11 @@ class ItemStore:
             cursor: The sequence or the item id that the page follows; None for the first page.
             count: The most items.
             descending: Whether newest come first.
+            live_cursor: Whether a cursor that is an item id must be that of an item that was not deleted.
 
         Raises:
             ConversationNotFound: It does not exist, was deleted, or may not be read.
-            FieldInvalid: The cursor is an item id that the conversation never had.
+            FieldInvalid: The cursor is an item id that the conversation never had, or has not any more.
         """
         values = {
             **access.values,
@@ -243,7 +256,12 @@ class ItemStore:
             values["after"] = cursor
         else:
             values["position"] = cursor if cursor is not None else _AFTER_ALL if descending else _BEFORE_ALL
-        kind = {"filtered": bool(comparisons), "by_id": isinstance(cursor, str), "descending": descending}
+        kind = {
+            "filtered": bool(comparisons),
+            "by_id": isinstance(cursor, str),
+            "live": live_cursor and isinstance(cursor, str),
+            "descending": descending,
+        }
         rows = await self._page(access, values, kind, count)
         if not rows:
             raise ConversationNotFound(conversation_id)

@@ -14,7 +14,7 @@ import asyncpg
 from server.errors import OperatorError
 from server.store.connection.opening import direct_connection
 
-HEAD = "0004"  # newest file in migrations/versions; known here so that a start need not load Alembic
+HEAD = "0005"  # newest file in migrations/versions; known here so that a start need not load Alembic
 _LOCK = 0x636F6E76  # "conv"
 _SESSION = {"lock_timeout": "250ms", "application_name": "conversations migration"}
 _RETRY_SECONDS = (0.5, 1.0)  # least and most between two tries to lock a table

@@ -108,7 +108,7 @@ def bind(server: grpc.aio.Server, listen: Address, credentials: grpc.ServerCrede
         StartFailed: The address is taken or not allowed.
     """
     if listen.path:
-        _clear_socket(listen.path)
+        clear_socket(listen.path)
     try:
         if credentials is None or listen.is_unix:
             port = server.add_insecure_port(str(listen))
@@ -122,11 +122,11 @@ def bind(server: grpc.aio.Server, listen: Address, credentials: grpc.ServerCrede
     return listen.with_port(port)
 
 
-def _clear_socket(path: Path) -> None:
+def clear_socket(path: Path) -> None:
     """Removes the socket of a process that has ended.
 
     Raises:
-        StartFailed: A process serves it; gRPC would take the address away from that process.
+        StartFailed: A process serves it; binding the path again would take the address away from that process.
     """
     if not path.is_socket():
         return

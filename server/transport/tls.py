@@ -1,6 +1,7 @@
 """TLS: the server's certificate, key and client CAs, reloaded when their files change."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,7 +21,7 @@ __all__ = ["Credentials", "TlsConfigError", "load_credentials"]
 
 
 @dataclass(frozen=True)
-class _Material:
+class Material:
     """What a handshake needs."""
 
     key_pair: KeyPair
@@ -50,6 +51,16 @@ class Credentials:
         self._last_refused: object = None  # versions and problem of the last poll, if the files could not be used
         self._reported: object = None
         self.reloads = {"taken": 0, "refused": 0}
+        self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def material(self) -> Material:
+        """What handshakes of new connections use."""
+        return self._material
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Calls ``listener`` whenever the material has changed."""
+        self._listeners.append(listener)
 
     @property
     def expires_at(self) -> datetime:
@@ -96,6 +107,8 @@ class Credentials:
         if material != self._material:
             self._material = material
             self.reloads["taken"] += 1
+            for listener in self._listeners:
+                listener()
             log.info("certificate loaded", expires_at=self.expires_at.isoformat())
 
     def _refuse(self, change: object, problem: str) -> None:
@@ -109,9 +122,9 @@ class Credentials:
             log.warning("certificate refused", problem=problem, in_force_until=self.expires_at.isoformat())
         self._last_refused = change
 
-    def _read(self) -> _Material:
+    def _read(self) -> Material:
         client_ca = load_authorities(self._client_ca) if self._client_ca else None
-        return _Material(load_key_pair(self._certificate, self._key), client_ca)
+        return Material(load_key_pair(self._certificate, self._key), client_ca)
 
     def _file_versions(self) -> tuple[FileVersion | None, ...]:
         files = (self._certificate, self._key, self._client_ca)
@@ -131,6 +144,6 @@ def load_credentials(settings: IdentitySettings) -> Credentials | None:
     return Credentials(certificate, key, client_ca)
 
 
-def _configuration(material: _Material) -> Any:
+def _configuration(material: Material) -> Any:
     pairs = [(material.key_pair.key, material.key_pair.chain)]
     return grpc.ssl_server_certificate_configuration(pairs, material.client_ca)

@@ -42,6 +42,7 @@ class Tool:
 TOOLS = {
     "buildah": Tool(package="buildah"),
     "cargo": Tool("see https://rustup.rs"),
+    "curl": Tool(package="curl"),
     "debootstrap": Tool(package="debootstrap"),
     "ghz": Tool(module="github.com/bojand/ghz/cmd/ghz@v0.121.0"),
     "go": Tool("see https://go.dev/dl"),

@@ -21,6 +21,7 @@ from server.observability.metrics.sources import (
     PollerState,
     PoolState,
     ReadyState,
+    RequestCounts,
     Sources,
     TaskState,
     WatchState,
@@ -64,6 +65,7 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
                 partial(of_certificate, sources.certificate),
                 partial(of_process, sources.readiness, sources.drain, lag),
                 partial(of_tasks, sources.tasks),
+                partial(of_http, sources.settings, sources.requests, sources.connections),
             )
         )
     )
@@ -202,6 +204,21 @@ def of_tasks(tasks: TaskState) -> Iterator[Metric]:
     """The background tasks."""
     description = "Ends of background tasks, which are started again."
     yield counts("background_task_failures", description, "task", tasks.failures)
+
+
+def of_http(
+    settings: Settings, requests: RequestCounts | None, connections: ConcurrencyCounts | None
+) -> Iterator[Metric]:
+    """Yields requests over HTTP, under the name and labels of OpenTelemetry's conventions, and their connections."""
+    if requests is None or connections is None:
+        return
+    labels = ("http_request_method", "http_route", "http_response_status_code")
+    description = "Time from the head of a request over HTTP to its answer."
+    yield histograms_by("http_server_request_duration_seconds", description, labels, requests.seconds.items())
+    yield gauge("http_connections", "Connections over HTTP that are open.", connections.count)
+    limit = settings.http_max_connections
+    yield gauge("http_connections_limit", "The most of these that may be open (http_max_connections).", limit)
+    yield count("http_connection_refusals", "Connections over HTTP refused: too many were open.", connections.refused)
 
 
 def _build() -> Mapping[str, str]:

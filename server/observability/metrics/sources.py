@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from server.observability.histogram import Histogram
 from server.observability.stats import JwksStats, MethodStats, PurgeStats, StoreStats, WatchStats
 from server.policy.rules import Policy
 from server.settings.service import Settings
@@ -19,8 +20,15 @@ class CallCounts(Protocol):
     def unknown(self) -> int: ...
 
 
+class RequestCounts(Protocol):
+    """Requests over HTTP by method, route and status."""
+
+    @property
+    def seconds(self) -> Mapping[tuple[str, str, str], Histogram]: ...
+
+
 class ConcurrencyCounts(Protocol):
-    """Calls in flight, and calls refused because there were too many."""
+    """Calls or connections in flight, and those refused because there were too many."""
 
     @property
     def count(self) -> int: ...
@@ -120,7 +128,12 @@ class TaskState(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything that metrics are read from; None for a part that this service does not have."""
+    """Everything that metrics are read from; None for a part that this service does not have.
+
+    Attributes:
+        requests: Of the HTTP edge.
+        connections: Likewise.
+    """
 
     settings: Settings
     calls: CallCounts
@@ -138,3 +151,5 @@ class Sources:
     jwks: JwksStats | None
     certificate: CertificateState | None
     tasks: TaskState
+    requests: RequestCounts | None
+    connections: ConcurrencyCounts | None

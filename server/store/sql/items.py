@@ -34,7 +34,7 @@ from server.store.sql.idempotency import reserve
 from server.store.sql.item_batch import all_allowed, all_found, fit_together, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversations, items
 from server.store.sql.statement import Statement, compile_statement
-from server.store.sql.visibility import alive, item_allowed, visible_one
+from server.store.sql.visibility import alive, item_allowed, visible, visible_one
 
 _c, _i = conversations.c, items.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
@@ -153,12 +153,31 @@ def get_batch(read: Permission, item_read: Permission) -> Statement:
 
 
 @lru_cache(maxsize=512)
+def locate(read: Permission, item_read: Permission) -> Statement:
+    """The conversations that items are in, of those whose ids end with ``tags``; a row for each item that is found."""
+    named = (
+        func.unnest(bindparam("item_ids", type_=ARRAY(Text)), bindparam("tags", type_=ARRAY(Text)))
+        .table_valued("item_id", "tag", name="named")
+        .render_derived()
+    )
+    tagged = and_(visible(read), func.right(_c.id, literal_column("16")) == named.c.tag)
+    same = and_(_i.conversation_id == _c.id, _i.item_id == named.c.item_id, _i.delete_time.is_(None))
+    return compile_statement(
+        select(named.c.item_id, _c.id.label("conversation_id"))
+        .select_from(named.join(conversations, tagged).join(items, and_(same, item_allowed(item_read, _i.item_id))))
+        .order_by(_c.create_time),
+        "read",
+    )
+
+
+@lru_cache(maxsize=512)
 def page(
     read: Permission,
     item_read: Permission,
     *,
     filtered: bool,
     by_id: bool,
+    live: bool,
     descending: bool,
     small: bool,
 ) -> Statement:
@@ -170,11 +189,12 @@ def page(
         filtered: Whether there is a filter.
         by_id: Whether the page follows an item id instead of a sequence; there is then a column
             ``position``, NULL when the conversation never had the item.
+        live: Whether ``position`` is NULL also when the item was deleted.
         descending: Whether newest come first.
         small: Whether bodies of more than ``share`` bytes are NULL, instead of those that would not fit
             into ``page_bytes``. It takes half the time of adding up sizes (ADR 10).
     """
-    position = _sequence_of_cursor(item_read) if by_id else bindparam("position", type_=BigInteger)
+    position = _sequence_of_cursor(item_read, live=live) if by_id else bindparam("position", type_=BigInteger)
     order = _i.sequence.desc() if descending else _i.sequence.asc()
     bodies = (_small(_i.body),) if small else _fitting(_i.body, order)
     page = (
@@ -200,13 +220,16 @@ def page(
     )
 
 
-def _sequence_of_cursor(item_read: Permission) -> ColumnElement[int]:
-    """The sequence of the item ``after``, if it may be read; of a deleted one only when no other has the id."""
+def _sequence_of_cursor(item_read: Permission, *, live: bool) -> ColumnElement[int]:
+    """The sequence of the item ``after``, if it may be read; of a deleted one only when no other has the id.
+
+    ``live``: never of a deleted one.
+    """
     cursor = items.alias("cursor")
     return (
         select(cursor.c.sequence)
         .where(cursor.c.conversation_id == _id, cursor.c.item_id == bindparam("after", type_=Text))
-        .where(item_allowed(item_read, cursor.c.item_id))
+        .where(item_allowed(item_read, cursor.c.item_id), *((cursor.c.delete_time.is_(None),) if live else ()))
         .order_by(cursor.c.delete_time.desc().nulls_first())
         .limit(literal_column("1"))
         .correlate(conversations)

@@ -18,6 +18,8 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    func,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
@@ -64,6 +66,13 @@ Index(
     conversations.c.owner,
     conversations.c.create_time,
     conversations.c.id,
+    postgresql_where=live,
+)
+# Ids that the service made for items end as that of their conversation does.
+Index(
+    "conversations_by_tag",
+    conversations.c.tenant,
+    func.right(conversations.c.id, literal_column("16")),
     postgresql_where=live,
 )
 Index("conversations_deleted", conversations.c.delete_time, postgresql_where=conversations.c.delete_time.is_not(None))

@@ -1,0 +1,324 @@
+"""The edge: the way of one request over HTTP, from its head to the answer that its caller has taken."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+from aiohttp import web
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2
+
+from server.authorization.audit_log import current_request
+from server.errors import ItemNotFound, ServiceError, forget_frames
+from server.http.answers import Answer
+from server.http.body import Body
+from server.http.connection import SERVER, Connection
+from server.http.context import HttpContext
+from server.http.errors import Problem, RequestInvalid, invalid_url, wrong_method
+from server.http.guards import Guards
+from server.http.observe import HttpObserve
+from server.http.openapi import DOCUMENT
+from server.http.request import Request
+from server.http.requests import read_document, read_query, request_id_of, unlocated
+from server.http.routes import ROUTES, Route, Router
+from server.interceptors import CallerChain
+from server.interceptors.chain import Context, Interceptor
+from server.interceptors.decode import outline
+from server.interceptors.drain_gate import DrainGate
+from server.interceptors.error_status import ErrorStatus
+from server.observability.trace_context import current_trace, trace_of
+from server.policy.principal import current_principal_key
+from server.requests.large import LARGE_BYTES, current_size, run_sized
+from server.requests.sizes import max_request_bytes
+from server.requests.validation import validate
+from server.services.conversations import ConversationsServicer
+from server.settings.service import Settings
+from server.store.response_budget import ResponseBudget, current_room
+from server.transport.health import LIVENESS, READINESS, Health
+
+Handler: TypeAlias = Callable[[Body, HttpContext], Awaitable[Answer]]
+
+PROBES = {"/healthz": LIVENESS, "/readyz": READINESS}
+OPENAPI = "/openapi.json"
+_READ_ONLY = ("GET", "HEAD")
+
+
+class HttpErrorStatus(ErrorStatus):
+    """As over gRPC; the context makes the answer."""
+
+    async def end(self, context: Context, error: ServiceError) -> NoReturn:
+        """Ends a call with ``error``."""
+        http: Any = context
+        http.fail(error)
+        raise AssertionError
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is sent to the caller."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    closes: bool = False
+
+    @classmethod
+    def of(cls, answer: Answer | Problem) -> "Reply":
+        """Returns the reply of an answer or a problem."""
+        if isinstance(answer, Answer):
+            return cls(answer.status, answer.body, answer.headers)
+        return cls(answer.status, answer.body(), answer.all_headers(), answer.closes)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the edge shares with the gRPC server.
+
+    Attributes:
+        servicer: The methods of the contract.
+        chain: The interceptors of callers.
+        drain_gate: Says when the process drains.
+        health: Answers the probes.
+        responses: The memory of large responses.
+    """
+
+    servicer: ConversationsServicer
+    chain: CallerChain
+    drain_gate: DrainGate
+    health: Health
+    responses: ResponseBudget
+
+
+class Edge:
+    """Answers requests.
+
+    Args:
+        settings: Of the service.
+        parts: What it shares.
+        tracing: The interceptor that traces, if any.
+
+    Attributes:
+        observe: Counts requests.
+    """
+
+    def __init__(self, settings: Settings, parts: Parts, tracing: Iterable[Interceptor] = ()) -> None:
+        self._settings = settings
+        self._parts = parts
+        self._checks_tokens = settings.identity == "jwt"
+        self._guards = Guards(settings.http_hosts if settings.identity == "none" else None)
+        self._router = Router()
+        self.observe = HttpObserve(ROUTES, access_log=settings.access_log)
+        interceptors = (*tracing, self.observe, HttpErrorStatus(), *parts.chain.shared)
+        self._handlers = {route: self._handler(route, interceptors) for route in ROUTES}
+        self._limits = {route: _max_bytes(route, settings.max_message_bytes) for route in ROUTES}
+
+    async def handle(self, raw: web.BaseRequest) -> web.StreamResponse:
+        """Answers a request, and returns when its caller has taken the answer."""
+        connection = raw.protocol
+        assert isinstance(connection, Connection)
+        current_trace.set(_trace_of(raw) or token_hex(16))
+        try:
+            reply = await self._reply(raw, connection)
+            return await self._send(raw, connection, reply)
+        finally:
+            if room := current_room.get():
+                room.release()
+
+    async def _reply(self, raw: web.BaseRequest, connection: Connection) -> Reply:
+        began, path = time.perf_counter(), raw.rel_url.raw_path
+        if path in PROBES and raw.method in _READ_ONLY:
+            return await self._probe(PROBES[path])
+        refusal = self._guards.refusal(raw, is_unix=connection.is_unix)
+        if refusal is None and path == OPENAPI and raw.method in _READ_ONLY:
+            return Reply(200, DOCUMENT)
+        by_verb, places = self._router.find(path)
+        route = by_verb.get(raw.method)
+        if refusal is None and route is None:
+            refusal = _not_served(raw.method, path, by_verb)
+        if refusal is None:
+            assert route
+            body = Body(raw, self._limits[route])
+            refusal = await self._early_refusal(body)
+        if refusal is not None:
+            self.observe.count(raw.method, route.path if route else "", refusal.status, time.perf_counter() - began)
+            return Reply.of(refusal)
+        assert route
+        context = HttpContext(raw, connection, Request(raw.method, places), checks_tokens=self._checks_tokens)
+        return Reply.of(await self._call(route, body, context))
+
+    async def _early_refusal(self, body: Body) -> Problem | None:
+        """Reads a body that is small; returns the answer to one that is refused before its caller is known."""
+        if refusal := body.refusal(compressed=self._settings.compressed_requests):
+            return refusal
+        try:
+            await body.read_early()
+        except RequestInvalid as error:
+            return error.problem
+        return None
+
+    async def _call(self, route: Route, body: Body, context: HttpContext) -> Answer | Problem:
+        try:
+            return await self._handlers[route](body, context)
+        except grpc.aio.AbortError:
+            assert context.problem
+            return context.problem
+
+    def _handler(self, route: Route, interceptors: Iterable[Interceptor]) -> Handler:
+        """Returns what answers a route, inside of all interceptors."""
+
+        async def call(body: Body, context: HttpContext) -> Answer:
+            return await self._answer(route, body, context)
+
+        handler: Any = grpc.unary_unary_rpc_method_handler(call)
+        for interceptor in reversed(tuple(interceptors)):
+            handler = interceptor.wrap(route.method, handler)
+        wrapped: Handler = handler.unary_unary
+        return wrapped
+
+    async def _answer(self, route: Route, body: Body, context: HttpContext) -> Answer:
+        """Runs the method of a route for a caller who is known and allowed."""
+        request = context.request
+        _read_head(route, request, context)
+        with self._parts.chain.bodies.growing_room(current_principal_key()) as room:
+            sent = [await body.read(room)]
+            size = len(sent[0])
+            message = await run_sized(size, _try_make, route, request, sent)
+            if isinstance(message, ServiceError):
+                raise message
+            current_request.set(message if size <= LARGE_BYTES else outline(message))
+            current_size.set(size)
+            try:
+                await self._locate(message, size)
+                response = await self._run(route, message, context)
+                answer = await self._encoded(route, response, request)
+            except ServiceError as error:
+                forget_frames(error)  # before the budget counts the request out
+                raise
+        context.status = answer.status
+        return answer
+
+    async def _run(self, route: Route, message: Any, context: HttpContext) -> Any:
+        if route.run:
+            return await route.run(self._parts.servicer, message, context)
+        return await getattr(self._parts.servicer, route.name)(message, context)
+
+    async def _locate(self, message: Any, size: int) -> None:
+        """Finds the conversations of items that are referred to by their ids alone.
+
+        Raises:
+            ItemNotFound: There is none that the caller may read.
+            FieldInvalid: The request breaks a rule of the contract.
+        """
+        references = unlocated(message)
+        if not references:
+            return
+        found = await self._parts.servicer.locate_items([each.reference.item_id for each in references])
+        for each in references:
+            item_id = each.reference.item_id
+            if item_id not in found:
+                raise ItemNotFound(getattr(message, "conversation_id", ""), item_id)
+            each.reference.conversation_id = found[item_id]
+        await run_sized(size, validate, message)
+
+    async def _encoded(self, route: Route, response: Any, request: Request) -> Answer:
+        """Returns the answer; a large one is counted until its caller has taken it."""
+        size = len(response) if isinstance(response, bytes) else 0
+        answer = await run_sized(size, route.answer, response, request)
+        if len(answer.body) > LARGE_BYTES:
+            patient = route.verb != "GET"  # what is written is written
+            room = current_room.get() or await self._parts.responses.hold(len(answer.body), patient=patient)
+            current_room.set(room)
+            room.shrink(len(answer.body))
+        return answer
+
+    async def _probe(self, name: str) -> Reply:
+        none: Any = None  # a context is needed for names that do not exist
+        status = (await self._parts.health.Check(health_pb2.HealthCheckRequest(service=name), none)).status
+        word = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+        serving = status == health_pb2.HealthCheckResponse.SERVING
+        return Reply(200 if serving else 503, b'{"status":"%s"}' % word.encode())
+
+    async def _send(self, raw: web.BaseRequest, connection: Connection, reply: Reply) -> web.StreamResponse:
+        """Sends a reply; gives up on a caller who does not take it."""
+        response = self._response(raw, connection, reply)
+        try:
+            async with asyncio.timeout(self._settings.http_idle_seconds):
+                await response.prepare(raw)
+                await response.write_eof()
+        except TimeoutError:
+            if raw.transport:
+                raw.transport.abort()
+            raise ConnectionError("the answer was not taken in time") from None
+        return response
+
+    def _response(self, raw: web.BaseRequest, connection: Connection, reply: Reply) -> web.Response:
+        headers = {"x-request-id": f"req_{current_trace.get()}", "Server": SERVER, **reply.headers}
+        if reply.body:
+            headers["Content-Type"] = "application/json"
+        response = web.Response(body=reply.body, status=reply.status, headers=headers)
+        age = asyncio.get_running_loop().time() - connection.began
+        draining = self._parts.drain_gate.draining.is_set()
+        if reply.closes or draining or age > self._settings.connection_age_seconds:
+            response.force_close()
+        smallest = self._settings.http_gzip_bytes
+        if smallest and len(reply.body) >= smallest:
+            response.headers["Vary"] = "Accept-Encoding"
+            if _takes_gzip(raw.headers.get("Accept-Encoding", "")):
+                response.enable_compression(web.ContentCoding.gzip)
+        return response
+
+
+def _read_head(route: Route, request: Request, context: HttpContext) -> None:
+    """Reads the query and the headers that a route has.
+
+    Raises:
+        RequestInvalid: One of them is not valid.
+    """
+    if context.query:
+        request.query, request.includes = read_query(context.query, route.parameters)
+    if route.verb != "GET":
+        request.request_id = request_id_of(context.header("Idempotency-Key"))
+        request.if_match = context.header("If-Match") or ""
+    else:
+        request.if_none_match = context.header("If-None-Match") or ""
+
+
+def _try_make(route: Route, request: Request, sent: list[bytes]) -> Any:
+    """Returns the message of a request, or the error; a raised one would keep the body in memory with its traceback."""
+    try:
+        request.document = read_document(sent.pop())
+        message = route.make(request)
+        if not unlocated(message):
+            validate(message)
+    except ServiceError as error:
+        forget_frames(error)
+        return error
+    return message
+
+
+def _not_served(verb: str, path: str, by_verb: Mapping[str, Route]) -> Problem:
+    allowed = _READ_ONLY if path in PROBES or path == OPENAPI else sorted(by_verb)
+    return wrong_method(verb, path, ", ".join(allowed)) if allowed else invalid_url(verb, path)
+
+
+def _max_bytes(route: Route, max_message_bytes: int) -> int:
+    method = descriptor_pool.Default().FindMethodByName(route.method.removeprefix("/").replace("/", "."))
+    return max_request_bytes(method.input_type, max_message_bytes)
+
+
+def _trace_of(raw: web.BaseRequest) -> str:
+    return trace_of(("traceparent", value) for value in raw.headers.getall("traceparent", ()))
+
+
+def _takes_gzip(accept_encoding: str) -> bool:
+    """Whether `gzip` is among the encodings, and not with the weight 0."""
+    for each in accept_encoding.lower().split(","):
+        name, _, weight = each.replace(" ", "").partition(";q=")
+        if name == "gzip":
+            return weight not in {"0", "0.0", "0.00", "0.000"}
+    return False
