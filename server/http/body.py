@@ -11,6 +11,7 @@ from aiohttp import ClientPayloadError, web
 from aiohttp.web_exceptions import HTTPException
 from aiohttp.web_protocol import RequestPayloadError
 
+from server.errors import Overloaded
 from server.http.errors import (
     BAD_EXPECTATION,
     BROKEN_BODY,
@@ -26,6 +27,34 @@ from server.requests.large import LARGE_BYTES
 
 EARLY_BYTES = 64 * 1024  # that are read before the caller is known
 _PAUSE_SECONDS = 10.0  # between two parts of a body, and for all that is read early
+_SLOW_SECONDS = 0.1  # between two parts of a large body, from which on it counts as slow
+MAX_SLOW = 16  # large bodies that are slow, at once: each holds a place among the calls
+
+
+class SlowBodies:
+    """Counts the large bodies that are slow, so that they do not take the places of all calls.
+
+    Attributes:
+        count: On their way now.
+    """
+
+    def __init__(self, limit: int = MAX_SLOW) -> None:
+        self._limit = limit
+        self.count = 0
+
+    def begin(self) -> None:
+        """Counts one in.
+
+        Raises:
+            Overloaded: As many as may be are on their way.
+        """
+        if self.count >= self._limit:
+            raise Overloaded("slow request bodies", self._limit)
+        self.count += 1
+
+    def end(self) -> None:
+        """Counts one out."""
+        self.count -= 1
 
 
 class Body:
@@ -78,25 +107,41 @@ class Body:
         except TimeoutError:
             raise RequestInvalid(SLOW_BODY) from None
 
-    async def read(self, room: GrowingRoom) -> bytes:
+    async def read(self, room: GrowingRoom, slow: SlowBodies) -> bytes:
         """Returns the whole body, whose large part takes room in the budget.
 
         Raises:
             RequestInvalid: As `read_early`.
-            Overloaded: There is no room.
+            Overloaded: There is no room, or too many bodies are slow.
         """
         if not self._is_complete and not self._size:
             await self._continue()
-        while not self._is_complete:
-            self._count(room)
+        if not await self._read_fast(room):
+            slow.begin()
             try:
-                async with asyncio.timeout(_PAUSE_SECONDS):
-                    await self._read_part()
+                await self._read_on(room, _PAUSE_SECONDS)
             except TimeoutError:
                 raise RequestInvalid(SLOW_BODY) from None
-        self._count(room)
+            finally:
+                slow.end()
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read_fast(self, room: GrowingRoom) -> bool:
+        """Reads as long as the sender does not pause; returns whether that was all."""
+        try:
+            await self._read_on(room, _SLOW_SECONDS)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _read_on(self, room: GrowingRoom, seconds: float) -> None:
+        """Reads to the end; raises TimeoutError when the sender pauses for so long."""
+        self._count(room)
+        while not self._is_complete:
+            async with asyncio.timeout(seconds):
+                await self._read_part()
+            self._count(room)
 
     def _count(self, room: GrowingRoom) -> None:
         if self._size > LARGE_BYTES:

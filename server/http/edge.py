@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from server.authorization.audit_log import current_request
 from server.errors import ItemNotFound, ServiceError, forget_frames
 from server.http.answers import Answer
-from server.http.body import Body
+from server.http.body import Body, SlowBodies
 from server.http.connection import SERVER, Connection
 from server.http.context import HttpContext
 from server.http.errors import Problem, RequestInvalid, invalid_url, wrong_method
@@ -112,6 +112,7 @@ class Edge:
         self._checks_tokens = settings.identity == "jwt"
         self._guards = Guards(settings.http_hosts if settings.identity == "none" else None)
         self._router = Router()
+        self._slow_bodies = SlowBodies()
         self.observe = HttpObserve(ROUTES, access_log=settings.access_log)
         interceptors = (*tracing, self.observe, HttpErrorStatus(), *parts.chain.shared)
         self._handlers = {route: self._handler(route, interceptors) for route in ROUTES}
@@ -185,7 +186,7 @@ class Edge:
         request = context.request
         _read_head(route, request, context)
         with self._parts.chain.bodies.growing_room(current_principal_key()) as room:
-            sent = [await body.read(room)]
+            sent = [await body.read(room, self._slow_bodies)]
             size = len(sent[0])
             message = await run_sized(size, _try_make, route, request, sent)
             if isinstance(message, ServiceError):

@@ -130,6 +130,7 @@ ROWS: Mapping[type[ServiceError], Row] = {
     errors.PageTokenInvalid: Row(400, "invalid_value"),
     errors.ResumeTokenInvalid: Row(400, "invalid_value"),
     errors.ResumeTokenExpired: Row(400, "invalid_value"),
+    errors.ChangesNotKept: Row(400, "invalid_value"),
 }
 
 

@@ -85,7 +85,7 @@ ROUTES = (
     Route("DELETE", ITEM, "DeleteItem", requests.delete_item, answers.conversation),
 )
 # Methods of the contract with a path of their own that the OpenAI API does not have: they are served over gRPC alone.
-GRPC_ONLY = frozenset(("AppendItems", "BatchGetItems", "WatchItems"))
+GRPC_ONLY = frozenset(("AppendItems", "BatchGetItems", "WatchConversations", "WatchItems"))
 
 
 class Router:

@@ -189,6 +189,26 @@ async def test_a_slow_body(edge: EdgeService, monkeypatch: pytest.MonkeyPatch) -
             assert 408 == _status(await connection.head())
 
 
+async def test_slow_bodies_leave_room(edge: EdgeService) -> None:
+    """So many large bodies may be slow at once; one more is told to come again, and small requests do not wait."""
+    headers = ("Content-Type: application/json", f"Content-Length: {70 * KIB}")
+    async with AsyncExitStack() as connections:
+        slow = [await connections.enter_async_context(RawConnection.to(edge.address)) for _ in range(body.MAX_SLOW + 1)]
+        heads = [asyncio.create_task(each.head()) for each in slow]
+        for each in slow:
+            await each.send(request_text("POST", CONVERSATIONS, *headers), "{")
+        done, waiting = await asyncio.wait(heads, return_when=asyncio.FIRST_COMPLETED)
+        assert [429] == [_status(task.result()) for task in done]
+        assert body.MAX_SLOW == len(waiting)
+        assert 200 == (await edge.http.post(CONVERSATIONS, {})).status
+        for each in slow[:2]:
+            await each.send("}" + " " * (70 * KIB - 2))
+        answered, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert {200} == {_status(task.result()) for task in answered}
+        for task in waiting:
+            task.cancel()
+
+
 async def test_large_bodies_share_a_budget(service: Service) -> None:
     """What one caller's bodies take while they arrive is bounded; small ones do not need room."""
     async with edge_service(service.url, max_message_bytes=100 * KIB, max_item_bytes=KIB) as served:
