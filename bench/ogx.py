@@ -22,18 +22,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import asyncpg
 import yaml
 from sqlalchemy.engine import make_url
 
-from bench.grpc_target import TEXT
+from bench.openai_target import CONNECTIONS, OpenAiTarget
 from bench.target import PeerUnavailable, Target
 
 NAME = "ogx"
@@ -45,85 +44,23 @@ _VERSION = "import sys; print(*sys.version_info[:2])"
 _INSTALL_SECONDS = 600.0
 _START_SECONDS = 120.0
 _STOP_SECONDS = 15.0
-_CONNECTIONS = 64
 _POSITIONS = "SELECT id, sort_order + 1 FROM conversation_items WHERE conversation_id = $1"
 
 
-_ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": TEXT}]}
-
-
 @dataclass(frozen=True)
-class _Ogx:
-    """A running server, seen through its API."""
+class _Ogx(OpenAiTarget):
+    """A running server, seen through its API and its table."""
 
-    pid: int
-    session: aiohttp.ClientSession
-    url: str
-    name: str = NAME
-    peer: bool = True
-    lacks: Collection[str] = ("get_items", "check_access")
-
-    async def create(self) -> str:
-        return str((await self._call("POST", "", json={}))["id"])
-
-    async def append(self, conversation: str, count: int) -> Sequence[str]:
-        answer = await self._call("POST", f"/{conversation}/items", json={"items": [_ITEM] * count})
-        assert len(answer["data"]) == count
-        return [item["id"] for item in answer["data"]]
-
-    async def newest(self, conversation: str) -> int:
-        return len((await self._items(conversation, order="desc", limit="20"))["data"])
-
-    async def page(self, conversation: str) -> int:
-        return sum([len(items) async for items in self._pages(conversation)])
-
-    async def get(self, conversation: str) -> None:
-        assert (await self._call("GET", f"/{conversation}"))["id"] == conversation
-
-    async def delete(self, conversation: str) -> None:
-        assert (await self._call("DELETE", f"/{conversation}"))["deleted"] is True
-
-    async def get_item(self, conversation: str, item: str) -> None:
-        assert (await self._call("GET", f"/{conversation}/items/{item}"))["id"] == item
-
-    async def get_items(self, conversation: str, items: Sequence[str]) -> int:
-        raise NotImplementedError
-
-    async def check_access(self, conversation: str) -> bool:
-        raise NotImplementedError
-
-    async def update(self, conversation: str, metadata: Mapping[str, str]) -> None:
-        assert (await self._call("POST", f"/{conversation}", json={"metadata": metadata}))["id"] == conversation
-
-    async def delete_item(self, conversation: str, item: str) -> None:
-        assert (await self._call("DELETE", f"/{conversation}/items/{item}"))["id"]
+    url: str = ""
 
     async def sequence_ids(self, conversation: str) -> list[tuple[int, str]]:
-        listed = [item async for items in self._pages(conversation) for item in items]
+        listed = [item async for items in self.pages(conversation) for item in items]
         connection = await asyncpg.connect(self.url)
         try:
             positions = dict(await connection.fetch(_POSITIONS, conversation))
         finally:
             await connection.close()
         return [(positions[item["id"]], item["id"]) for item in listed]
-
-    async def _pages(self, conversation: str) -> AsyncIterator[list[dict[str, Any]]]:
-        """All items, oldest first."""
-        after: dict[str, str] = {}
-        while True:
-            found = await self._items(conversation, order="asc", limit="100", **after)
-            yield found["data"]
-            if not found["has_more"]:
-                return
-            after = {"after": found["last_id"]}
-
-    async def _items(self, conversation: str, **query: str) -> dict[str, Any]:
-        return await self._call("GET", f"/{conversation}/items", params=query)
-
-    async def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        async with self.session.request(method, f"/v1/conversations{path}", **arguments) as response:
-            answer: dict[str, Any] = await response.json()
-            return answer
 
 
 @asynccontextmanager
@@ -138,11 +75,11 @@ async def ogx(url: str, folder: Path) -> AsyncIterator[Target]:
     async with (
         _server(environment, config) as process,
         aiohttp.ClientSession(
-            f"http://127.0.0.1:{port}", connector=aiohttp.TCPConnector(limit=_CONNECTIONS), raise_for_status=True
+            f"http://127.0.0.1:{port}", connector=aiohttp.TCPConnector(limit=CONNECTIONS), raise_for_status=True
         ) as session,
     ):
         await _ready(process, session, _log(config))
-        yield _Ogx(process.pid, session, url)
+        yield _Ogx(process.pid, session, NAME, peer=True, url=url)
 
 
 async def _installed() -> Path:

@@ -1,6 +1,6 @@
 """Answers: the messages of the contract in the JSON of the OpenAI API."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -9,7 +9,7 @@ from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.item_pb2 import Item
 
 from server.http.request import Request
-from server.items import to_json
+from server.items import write_item
 from server.items.text import Json, dumps
 
 _NO_HEADERS: Mapping[str, str] = {}
@@ -43,25 +43,26 @@ def deleted_conversation(_message: object, request: Request) -> Answer:
 
 def conversations(message: pb.ListConversationsResponse, _request: Request) -> Answer:
     """Returns a page of conversations."""
-    return _page(map(_conversation, message.conversations), has_more=bool(message.next_page_token))
+    texts = [dumps(_conversation(each)).decode() for each in message.conversations]
+    return _page(texts, [each.id for each in message.conversations], has_more=bool(message.next_page_token))
 
 
 def item(response: bytes | Item, _request: Request) -> Answer:
     """Returns one item."""
     message = Item.FromString(response) if isinstance(response, bytes) else response
-    return Answer(dumps(to_json(message)))
+    return Answer(write_item(message).encode())
 
 
 def created_items(response: bytes | pb.CreateItemsResponse, _request: Request) -> Answer:
     """Returns the items that were appended."""
     message = pb.CreateItemsResponse.FromString(response) if isinstance(response, bytes) else response
-    return _page(map(to_json, message.items), has_more=False)
+    return _items(message.items, has_more=False)
 
 
 def items(response: bytes | pb.ListItemsResponse, _request: Request) -> Answer:
     """Returns a page of items."""
     message = pb.ListItemsResponse.FromString(response) if isinstance(response, bytes) else response
-    return _page(map(to_json, message.items), has_more=message.has_more)
+    return _items(message.items, has_more=message.has_more)
 
 
 def _conversation(message: Conversation) -> dict[str, Json]:
@@ -73,14 +74,15 @@ def _conversation(message: Conversation) -> dict[str, Json]:
     }
 
 
-def _page(objects: Iterable[dict[str, Json]], *, has_more: bool) -> Answer:
-    data: list[Json] = list(objects)
-    first, last = (_id(data[0]), _id(data[-1])) if data else (None, None)
-    return Answer(dumps({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": has_more}))
+def _items(found: Sequence[Item], *, has_more: bool) -> Answer:
+    return _page([write_item(each) for each in found], [each.id for each in found], has_more=has_more)
 
 
-def _id(document: Json) -> Json:
-    return document.get("id") if isinstance(document, dict) else None
+def _page(texts: Sequence[str], ids: Sequence[str], *, has_more: bool) -> Answer:
+    """Returns a list of objects, each of which is JSON already."""
+    first, last = (ids[0], ids[-1]) if ids else (None, None)
+    end = dumps({"first_id": first, "last_id": last, "has_more": has_more}).decode()
+    return Answer(f'{{"object":"list","data":[{",".join(texts)}],{end[1:]}'.encode())
 
 
 def _has(if_none_match: str, etag: str) -> bool:

@@ -1,7 +1,7 @@
 """Requests over HTTP as the messages of the contract: from path, query, headers and the JSON of the body."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 from urllib.parse import parse_qsl
 from uuid import UUID, uuid5
@@ -14,8 +14,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from server.http.errors import RequestInvalid, clip, invalid
 from server.http.paths import Step, shown
 from server.http.request import Request
-from server.items import ItemJsonError, ItemMisfit, Misfit, RoleMissing, kind_of, new_item_from_client
-from server.items.text import Json, check, loads
+from server.items import ItemJsonError, ItemMisfit, Misfit, RoleMissing, fill_from_client, kind_of
+from server.items.text import Json, loads_checked
 from server.requests.page_tokens import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 
 Writes = TypeVar("Writes", pb.CreateConversationRequest, pb.CreateItemsRequest)
@@ -103,8 +103,7 @@ def read_document(body: bytes) -> dict[str, Json]:
     if not body:
         return {}
     try:
-        document = loads(body)
-        check(document)
+        document = loads_checked(body)
     except ItemJsonError as error:
         where = f"'{error.path}'" if error.path else "it"
         message = f"Invalid body: failed to parse JSON value. Please check the value: {where} {error.rule}."
@@ -239,21 +238,17 @@ def _add_items(message: Writes, given: Json) -> None:
             f"but got an array with length {len(given)} instead."
         )
         raise invalid(text, "array_above_max_length", "items")
-    message.items.extend(_new_items(given))
-
-
-def _new_items(given: list[Json]) -> Iterator[NewItem]:
     for index, each in enumerate(given):
         if not isinstance(each, dict):
             raise _wrong_kind(["items", index], "an object", each)
         try:
-            yield new_item_from_client(each)
+            fill_from_client(message.items.add(), each)
         except ItemMisfit as error:
             raise _misfit(index, error.misfit) from None
         except RoleMissing:
             where = f"items[{index}]"
-            message = f"Invalid '{where}': a message needs a role: 'assistant', 'system', 'developer', or 'user'."
-            raise invalid(message, "invalid_value", where) from None
+            text = f"Invalid '{where}': a message needs a role: 'assistant', 'system', 'developer', or 'user'."
+            raise invalid(text, "invalid_value", where) from None
 
 
 def _misfit(index: int, misfit: Misfit) -> RequestInvalid:

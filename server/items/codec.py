@@ -12,6 +12,7 @@ from server.items.encode import encode_record, parse_opaque
 from server.items.errors import ItemJsonError
 from server.items.misfit import ItemMisfit, Misfit, find_misfit, kind_of
 from server.items.normalize import normalize, with_empty_lists
+from server.items.plain_decode import fill_plain
 from server.items.shape import body_shapes, enum_names, has_status
 from server.items.text import Json, check, dumps, loads
 
@@ -45,6 +46,12 @@ def new_item_from_json(given: bytes | str | Mapping[str, object]) -> NewItem:
         return NewItem(item=decode_document(normalize(document)))
     item_id, conversation_id = (_required_string(document, key) for key in ("id", "conversation_id"))
     return NewItem(reference=ItemReference(item_id=item_id, conversation_id=conversation_id))
+
+
+def fill_from_client(new: NewItem, document: dict[str, Json]) -> None:
+    """Makes an empty ``new`` what a client of the OpenAI API appends; raises as `new_item_from_client`."""
+    if not fill_plain(new.item, document):
+        new.CopyFrom(new_item_from_client(document))
 
 
 def new_item_from_client(document: dict[str, Json]) -> NewItem:

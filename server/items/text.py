@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias, cast
 
 from server.items.errors import ItemJsonError
 
@@ -19,6 +19,9 @@ _SMALL_BYTES = 16 * 1024  # too few for many values
 _STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
 # Python converts integers of at most 4300 decimal digits to text; 14,000 bits stay below that.
 _MAX_BITS = 14_000
+_SPACED_COLONS = (b" :", b"\t:", b"\n:", b"\r:")
+_SMALL_NUMBER = 1e18
+_SIMPLE = frozenset((str, bool, type(None)))
 
 
 def loads(text: bytes | str) -> Json:
@@ -54,6 +57,60 @@ def _check_values(text: bytes) -> None:
     signs = (1 for match in _STRUCTURE.finditer(text) if match[0][0] != ord('"'))
     if next(islice(signs, MAX_VALUES - 1, None), None):
         raise ItemJsonError(f"has more than {MAX_VALUES} values")
+
+
+def loads_checked(text: bytes) -> Json:
+    """Parses JSON text and checks the value, as `loads` and `check` do; text without any oddity in one short walk.
+
+    Raises:
+        ItemJsonError: As they do.
+    """
+    try:
+        return _loads_plain(text)
+    except _NotPlainError:
+        value = loads(text)
+        check(value)
+        return value
+
+
+class _NotPlainError(Exception):
+    """Text that is not certainly right."""
+
+
+def _loads_plain(text: bytes) -> Json:
+    """Parses text in which every key is followed by `":`, so that counting those tells whether one is repeated.
+
+    Raises:
+        _NotPlainError: It may be wrong.
+    """
+    if b"\\u" in text or any(map(text.__contains__, _SPACED_COLONS)):
+        raise _NotPlainError
+    if len(text) > _SMALL_BYTES:
+        _check_values(text)
+    try:
+        value: Json = _DECODER.decode(text.decode())
+    except (ValueError, RecursionError):
+        raise _NotPlainError from None
+    # In a string, `":` would be another one: then there are more than keys.
+    if _count_keys(value, 1) != text.count(b'":'):
+        raise _NotPlainError
+    return value
+
+
+def _count_keys(value: Json, depth: int) -> int:
+    """Returns how many keys all objects in ``value`` have.
+
+    Raises:
+        _NotPlainError: It is nested deeply, or has a number that is not small.
+    """
+    if depth > MAX_DEPTH:
+        raise _NotPlainError
+    if isinstance(value, dict | list):
+        count, children = (len(value), value.values()) if isinstance(value, dict) else (0, value)
+        return count + sum([_count_keys(child, depth + 1) for child in children if type(child) not in _SIMPLE])
+    if type(value) not in _SIMPLE and not -_SMALL_NUMBER < cast("float", value) < _SMALL_NUMBER:
+        raise _NotPlainError
+    return 0
 
 
 def dumps(value: Json) -> bytes:
@@ -136,3 +193,6 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 def _refuse_constant(_: str) -> NoReturn:
     raise ItemJsonError("has a number that is not finite")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -1,0 +1,86 @@
+"""Measures the HTTP edge beside gRPC: CPU time of the server for the same calls, in alternating rounds of one run.
+
+``python -m bench.http_edge`` measures a server without the edge, one whose edge is idle, and one that is called over
+HTTP, by the client that calls other services over HTTP too.
+"""
+
+import argparse
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import aiohttp
+import grpc.aio
+
+from bench.grpc_target import target
+from bench.openai_target import CONNECTIONS, OpenAiTarget
+from bench.postgres import private_postgres
+from bench.process import started
+from bench.rounds import Open, Run, opened
+from bench.target import Target
+from bench.workloads import table
+
+GRPC, IDLE, HTTP = "gRPC", "gRPC, edge idle", "HTTP"
+WORKLOADS = ("create", "append 1", "append 20", "newest 20 of 100", "get", "get item")
+
+
+@asynccontextmanager
+async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[Target]:
+    """A server on the database at ``url``, and a client of the protocol that is measured."""
+    port = _free_port()
+    settings = {"CONVERSATIONS_DATABASE_URL": url, "CONVERSATIONS_LISTEN": "127.0.0.1:0"}
+    if name != GRPC:
+        settings["CONVERSATIONS_HTTP_LISTEN"] = f"127.0.0.1:{port}"
+    async with AsyncExitStack() as stack:
+        process = await stack.enter_async_context(started(["server"], settings, folder / f"{name}.log"))
+        if name != HTTP:
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(process.address))
+            yield target(name, process.pid, channel)
+            return
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS)
+        session = aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector, raise_for_status=True)
+        yield OpenAiTarget(process.pid, await stack.enter_async_context(session), name)
+
+
+async def measure(rounds: int, share: float) -> None:
+    """Prints the figures."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        openers: dict[str, Open] = {each: partial(run_service, each) for each in (GRPC, IDLE, HTTP)}
+        async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
+            run = Run(postgres, places, [each for each in table(share=share) if each.name in WORKLOADS])
+            await run.warm_up()
+            await run.rounds(rounds)
+            print(f"\n{'CPU of the server':20} {GRPC:>12} {IDLE:>24} {HTTP:>20}")
+            for workload in WORKLOADS:
+                _print(run, workload)
+
+
+def _print(run: Run, workload: str) -> None:
+    base = [sample.server_us for sample in run.samples[workload, GRPC]]
+    line = f"{workload:20} {median(base):9.1f} µs"
+    for name in (IDLE, HTTP):
+        own = [sample.server_us for sample in run.samples[workload, name]]
+        ratios = sorted(one / other for one, other in zip(own, base, strict=True))
+        line += f" {median(own):9.1f} µs {median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+    print(line)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--share", type=float, default=1.0, help="of the operations of a round")
+    flags = parser.parse_args()
+    asyncio.run(measure(flags.rounds, flags.share))
