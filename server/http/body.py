@@ -99,6 +99,9 @@ class Body:
         length = self._request.content_length
         if length is not None and length > EARLY_BYTES:
             return  # the caller may wait for `100 Continue`
+        if self._request.content.is_eof():
+            await self._read_part()  # all of it is here
+            return
         try:
             async with asyncio.timeout(_PAUSE_SECONDS):
                 await self._continue()
