@@ -40,11 +40,11 @@ from server.requests.validation import validate
 from server.services.conversations import ConversationsServicer
 from server.settings.service import Settings
 from server.store.response_budget import ResponseBudget, current_room
-from server.transport.health import LIVENESS, READINESS, Health
+from server.transport.health import LIVENESS, READINESS, STARTUP, Health
 
 Handler: TypeAlias = Callable[[Body, HttpContext], Awaitable[Answer]]
 
-PROBES = {"/healthz": LIVENESS, "/readyz": READINESS}
+PROBES = {"/healthz": LIVENESS, "/readyz": READINESS, "/startupz": STARTUP}
 OPENAPI = "/openapi.json"
 _READ_ONLY = ("GET", "HEAD")
 _FITTING_BYTES = 16 * 1024  # a quarter of what a transport takes without anybody reading it

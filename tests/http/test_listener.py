@@ -17,6 +17,7 @@ import asyncpg
 import grpc.aio
 import pytest
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+from structlog.testing import capture_logs
 
 from server.errors import StartFailed
 from server.http import body
@@ -358,11 +359,13 @@ async def test_a_caller_that_goes_ends_its_query(own_service: Service) -> None:
         await transaction.start()
         await lock.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", identifier)
         body_text = json.dumps({"metadata": {"a": "b"}})
-        async with RawConnection.to(served.address) as connection:
-            headers = ("Content-Type: application/json", f"Content-Length: {len(body_text)}")
-            await connection.send(request_text("POST", path, *headers), body_text)
-            await _until_waiting(own_service, 1)
-        await _until_waiting(own_service, 0)
+        with capture_logs() as logged:
+            async with RawConnection.to(served.address) as connection:
+                headers = ("Content-Type: application/json", f"Content-Length: {len(body_text)}")
+                await connection.send(request_text("POST", path, *headers), body_text)
+                await _until_waiting(own_service, 1)
+            await _until_waiting(own_service, 0)
+        assert ["CANCELLED"] == [line["code"] for line in logged if line.get("log") == "access"]
         await transaction.rollback()
         await lock.close()
         assert {} == (await served.http.get(path)).json["metadata"]

@@ -211,7 +211,7 @@ async def test_references(edge: EdgeService) -> None:
 
 async def test_health(http: HttpClient) -> None:
     """Probes need no name and no credentials."""
-    for path in ("/healthz", "/readyz"):
+    for path in ("/healthz", "/readyz", "/startupz"):
         answer = await http.get(path, Host="anything.example")
         assert (200, {"status": "SERVING"}) == (answer.status, answer.json)
 

@@ -32,6 +32,7 @@ UID = 65532
 CONNECTIONS = 100 - 3 - 2  # of PostgreSQL by default, but those of superusers, the migration's and the purge's
 MADE_ELSEWHERE = {"conversations-database": {"url"}, "conversations-tls": {"tls.crt", "tls.key", "ca.crt"}}
 OWNERS = ("Deployment", "Job")
+OVER_HTTP = {"/startupz": STARTUP, "/readyz": READINESS, "/healthz": LIVENESS}
 PROBES = {"startupProbe": STARTUP, "readinessProbe": READINESS, "livenessProbe": LIVENESS}
 
 
@@ -258,17 +259,23 @@ def probes_ask_the_right_thing(objects: Objects) -> Problems:
 def _asked(probe: Object) -> str:
     if "grpc" in probe:
         return str(probe["grpc"].get("service", ""))
+    if "httpGet" in probe:
+        return OVER_HTTP.get(probe["httpGet"]["path"], "")
     option, service = probe["exec"]["command"][-2:] if len(probe["exec"]["command"]) > 1 else ("", "")
     return service if option == "--service" else ""
 
 
 def probes_reach_it(objects: Objects) -> Problems:
-    """The kubelet asks by gRPC without TLS, on the address of the pod."""
+    """The kubelet asks by gRPC without TLS, or over HTTP with it if there is any, on the address of the pod."""
     for each in servers(objects):
         served = {listen.port for listen in each.settings.listen if not listen.is_unix}
         plain = served if each.settings.tls_certificate is None else set()
         asked = {each.container[name]["grpc"]["port"] for name in PROBES if "grpc" in each.container.get(name, {})}
         yield from (f"probe: {number} is no port served without TLS" for number in sorted(asked - plain))
+        way = ("http", "HTTP" if each.settings.tls_certificate is None else "HTTPS")
+        for probe in (each.container[name]["httpGet"] for name in PROBES if "httpGet" in each.container.get(name, {})):
+            if (probe["port"], probe.get("scheme", "HTTP")) != way or each.settings.tls_client_ca:
+                yield f"probe: {probe['path']} cannot be asked so"
 
 
 def ports_agree(objects: Objects) -> Problems:
@@ -277,6 +284,8 @@ def ports_agree(objects: Objects) -> Problems:
         annotations = each.pod["metadata"].get("annotations", {})
         assert each.settings.metrics_listen
         expected = {"grpc": each.settings.listen[0].port, "metrics": each.settings.metrics_listen.port}
+        if each.settings.http_listen:
+            expected["http"] = each.settings.http_listen[0].port
         if each.ports != expected:
             yield f"ports: {each.ports}, but the settings say {expected}"
         if annotations.get("prometheus.io/port") != str(expected["metrics"]):
