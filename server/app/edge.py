@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
+
 from server.interceptors import CallerChain
 from server.interceptors.drain_gate import DrainGate
 from server.services.conversations import ConversationsServicer
@@ -11,6 +13,8 @@ from server.settings.service import Settings
 from server.store.response_budget import ResponseBudget
 from server.transport import tls
 from server.transport.health import Health
+
+log = structlog.get_logger(__name__)
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -26,6 +30,12 @@ class HttpEdge:
 
     edge: "Edge"
     listener: "Listener"
+
+    async def start(self) -> None:
+        """Accepts connections from now on."""
+        await self.listener.start()
+        for address in self.addresses:
+            log.info("http address", listen=str(address))
 
     @property
     def addresses(self) -> tuple[Address, ...]:

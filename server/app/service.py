@@ -157,7 +157,7 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         others = [edge.listener] if edge else []
         stack.push_async_callback(drain, server, parts.health, parts.drain_gate, settings.grace_seconds, others)
         if edge:
-            await edge.listener.start()
+            await edge.start()
         await readiness.start()
         for name, work in _background_work(settings, served, parts, worker, edge):
             await stack.enter_async_context(parts.tasks.running(name, work))
