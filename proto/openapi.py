@@ -11,6 +11,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "generated")]
 
+from conversations.v1 import options_pb2
 from conversations.v1.item_pb2 import Item
 from conversations.v1.item_status_pb2 import ItemStatus
 from google.protobuf.descriptor import FieldDescriptor
@@ -36,8 +37,8 @@ SCALARS: dict[int, Schema] = {
 METADATA: Schema = {
     "type": "object",
     "maxProperties": 16,
-    "propertyNames": {"minLength": 1, "maxLength": 64},
-    "additionalProperties": {"type": "string", "maxLength": 512},
+    "propertyNames": {"minLength": 1, "maxLength": 64, "pattern": r"^[^\x00]*$"},
+    "additionalProperties": {"type": "string", "maxLength": 512, "pattern": r"^[^\x00]*$"},
 }
 CONVERSATION: Schema = {
     "type": "object",
@@ -80,6 +81,10 @@ PARAMETERS: dict[str, tuple[Schema, str]] = {
     "after": (TEXT, "The page follows the object with this id."),
     "filter": ({"type": "string", "maxLength": 2048}, "Comparisons joined by AND, as in the gRPC contract."),
     "include": (INCLUDE, "Accepted in this spelling and as `include[]`; items are always whole."),
+}
+IDS: dict[str, Schema] = {
+    "conversation_id": {"type": "string", "pattern": "^conv[A-Za-z0-9_-]*$", "maxLength": 64},
+    "item_id": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "maxLength": 64},
 }
 KEY = {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS, "pattern": "^[!-~]*$"}
 ANSWERS = {
@@ -183,7 +188,7 @@ class Side:
     def one(self, field: Field) -> Schema:
         """The schema of a value, or of an element."""
         if field.shape and field.type_key:
-            return self.record(field.shape, type={"const": field.type_key})
+            return self.record(field.shape, type={"type": "string", "examples": [field.type_key]})
         if field.shape:
             return self.of(field.shape)
         if field.enum_names:
@@ -197,16 +202,16 @@ class Side:
         ]
         others = [self.field(field) for kind, field in shape.by_json_type.items() if kind is not int]
         if arms:
-            arms.append(_other_type(list(shape.by_type_key), required=False))
+            arms.append(_other_type(list(shape.by_type_key)))
         return {"anyOf": [*others, *arms]}
 
     def item(self, name: str, shape: Shape) -> Schema:
         """The schema of an item of a type."""
         head: Schema = {"type": {"const": name}}
         record = self.record(shape, **head)
-        properties: Schema = {**head, "id": {"anyOf": [TEXT, NULL]} if self.written else TEXT}
+        properties: Schema = {**head, "id": {"anyOf": [_id_of(name), NULL]} if self.written else TEXT}
         if has_status(name):
-            status: Schema = {"type": "string", "examples": sorted(enum_names(ItemStatus.DESCRIPTOR).values())}
+            status = _status_of(name)
             properties["status"] = {"anyOf": [status, NULL]} if self.written else status
         properties |= record["properties"]
         required = [*record["required"], *(() if self.written else ("id",))]
@@ -215,9 +220,25 @@ class Side:
         return {"type": "object", "properties": properties, "required": required}
 
 
-def _other_type(known: list[str], *, required: bool) -> Schema:
-    found: Schema = {"type": "object", "properties": {"type": {"type": "string", "not": {"enum": known}}}}
-    return {**found, "required": ["type"]} if required else found
+def _id_of(name: str) -> Schema:
+    prefix = _item_type(name).id_prefix
+    return {"type": "string", "pattern": f"^{prefix}[A-Za-z0-9_-]*$", "maxLength": 64}
+
+
+def _status_of(name: str) -> Schema:
+    """Known statuses that the type does not have are refused; one that is newer than the schema is kept."""
+    names = enum_names(ItemStatus.DESCRIPTOR)
+    own = [names[number] for number in _item_type(name).statuses]
+    return {"type": "string", "examples": own, "not": {"enum": sorted(set(names.values()) - set(own))}}
+
+
+def _item_type(name: str) -> Any:
+    return Item.DESCRIPTOR.fields_by_name[name].GetOptions().Extensions[options_pb2.item_type]
+
+
+def _other_type(known: list[str]) -> Schema:
+    kind: Schema = {"type": "string", "not": {"enum": known}}
+    return {"type": "object", "properties": {"type": kind}, "required": ["type"]}
 
 
 def schemas() -> Schema:
@@ -240,8 +261,8 @@ def schemas() -> Schema:
         },
         "required": ["id"],
     }
-    found["Item"] = {"anyOf": [*_refs("Item", names), _other_type(names, required=True)]}
-    news = [_other_type([*names, "item_reference"], required=True), untyped, reference]
+    found["Item"] = {"anyOf": [*_refs("Item", names), _other_type(names)]}
+    news = [_other_type([*names, "item_reference"]), untyped, reference]
     found["NewItem"] = {"anyOf": [*_refs("NewItem", names), *news]}
     found["ItemList"] = _list_of("Item")
     found["ConversationList"] = _list_of("Conversation")
@@ -283,7 +304,7 @@ def operation(route: Route) -> Schema:
 
 def _parameters(route: Route) -> list[Schema]:
     places = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
-    found: list[Schema] = [{"name": name, "in": "path", "required": True, "schema": TEXT} for name in places]
+    found: list[Schema] = [{"name": name, "in": "path", "required": True, "schema": IDS[name]} for name in places]
     for name in route.parameters:
         schema, description = PARAMETERS[name]
         found.append({"name": name, "in": "query", "schema": schema, "description": description})

@@ -139,7 +139,7 @@ def problem_of(error: ServiceError, request: Request) -> Problem:
     if isinstance(error, RequestInvalid):
         return error.problem
     if isinstance(error, errors.ConversationNotFound) and "conversation_id" not in request.path:
-        return _unknown_cursor("conversation", error.metadata["conversationId"])  # it was named by `after`
+        return unknown_cursor("conversation", error.metadata["conversationId"])  # it was named by `after`
     if (row := ROWS.get(type(error))) is not None:
         return _of_row(row, error, request)
     violations: tuple[Violation, ...] = getattr(error, "violations", ())
@@ -199,10 +199,11 @@ def _bad_item_id(request: Request) -> Problem:
 
 
 def _bad_cursor(request: Request) -> Problem:
-    return _unknown_cursor("item", request.query.get("after", ""))
+    return unknown_cursor("item", request.query.get("after", ""))
 
 
-def _unknown_cursor(what: str, identifier: str) -> Problem:
+def unknown_cursor(what: str, identifier: str) -> Problem:
+    """Returns the answer to a cursor that is not there."""
     return Problem(404, f"No {what} found with id '{clip(identifier)}'", param="after")
 
 

@@ -11,12 +11,13 @@ from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.item_pb2 import NewItem
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from server.http.errors import RequestInvalid, clip, invalid
+from server.http.errors import RequestInvalid, clip, invalid, unknown_cursor
 from server.http.paths import Step, shown
 from server.http.request import Request
 from server.items import ItemJsonError, ItemMisfit, Misfit, RoleMissing, fill_from_client, kind_of
 from server.items.text import Json, loads_checked
 from server.requests.page_tokens import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from server.requests.validation import certainly_valid
 
 Writes = TypeVar("Writes", pb.CreateConversationRequest, pb.CreateItemsRequest)
 
@@ -151,6 +152,9 @@ def delete_conversation(request: Request) -> pb.DeleteConversationRequest:
 
 def list_conversations(request: Request) -> pb.ListConversationsRequest:
     """Returns the message of GET /v1/conversations, without its cursor."""
+    after = request.query.get("after")
+    if after is not None and not certainly_valid(pb.GetConversationRequest(conversation_id=after)):
+        raise RequestInvalid(unknown_cursor("conversation", after))
     return pb.ListConversationsRequest(
         page_size=_page_size(request.query),
         filter=request.query.get("filter", ""),

@@ -117,6 +117,8 @@ def _shape_check(shape: Shape) -> _Check:
 
 def _field_check(field: Field) -> _Check:
     one = _shape_check(field.shape) if field.shape else _SCALARS[field.cpp_type]
+    if field.type_key:
+        one = _typed_check(one)
     match field.cardinality:
         case Cardinality.SINGULAR:
             return one
@@ -124,6 +126,20 @@ def _field_check(field: Field) -> _Check:
             return _list_check(one)
         case Cardinality.MAP:
             return _map_check(one)
+
+
+def _type_misfit(given: dict[str, Json]) -> Misfit | None:
+    """Returns what is wrong with the `type` of an object that must have one, of whatever kind."""
+    if "type" not in given:
+        return Misfit("type", _TEXT, "")
+    return None if isinstance(given["type"], str) else Misfit("type", _TEXT, kind_of(given["type"]))
+
+
+def _typed_check(one: _Check) -> _Check:
+    def check(given: Json) -> Misfit | None:
+        return one(given) or (_type_misfit(given) if isinstance(given, dict) else None)
+
+    return check
 
 
 def _list_check(one: _Check) -> _Check:
@@ -198,10 +214,9 @@ def _union_check(shape: Shape) -> _Check:
         if not isinstance(given, dict) or not objects:
             arm = others.get(type(given))
             return arm(given) if arm else _wrong(expected, given)
-        name = given.get("type")
-        if name is not None and not isinstance(name, str):
-            return Misfit("type", _TEXT, kind_of(name))
-        arm = objects.get(name or "")
+        if misfit := _type_misfit(given):
+            return misfit
+        arm = objects.get(str(given["type"]))
         return arm(given) if arm else None
 
     return check

@@ -110,6 +110,18 @@ CASES = [
         "Invalid type for 'items[0].content': expected an array, but got an integer instead.",
     ),
     case("POST", IN_ITEMS, _items({**HELLO, "type": 5}), 400, "invalid_type", "items[0].type", "but got an integer"),
+    case(
+        *("POST", IN_ITEMS, _items({"type": "reasoning", "summary": [{"text": ""}]}), 400),
+        *("missing_required_parameter", "items[0].summary[0].type", "Missing required parameter: 'items[0].summary"),
+    ),
+    case(
+        *("POST", IN_ITEMS, _items({**HELLO, "content": [{}]}), 400, "missing_required_parameter"),
+        *("items[0].content[0].type", "Missing required parameter: 'items[0].content[0].type'."),
+    ),
+    case(
+        *("POST", IN_ITEMS, _items({**HELLO, "content": [{"type": None}]}), 400, "invalid_type"),
+        *("items[0].content[0].type", "expected a string, but got null instead."),
+    ),
     case("POST", IN_ITEMS, _items(HELLO, 5), 400, "invalid_type", "items[1]", "expected an object, but got an integer"),
     case("POST", IN_ITEMS, {"items": {}}, 400, "invalid_type", "items", "expected an array, but got an object"),
     case("POST", IN_ITEMS, {"items": None}, 400, "invalid_type", "items", "expected an array, but got null"),
@@ -165,6 +177,9 @@ CASES = [
         *("GET", f"{CONVERSATIONS}?after={MISSING}", None, 404, None, "after"),
         f"No conversation found with id '{MISSING}'",
     ),
+    case("GET", f"{CONVERSATIONS}?after=conv%00", None, 404, None, "after", "No conversation found with id 'conv\0'"),
+    case("GET", f"{CONVERSATIONS}?after=", None, 404, None, "after", "No conversation found with id ''"),
+    case("POST", IN_ITEMS, _items({"id": "msg_\0"}), 404, None, None, "Item with id 'msg_\0' not found."),
     case(
         *("POST", IN_ITEMS, _items(*[HELLO] * 21), 400, "array_above_max_length", "items"),
         "Invalid 'items': array too long. Expected an array with maximum length 20, "

@@ -67,7 +67,7 @@ async def team(url: str, folder: Path) -> AsyncIterator[Team]:
 
 @pytest.mark.slow
 async def test_a_rolling_restart(postgres: str, template: str, tmp_path: Path) -> None:
-    """With its default retries and a key, an SDK sees no failed call; both workers serve, and every item is there once."""
+    """With its default retries and a key, an SDK sees no failed call, and each item is stored once."""
     async with fresh_database(postgres, template) as url, team(url, tmp_path) as both:
         addresses = {line["listen"] for line in await both.until("http address", 2)}
         (address,) = addresses
