@@ -166,7 +166,8 @@ class Side:
         if self.written:
             return is_always_shown(field)
         is_enum = field.cpp_type == FieldDescriptor.CPPTYPE_ENUM and field.cardinality is Cardinality.SINGULAR
-        return field.null_when_unset or not (field.has_presence or is_enum)
+        # A key that may be null has presence: an item that was sent without it comes back so.
+        return not (field.has_presence or is_enum)
 
     def optional(self, field: Field) -> Schema:
         """The schema of a key, with null where that may stand."""
