@@ -17,7 +17,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
 export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
 
-.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants release release-image bench bench-peers bench-latency bench-memory bench-watch flames bench-check faults faults-short licences sbom audit clean
+.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants release release-image bench bench-peers bench-latency bench-http bench-memory bench-watch flames bench-check faults faults-short licences sbom audit clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ check-slow: $(READY)
 check-tools: $(READY)
 	$(PYTEST) --dist loadfile -m tool
 
-interop: $(READY) ## Run the clients in Go, Node, Java, Rust and Python that can be built here
+interop: $(READY) ## Run the clients in Go, Node, Java, Rust and Python, and OpenAI's SDKs, that can be built here
 	pytest tests/interop $(ARGS)
 
 generate: $(READY) ## Generate generated/ from proto/
@@ -83,6 +83,9 @@ bench-peers: bench
 bench-latency: $(READY) ## Print CPU times and latencies beside the minimal server (about 10 minutes)
 	@$(BENCH) --print $(ARGS)
 
+bench-http: $(READY) ## Print the CPU time of the same calls over HTTP and over gRPC (about 5 minutes)
+	@PYTHONPATH=.:generated python -m bench.http_edge $(ARGS)
+
 bench-memory: $(READY) ## Print the memory of one worker over 200,000 calls, without and with JWT (about 8 minutes)
 	@PYTHONPATH=.:generated python -m bench.memory $(ARGS)
 	@PYTHONPATH=.:generated python -m bench.memory --jwt $(ARGS)
@@ -123,6 +126,7 @@ types: $(READY) ## Check the types
 
 clean: ## Remove what the other targets made, except data
 	rm -rf bench/go/gen examples/*/gen examples/*/node_modules tests/interop/*/gen tests/interop/node/dist tests/interop/node/node_modules
+	rm -rf tests/interop/openai/node/node_modules
 	rm -rf $(VENV) build dist mutants *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(SUPPLY)/.ready: supply/tools.txt | $(READY)
