@@ -187,7 +187,8 @@ class Edge:
         """Runs the method of a route for a caller who is known and allowed."""
         request = context.request
         _read_head(route, request, context)
-        with self._parts.chain.bodies.growing_room(current_principal_key()) as room:
+        owner = context.peer() if self._settings.identity == "none" else current_principal_key()
+        with self._parts.chain.bodies.growing_room(owner) as room:
             sent = [await body.read(room, self._slow_bodies)]
             size = len(sent[0])
             message = await run_sized(size, _try_make, route, request, sent)
@@ -295,6 +296,7 @@ def _read_head(route: Route, request: Request, context: HttpContext) -> None:
 
 def _try_make(route: Route, request: Request, sent: list[bytes]) -> Any:
     """Returns the message of a request, or the error; a raised one would keep the body in memory with its traceback."""
+    is_large = len(sent[0]) > LARGE_BYTES
     try:
         request.document = read_document(sent.pop())
         message = route.make(request)
@@ -303,6 +305,8 @@ def _try_make(route: Route, request: Request, sent: list[bytes]) -> Any:
     except ServiceError as error:
         forget_frames(error)
         return error
+    if is_large:
+        request.document = {}  # it only words errors, and takes as much memory as the message
     return message
 
 

@@ -217,7 +217,8 @@ _FIELDS: Mapping[str, Callable[[Request], Problem]] = {
 
 def _wrong_prefix(path: str, value: object, violation: Violation) -> Problem:
     prefix = violation.rule.rpartition(" ")[2]
-    message = f"Invalid '{path}': '{clip(str(value))}'. Expected an ID that begins with {prefix}."
+    found = f": '{clip(value)}'" if isinstance(value, str) else ""
+    message = f"Invalid '{path}'{found}. Expected an ID that begins with {prefix}."
     return Problem(400, message, "invalid_value", path)
 
 

@@ -211,20 +211,20 @@ async def test_slow_bodies_leave_room(edge: EdgeService) -> None:
 
 
 async def test_large_bodies_share_a_budget(service: Service) -> None:
-    """What one caller's bodies take while they arrive is bounded; small ones do not need room."""
+    """What large bodies take while they arrive is bounded; small ones do not need room, and it is given back."""
     async with edge_service(service.url, max_message_bytes=100 * KIB, max_item_bytes=KIB) as served:
         path = await served.http.create()
         headers = ("Content-Type: application/json", f"Content-Length: {99 * KIB}")
-        async with RawConnection.to(served.address) as first, RawConnection.to(served.address) as second:
-            for each in (first, second):
+        async with AsyncExitStack() as connections:
+            three = [await connections.enter_async_context(RawConnection.to(served.address)) for _ in range(3)]
+            for each in three:
                 await each.send(request_text("POST", f"{path}/items", *headers), b" " * 80 * KIB)
-            done, _ = await asyncio.wait(
-                [asyncio.ensure_future(each.head()) for each in (first, second)],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            (answered,) = done
-            assert 429 == _status(answered.result())
+            heads = [asyncio.create_task(each.head()) for each in three]
+            done, waiting = await asyncio.wait(heads, return_when=asyncio.FIRST_COMPLETED)
+            assert [429] == [_status(task.result()) for task in done]
             assert 200 == (await served.http.post(f"{path}/items", {"items": [HELLO]})).status
+            for task in waiting:
+                task.cancel()
         async with asyncio.timeout(5):
             while (await served.http.call("POST", f"{path}/items", data=_padded(80 * KIB))).status != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
