@@ -46,6 +46,13 @@ class Connection(RequestHandler):
         return self.peer.startswith("unix:")
 
     @property
+    def idle_since(self) -> float | None:
+        """The loop's time since when it has sent no whole request head; None while it is served."""
+        if self._waiter is None or self._waiter.done():
+            return None
+        return self._next_keepalive_close_time - self.keepalive_timeout
+
+    @property
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         """What TLS has verified of the caller, under gRPC's names; the same for all requests."""
         if self._auth_context is None:

@@ -6,6 +6,7 @@ import socket
 import ssl
 from asyncio import AbstractServer
 from collections.abc import Awaitable, Callable
+from operator import itemgetter
 from typing import Any
 
 from aiohttp import web
@@ -24,6 +25,7 @@ _MAX_HEADERS = 100
 _READ_BYTES = 64 * 1024  # of a body that nobody reads yet
 _LINGER_SECONDS = 3.0  # in which the rest of a refused body is read and dropped
 _HANDSHAKE_SECONDS = 10.0
+IDLE_SECONDS = 1.0  # after which a connection gives way to a new one, if there are as many as may be
 _LAST_SECONDS = 0.1  # from the end of the grace to the end of calls that are cancelled then
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -58,11 +60,21 @@ class Connections(web.Server):
         }
 
     def accept(self) -> asyncio.Protocol:
-        """Returns what serves a new connection."""
-        if self.count >= self._limit:
+        """Returns what serves a new connection; at the limit, the one that has been idle for longest gives way."""
+        if self.count >= self._limit and not self._close_idle():
             self.refused += 1
             return Refusal()
         return Connection(self, loop=self._loop, **self._options)
+
+    def _close_idle(self) -> bool:
+        """Closes the connection that has been idle for longest, if that is long enough; returns whether it did."""
+        known = [each for each in self._connections if isinstance(each, Connection)]
+        idle = [(since, each) for each in known if (since := each.idle_since) is not None]
+        since, longest = min(idle, key=itemgetter(0), default=(0.0, None))
+        if longest is None or self._loop.time() - since < IDLE_SECONDS:
+            return False
+        longest.force_close()
+        return True
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """Counts a connection in."""

@@ -20,7 +20,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from structlog.testing import capture_logs
 
 from server.errors import StartFailed
-from server.http import body
+from server.http import body, listener
 from server.http.requests import read_document
 from server.settings.addresses import Address
 from server.transport import tls
@@ -75,6 +75,30 @@ async def test_the_limit_of_connections(service: Service) -> None:
                     await again.send(GET)
                     if _status(await again.head()) == 200:
                         break
+
+
+async def test_idle_connections_give_way(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit, the connection that has been silent for longest is closed for a new one; one that works is not."""
+    monkeypatch.setattr(listener, "IDLE_SECONDS", 0.1)
+    async with AsyncExitStack() as stack, edge_service(service.url, http_max_connections=3) as served:
+
+        async def connection() -> RawConnection:
+            return await stack.enter_async_context(RawConnection.to(served.address))
+
+        async def works(connection: RawConnection) -> bool:
+            await connection.send(GET)
+            status = _status(await connection.head())
+            await connection.reader.readuntil(b"}")
+            return status == 200
+
+        busy, silent, dripping = await connection(), await connection(), await connection()
+        await dripping.send("GET / HT")
+        await asyncio.sleep(0.15)
+        for idle in (silent, dripping):
+            assert await works(busy)
+            assert await works(await connection())
+            assert await _ends(idle)
+        assert await works(busy)
 
 
 @pytest.mark.slow
