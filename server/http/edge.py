@@ -1,10 +1,8 @@
 """The edge: the way of one request over HTTP, from its head to the answer that its caller has taken."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any, NoReturn, TypeAlias
 
@@ -18,12 +16,13 @@ from server.authorization.audit_log import current_request
 from server.errors import ItemNotFound, ServiceError, forget_frames
 from server.http.answers import Answer
 from server.http.body import Body, SlowBodies
-from server.http.connection import SERVER, Connection
+from server.http.connection import Connection
 from server.http.context import HttpContext
 from server.http.errors import Problem, RequestInvalid, invalid_url, wrong_method
 from server.http.guards import Guards
 from server.http.observe import HttpObserve
 from server.http.openapi import DOCUMENT
+from server.http.replies import Reply, Sender
 from server.http.request import Request
 from server.http.requests import read_document, read_query, request_id_of, unlocated
 from server.http.routes import ROUTES, Route, Router
@@ -47,7 +46,6 @@ Handler: TypeAlias = Callable[[Body, HttpContext], Awaitable[Answer]]
 PROBES = {"/healthz": LIVENESS, "/readyz": READINESS, "/startupz": STARTUP}
 OPENAPI = "/openapi.json"
 _READ_ONLY = ("GET", "HEAD")
-_FITTING_BYTES = 16 * 1024  # a quarter of what a transport takes without anybody reading it
 
 
 class HttpErrorStatus(ErrorStatus):
@@ -58,23 +56,6 @@ class HttpErrorStatus(ErrorStatus):
         http: Any = context
         http.fail(error)
         raise AssertionError
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What is sent to the caller."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    closes: bool = False
-
-    @classmethod
-    def of(cls, answer: Answer | Problem) -> "Reply":
-        """Returns the reply of an answer or a problem."""
-        if isinstance(answer, Answer):
-            return cls(answer.status, answer.body, answer.headers)
-        return cls(answer.status, answer.body(), answer.all_headers(), answer.closes)
 
 
 @dataclass(frozen=True)
@@ -115,6 +96,7 @@ class Edge:
         self._guards = Guards(settings.http_hosts if settings.identity == "none" else None)
         self._router = Router()
         self._slow_bodies = SlowBodies()
+        self._sender = Sender(settings, parts.drain_gate)
         self.observe = HttpObserve(ROUTES, access_log=settings.access_log)
         interceptors = (*tracing, self.observe, HttpErrorStatus(), *parts.chain.shared)
         self._handlers = {route: self._handler(route, interceptors) for route in ROUTES}
@@ -127,7 +109,7 @@ class Edge:
         current_trace.set(_trace_of(raw) or token_hex(16))
         try:
             reply = await self._reply(raw, connection)
-            return await self._send(raw, connection, reply)
+            return await self._sender.send(raw, connection, reply)
         finally:
             if room := current_room.get():
                 room.release()
@@ -247,37 +229,6 @@ class Edge:
         serving = status == health_pb2.HealthCheckResponse.SERVING
         return Reply(200 if serving else 503, b'{"status":"%s"}' % word.encode())
 
-    async def _send(self, raw: web.BaseRequest, connection: Connection, reply: Reply) -> web.StreamResponse:
-        """Sends a reply; gives up on a caller who does not take it."""
-        response = self._response(raw, connection, reply)
-        fits = len(reply.body) <= _FITTING_BYTES and raw.transport and not raw.transport.get_write_buffer_size()
-        try:
-            # A timer costs more than sending an answer for which there is room.
-            async with nullcontext() if fits else asyncio.timeout(self._settings.http_idle_seconds):
-                await response.prepare(raw)
-                await response.write_eof()
-        except TimeoutError:
-            if raw.transport:
-                raw.transport.abort()
-            raise ConnectionError("the answer was not taken in time") from None
-        return response
-
-    def _response(self, raw: web.BaseRequest, connection: Connection, reply: Reply) -> web.Response:
-        headers = {"x-request-id": f"req_{current_trace.get()}", "Server": SERVER, **reply.headers}
-        if reply.body:
-            headers["Content-Type"] = "application/json"
-        response = web.Response(body=reply.body, status=reply.status, headers=headers)
-        age = asyncio.get_running_loop().time() - connection.began
-        draining = self._parts.drain_gate.draining.is_set()
-        if reply.closes or draining or age > self._settings.connection_age_seconds:
-            response.force_close()
-        smallest = self._settings.http_gzip_bytes
-        if smallest and len(reply.body) >= smallest:
-            response.headers["Vary"] = "Accept-Encoding"
-            if _takes_gzip(raw.headers.get("Accept-Encoding", "")):
-                response.enable_compression(web.ContentCoding.gzip)
-        return response
-
 
 def _read_head(route: Route, request: Request, context: HttpContext) -> None:
     """Reads the query and the headers that a route has.
@@ -322,12 +273,3 @@ def _max_bytes(route: Route, max_message_bytes: int) -> int:
 
 def _trace_of(raw: web.BaseRequest) -> str:
     return trace_of(("traceparent", value) for value in raw.headers.getall("traceparent", ()))
-
-
-def _takes_gzip(accept_encoding: str) -> bool:
-    """Whether `gzip` is among the encodings, and not with the weight 0."""
-    for each in accept_encoding.lower().split(","):
-        name, _, weight = each.replace(" ", "").partition(";q=")
-        if name == "gzip":
-            return weight not in {"0", "0.0", "0.00", "0.000"}
-    return False
