@@ -12,7 +12,7 @@ from aiohttp.web_exceptions import HTTPException
 from aiohttp.web_protocol import RequestPayloadError
 
 from server.errors import Overloaded
-from server.http.errors import (
+from server.http.problems import (
     BAD_EXPECTATION,
     BROKEN_BODY,
     SLOW_BODY,

@@ -8,8 +8,8 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from server.http.errors import HEAD_TOO_LARGE, NOT_HTTP, TOO_MANY_CONNECTIONS, UNEXPECTED, Problem
 from server.http.peer_certificate import auth_context_of
+from server.http.problems import HEAD_TOO_LARGE, NOT_HTTP, TOO_MANY_CONNECTIONS, UNEXPECTED, Problem
 from server.observability.logs import origin_of
 
 log = structlog.get_logger(__name__)

@@ -11,7 +11,8 @@ from aiohttp import web
 
 from server.errors import ServiceError
 from server.http.connection import Connection
-from server.http.errors import Problem, invalid, problem_of
+from server.http.errors import problem_of
+from server.http.problems import Problem, invalid
 from server.http.request import Request
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from aiohttp import web
 
-from server.http.errors import MISDIRECTED, NOT_HTTP, ORIGIN_REFUSED, Problem
+from server.http.problems import MISDIRECTED, NOT_HTTP, ORIGIN_REFUSED, Problem
 
 
 class Guards:

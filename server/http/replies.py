@@ -9,7 +9,7 @@ from aiohttp import web
 
 from server.http.answers import Answer
 from server.http.connection import SERVER, Connection
-from server.http.errors import Problem
+from server.http.problems import Problem
 from server.interceptors.drain_gate import DrainGate
 from server.observability.trace_context import current_trace
 from server.settings.service import Settings

@@ -11,8 +11,8 @@ from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.item_pb2 import NewItem
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from server.http.errors import RequestInvalid, clip, invalid, unknown_cursor
 from server.http.paths import Step, shown
+from server.http.problems import RequestInvalid, clip, invalid, unknown_cursor
 from server.http.request import Request
 from server.items import ItemJsonError, ItemMisfit, Misfit, RoleMissing, fill_from_client, kind_of
 from server.items.text import Json, loads_checked
