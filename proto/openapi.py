@@ -17,7 +17,8 @@ from conversations.v1.item_status_pb2 import ItemStatus
 from google.protobuf.descriptor import FieldDescriptor
 
 from server import __version__
-from server.http.requests import INCLUDES, MAX_ITEMS, MAX_KEY_CHARACTERS
+from server.http.heads import INCLUDES, MAX_KEY_CHARACTERS
+from server.http.requests import MAX_ITEMS
 from server.http.routes import ROUTES, Route
 from server.items.misfit import is_always_shown
 from server.items.shape import Cardinality, Field, Form, Shape, body_shapes, enum_names, has_status

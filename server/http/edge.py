@@ -19,12 +19,13 @@ from server.http.body import Body, SlowBodies
 from server.http.connection import Connection
 from server.http.context import HttpContext
 from server.http.guards import Guards
+from server.http.heads import read_query, request_id_of
 from server.http.observe import HttpObserve
 from server.http.openapi import DOCUMENT
 from server.http.problems import Problem, RequestInvalid, invalid_url, wrong_method
 from server.http.replies import Reply, Sender
 from server.http.request import Request
-from server.http.requests import read_document, read_query, request_id_of, unlocated
+from server.http.requests import read_document, unlocated
 from server.http.routes import ROUTES, Route, Router
 from server.interceptors import CallerChain
 from server.interceptors.chain import Context, Interceptor

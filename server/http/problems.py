@@ -56,6 +56,12 @@ def invalid(message: str, code: str | None, param: str | None = None) -> Request
     return RequestInvalid(Problem(400, message, code, param))
 
 
+def invalid_type(path: str, expected: str, given: str) -> RequestInvalid:
+    """Returns the error of JSON of the wrong kind; the kinds have their articles."""
+    message = f"Invalid type for '{path}': expected {expected}, but got {given} instead."
+    return invalid(message, "invalid_type", path)
+
+
 def clip(text: str) -> str:
     """Returns ``text``, cut to what a message has room for."""
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

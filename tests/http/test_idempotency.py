@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 from conversations.v1.conversations_service_pb2 import ListItemsRequest
 
-from server.http.requests import request_id_of
+from server.http.heads import request_id_of
 from server.items import new_item_from_json
 from tests.support.build import append, create
 from tests.support.http import CONVERSATIONS, EdgeService, HttpClient
