@@ -31,6 +31,7 @@ class Language:
 LANGUAGES = [
     Language("node", ("node", "npm"), ("npm", "ci", "--no-audit", "--no-fund"), ("node", "main.js")),
     Language("go", ("go",), ("go", "build", "-o", f"{BUILD}/go"), (f"{BUILD}/go",)),
+    Language("java", ("java", "mvn"), ("mvn", "-q", "-B", "package"), ("java", "-jar", f"{BUILD}/java/interop.jar")),
 ]
 
 
