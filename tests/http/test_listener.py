@@ -153,6 +153,7 @@ async def test_pipelined_requests(edge: EdgeService) -> None:
     assert "a" * 32 not in answers[1]
 
 
+@pytest.mark.slow
 async def test_a_flood_of_pipelined_requests(edge: EdgeService) -> None:
     """A connection that sends thousands of requests and reads nothing is not answered from memory."""
     async with RawConnection.to(edge.address) as connection:
@@ -308,6 +309,7 @@ def test_a_body_is_parsed_once_and_exactly() -> None:
 # -- answers
 
 
+@pytest.mark.slow
 async def test_compressed_answers(service: Service) -> None:
     """Large answers are compressed for those who ask, if an operator wants it; none by default."""
     async with edge_service(service.url, http_gzip_bytes=500) as served:
@@ -349,6 +351,7 @@ async def test_an_answer_that_nobody_takes(service: Service) -> None:
         assert 200 == (await served.http.get(f"{path}/items")).status
 
 
+@pytest.mark.slow
 async def test_old_connections_are_renewed(service: Service) -> None:
     """Past their age, connections end with an answer, so that callers spread over new processes."""
     async with (

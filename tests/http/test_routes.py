@@ -216,6 +216,13 @@ async def test_health(http: HttpClient) -> None:
         assert (200, {"status": "SERVING"}) == (answer.status, answer.json)
 
 
+async def test_the_document(http: HttpClient) -> None:
+    """The OpenAPI document is served to everybody, with every route."""
+    answer = await http.get("/openapi.json")
+    served = {(verb.upper(), path) for path, verbs in answer.json["paths"].items() for verb in verbs}
+    assert {(route.verb, route.path) for route in ROUTES} == served
+
+
 async def test_what_is_not_served(http: HttpClient) -> None:
     """An unknown path is 404, a known one with another verb 405 with those that it has."""
     missing = await http.get("/v1/responses")

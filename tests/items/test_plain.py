@@ -74,7 +74,7 @@ def test_items(seed: int) -> None:
     """What is certain at once is what the codec says, and so is its text."""
     random = Random(seed)
     plain = 0
-    for _ in range(600):
+    for _ in range(300):
         document = random.choice([*SAMPLES.values()])
         for _ in range(random.randrange(3)):
             document = changed(random, document)
@@ -84,7 +84,7 @@ def test_items(seed: int) -> None:
             expected.item.id = random.choice(("", 'msg_"quoted"\n', "msg_é"))
             assert dumps(to_json(expected.item)).decode() == write_item(expected.item)
         plain += fill_plain(NewItem().item, document)
-    assert plain > 150
+    assert plain > 60
 
 
 def test_most_samples_are_plain() -> None:
@@ -143,7 +143,7 @@ def test_texts(text: str) -> None:
 def test_random_texts() -> None:
     """Texts with a byte changed are parsed, or refused, alike."""
     random = Random(1)
-    for _ in range(500):
+    for _ in range(250):
         text = bytearray(json.dumps(random.choice([*SAMPLES.values()]), ensure_ascii=random.random() < 0.2).encode())
         for _ in range(random.randrange(3)):
             text[random.randrange(len(text))] = random.choice(b'"\\:,{}[]0 a\n\x80')
