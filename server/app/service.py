@@ -148,7 +148,8 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         edge = _build_edge(settings, parts, methods)
         readiness = Readiness(parts.store.database, partial(_prepare, settings, parts), parts.health)
         sources = _metric_sources(settings, parts, readiness, edge)
-        exposed = await stack.enter_async_context(metrics.expose_metrics(sources, worker or 0, parts.tasks))
+        exposing = metrics.expose_metrics(sources, worker or 0, parts.tasks, parts.health.probes())
+        exposed = await stack.enter_async_context(exposing)
         http = edge.addresses if edge else ()
         served = RunningService(addresses, parts.store, parts.policy, readiness, exposed, parts.certificate, http)
         # Opened before the first call and closed after the last: operators can look while it waits and drains.

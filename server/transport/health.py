@@ -5,11 +5,14 @@
 | `liveness` | the process answers; a restart would help nothing |
 | `startup` | from the first time the store was ready |
 | `readiness`, `""` and each service of the contract | the store is ready and no drain has begun |
+
+Orchestrators that cannot ask by gRPC with TLS ask for the first three by HTTP (`PATHS`).
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Self
 
 from grpc_health.v1 import health_pb2
@@ -20,6 +23,7 @@ from server.interceptors.chain import Context
 
 MAX_WATCHES, MAX_WATCHES_OF_CONNECTION = 1000, 10  # nobody is authenticated for them
 LIVENESS, STARTUP, READINESS = "liveness", "startup", "readiness"
+PATHS = {"/live": LIVENESS, "/startup": STARTUP, "/ready": READINESS}
 _STATUSES = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
 
 
@@ -58,6 +62,14 @@ class Health(grpc_health.HealthServicer):  # type: ignore[misc] # not typed
         """
         await self.ready(now=False)
         self._draining = True
+
+    def probes(self) -> dict[str, Callable[[], Awaitable[bool]]]:
+        """Returns what tells whether a name is SERVING, for each of `PATHS`."""
+        return {path: partial(self._is_serving, name) for path, name in PATHS.items()}
+
+    async def _is_serving(self, name: str) -> bool:
+        answer = await self.Check(health_pb2.HealthCheckRequest(service=name), None)  # the context is for unknown names
+        return bool(answer.status == _STATUSES[True])
 
     def end_watches(self) -> None:
         """Ends every watch: an endless stream would hold up the drain for the whole grace (grpc/grpc-go#8776)."""

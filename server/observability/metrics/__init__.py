@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from server.observability.metrics.event_loop_lag import EventLoopLag
-from server.observability.metrics.sources import Sources
+from server.observability.metrics.sources import Probes, Sources
 from server.observability.task_supervisor import TaskSupervisor
 from server.settings.addresses import Address
 
@@ -18,8 +18,16 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def expose_metrics(sources: Sources, worker: int, tasks: TaskSupervisor) -> AsyncIterator[Address | None]:
-    """Serves metrics while the context is open; yields their address, or None if `metrics_listen` is not set.
+async def expose_metrics(
+    sources: Sources, worker: int, tasks: TaskSupervisor, probes: Probes
+) -> AsyncIterator[Address | None]:
+    """Serves metrics and probes while the context is open; yields their address, or None if `metrics_listen` is not set.
+
+    Args:
+        sources: What the metrics are read from.
+        worker: The number of this process.
+        tasks: Runs what measures.
+        probes: What tells whether a probe succeeds, by path.
 
     Raises:
         StartFailed: The address is taken.
@@ -32,7 +40,7 @@ async def expose_metrics(sources: Sources, worker: int, tasks: TaskSupervisor) -
     from server.observability.metrics.exposition import serve_metrics  # noqa: PLC0415
 
     lag = EventLoopLag()
-    async with serve_metrics(listen.for_worker(worker), registry_of(sources, lag)) as address:
+    async with serve_metrics(listen.for_worker(worker), registry_of(sources, lag), probes) as address:
         log.info("metrics", listen=str(address))
         async with tasks.running("event loop lag", lag.measure):
             yield address

@@ -1,6 +1,6 @@
 """What metrics are read from: a Protocol for each part of the service, which none of them has to know."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -9,6 +9,8 @@ from server.observability.histogram import Histogram
 from server.observability.stats import JwksStats, MethodStats, PurgeStats, StoreStats, WatchStats
 from server.policy.rules import Policy
 from server.settings.service import Settings
+
+Probes = Mapping[str, Callable[[], Awaitable[bool]]]  # what tells whether a probe succeeds, by its path
 
 
 class CallCounts(Protocol):
