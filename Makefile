@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SUPPLY := build/supply
+RULE := deploy/kubernetes/components/monitoring/prometheus-rule.yaml
 # The contract is compared with the last release, or with main if there is none.
 AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
 
@@ -39,8 +40,11 @@ check-tools: $(READY)
 interop: $(READY) ## Run the clients in Go, Node, Java, Rust and Python, and OpenAI's SDKs, that can be built here
 	pytest tests/interop $(ARGS)
 
-generate: $(READY) ## Generate generated/ from proto/
+generate: $(READY) ## Generate generated/ from proto/, and the alerts of Kubernetes from deploy/prometheus
 	python proto/generate.py
+	@mkdir -p build
+	@{ sed '/^spec:/q' $(RULE); sed -n '/^groups:/,$$p' deploy/prometheus/alerts.yaml | sed 's/^./  &/'; } > build/rule.yaml
+	@mv build/rule.yaml $(RULE)
 
 generated: $(READY) ## Fail if generated/ is out of date
 	@mkdir -p build

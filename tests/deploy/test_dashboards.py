@@ -122,6 +122,12 @@ def test_every_alert_is_tested() -> None:
     assert {rule["alert"] for rule in RULES} == fired
 
 
+def test_kubernetes_has_the_same_alerts() -> None:
+    """The rules of the operator are those that promtool tests; `make generate` copies them."""
+    rule = yaml.safe_load((ROOT / "deploy/kubernetes/components/monitoring/prometheus-rule.yaml").read_text())
+    assert yaml.safe_load(ALERTS.read_text()) == rule["spec"]
+
+
 @pytest.mark.tool("promtool")
 @pytest.mark.parametrize("how, file", [("check", ALERTS), ("test", TESTS)], ids=["check", "test"])
 def test_promtool_agrees(how: str, file: Path) -> None:

@@ -31,7 +31,7 @@ DOCKERFILE = ROOT / "Dockerfile"
 HEALTHCHECK = ("python", "-m", "server", "healthcheck")
 BUILDS = frozenset("ar as c++ cargo cc clang cpp g++ gcc go ld make pip pip3 rustc uv".split())
 MIB = 2**20
-SCRAPE = (
+GET = (
     *("python", "-c"),
     "import sys, urllib.request as r; print(r.urlopen(f'http://127.0.0.1:{sys.argv[1]}{sys.argv[2]}').read().decode())",
 )
@@ -151,15 +151,16 @@ async def test_it_waits_for_the_migration(image: Image, empty: str) -> None:
 @needs_image
 @pytest.mark.parametrize("name", ["overlays/dev", "overlays/prod", "overlays/prod-mtls", "sidecar"])
 async def test_it_runs_as_deployed(image: Image, own_service: Service, tmp_path: Path, name: str) -> None:
-    """With the settings and files of deploy/kubernetes it serves, passes the exec probes and can be scraped."""
+    """With the settings and files of deploy/kubernetes it serves, passes its probes and can be scraped."""
     (each,) = servers(render_objects(name))
     async with deployed(image, own_service.url, each, tmp_path) as served:
         await passes(served)
-        for probe in (each.container[name] for name in PROBES if "exec" in each.container.get(name, {})):
-            await passes(served, *probe["exec"]["command"])
-        about = each.pod["metadata"].get("annotations", {})
-        where = about.get("prometheus.io/port", "9464"), about.get("prometheus.io/path", "/metrics")
-        assert re.search(r"^# TYPE \w+ counter$", (await served.execute(*SCRAPE, *where))[1], re.MULTILINE)
+        about = each.pod["metadata"]["annotations"]
+        port = about["prometheus.io/port"]
+        for probe in (each.container[name] for name in PROBES):
+            assert (0, "SERVING\n\n") == await served.execute(*GET, port, probe["httpGet"]["path"])
+        _, text = await served.execute(*GET, port, about["prometheus.io/path"])
+        assert re.search(r"^# TYPE \w+ counter$", text, re.MULTILINE)
         code, output = await served.stopped("SIGTERM")
     assert 0 == code, output
 
@@ -179,9 +180,9 @@ async def test_a_changed_policy_is_obeyed(image: Image, own_service: Service, tm
 
 @pytest.mark.tool("kustomize")
 @needs_image
-@pytest.mark.parametrize("name", ["overlays/dev", "overlays/prod", "overlays/prod-mtls"])
+@pytest.mark.parametrize("name", ["overlays/prod", "examples/grpc-route"])
 async def test_the_job_migrates(image: Image, empty: str, tmp_path: Path, name: str) -> None:
-    """With the settings of the service, but none of its files."""
+    """With nothing but the database."""
     (job,) = [each for each in ours(render_objects(name)) if each.owner["kind"] == "Job"]
     async with deployed(image, empty, job, tmp_path) as running:
         code, output = await running.ended()

@@ -9,9 +9,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.support import custom_resources
 from tests.support.manifests import KUBERNETES, Objects, named, ours, problems, render, render_objects
 
-RENDERED = ("base", "overlays/dev", "overlays/prod", "overlays/prod-mtls", "sidecar")
+EXAMPLES = tuple(sorted(f"examples/{path.name}" for path in (KUBERNETES / "examples").iterdir()))
+RENDERED = ("base", "overlays/dev", "overlays/prod", "overlays/prod-mtls", "sidecar", *EXAMPLES)
 RUNNABLE = RENDERED[1:]  # the base alone lacks who is asking, on purpose
 VERSIONS = ("1.35", "1.36", "1.37")  # the three that Kubernetes itself supports
 
@@ -23,7 +25,29 @@ pytestmark = pytest.mark.tool("kustomize")
 def test_the_schema(name: str, version: str) -> None:
     """Each object is one of that version of Kubernetes, without a field it does not know."""
     for each in render_objects(name):
-        kubernetes_validate.validate(each, version, strict=True)
+        if custom_resources.group_of(each) not in custom_resources.MODULES:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.tool("go")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_schema_of_custom_resources(name: str) -> None:
+    """Each custom resource is one that its operator or gateway takes."""
+    custom = [each for each in render_objects(name) if custom_resources.group_of(each) in custom_resources.MODULES]
+    assert {} == {each["kind"]: found for each in custom if (found := custom_resources.mistakes(each))}
+
+
+@pytest.mark.tool("go")
+def test_the_schema_of_custom_resources_refuses() -> None:
+    """A field that does not exist, also far inside, and a value of the wrong type."""
+    for place, value in (
+        (("spec", "podMetricsEndpoints", 0, "prot"), "metrics"),
+        (("spec", "selector", "matchLabels"), "conversations"),
+    ):
+        (monitor,) = [each for each in render_objects("examples/monitoring") if each["kind"] == "PodMonitor"]
+        assert [] == custom_resources.mistakes(monitor)
+        put(monitor, place, value)
+        assert 1 == len(custom_resources.mistakes(monitor))
 
 
 def test_the_schema_refuses() -> None:
@@ -45,7 +69,7 @@ def test_the_versions() -> None:
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_it_fits_the_service(name: str) -> None:
     """Settings, probes, ports, selectors, rights, times and the policy are those of this version of the service."""
-    assert len(ours(render_objects(name))) == (1 if name == "sidecar" else 2)
+    assert len(ours(render_objects(name))) == (1 if name in {"sidecar", "overlays/dev"} else 2)
     assert [] == problems(render_objects(name))
 
 
@@ -68,6 +92,8 @@ def put(target: Any, place: tuple[Any, ...], value: Any) -> None:
 POD = ("spec", "template", "spec")
 SERVER = (*POD, "containers", 0)
 SIDECAR = (*POD, "initContainers", 0)
+ENDPOINT = ("spec", "podMetricsEndpoints", 0)
+ROUTE = ("spec", "rules", 0)
 LABEL = "app.kubernetes.io/name"
 
 
@@ -86,29 +112,39 @@ LABEL = "app.kubernetes.io/name"
         ("prod", "Job", (*SERVER, "image"), "x/conversation-service:2", "images: registry.example.com/"),
         ("prod", "Job", (*SERVER, "args"), ["migrat"], "migrat"),
         ("prod", "Job", (*SERVER, "args"), ["migrate", "--chekc"], "--chekc"),
-        ("prod-mtls", "Deployment", (*SERVER, "livenessProbe", "exec", "command"), ["true"], "is not the service"),
+        ("prod", "Deployment", (*SERVER, "livenessProbe", "httpGet", "path"), "/ready", "Probe: asks for 'readiness'"),
+        ("prod", "Deployment", (*SERVER, "startupProbe", "httpGet", "path"), "/started", "Probe: asks for None"),
+        ("prod", "Deployment", (*SERVER, "readinessProbe"), {"grpc": {"port": 50051}}, "Probe: asks for None"),
+        ("sidecar", "Deployment", (*SIDECAR, "readinessProbe"), None, "readinessProbe: none"),
+        ("prod", "Deployment", (*SERVER, "readinessProbe", "httpGet", "port"), "grpc", "grpc is not the port of the"),
         (
-            "prod-mtls",
-            "Deployment",
-            (*SERVER, "livenessProbe", "exec", "command", 5),
-            "readiness",
-            "livenessProbe: asks for 'readiness'",
+            "prod",
+            "ConfigMap",
+            ("data", "CONVERSATIONS_METRICS_LISTEN"),
+            "127.0.0.1:9464",
+            "nothing answers the",
         ),
-        ("dev", "Deployment", (*SERVER, "livenessProbe", "grpc", "service"), None, "livenessProbe: asks for ''"),
-        ("dev", "Deployment", (*SERVER, "startupProbe", "grpc", "service"), "started", "asks for 'started'"),
-        ("dev", "Deployment", (*SERVER, "readinessProbe"), None, "readinessProbe: none"),
-        ("dev", "Deployment", (*SERVER, "readinessProbe", "grpc", "port"), 50052, "50052 is no port"),
-        ("prod", "Deployment", (*SERVER, "readinessProbe"), {"grpc": {"port": 50051}}, "50051 is no port"),
-        ("prod", "Deployment", (*SERVER, "livenessProbe", "httpGet", "path"), "/readyz", "asks for 'readiness'"),
-        ("prod", "Deployment", (*SERVER, "startupProbe", "httpGet", "scheme"), "HTTP", "/startupz cannot be asked so"),
-        ("prod", "Deployment", (*SERVER, "startupProbe", "httpGet", "port"), "grpc", "/startupz cannot be asked so"),
-        ("prod", "ConfigMap", ("data", "CONVERSATIONS_HTTP_LISTEN"), "0.0.0.0:8081", "but the settings say"),
+        ("http", "ConfigMap", ("data", "CONVERSATIONS_HTTP_LISTEN"), "0.0.0.0:8081", "but the settings say"),
         ("dev", "Deployment", (*SERVER, "ports", 0, "containerPort"), 50053, "but the settings say"),
+        ("sidecar", "Deployment", (*SIDECAR, "ports", 0, "containerPort"), 9465, "but the settings say"),
+        (
+            "monitoring",
+            "PodMonitor",
+            ("spec", "selector", "matchLabels", LABEL),
+            "x",
+            "conversations: selects nothing",
+        ),
+        ("monitoring", "PodMonitor", (*ENDPOINT, "port"), "http", "the container has no http"),
+        ("monitoring", "PodMonitor", (*ENDPOINT, "relabelings"), [], "PodMonitor: the job is []"),
+        ("grpc-route", "GRPCRoute", (*ROUTE, "backendRefs", 0, "port"), 80, "route: leads to conversations-gateway:80"),
+        ("grpc-route", "GRPCRoute", (*ROUTE, "matches", 0, "method", "service"), "v1.X", "route: v1.X is not served"),
+        ("managed-postgres", "Job", (*SERVER, "volumeMounts"), [], "ca.pem is not mounted"),
+        ("istio", "Deployment", (*SERVER, "volumeMounts", 0, "mountPath"), "/mesh", "root-cert.pem is not mounted"),
         ("dev", "ConfigMap", ("data", "CONVERSATIONS_METRICS_LISTEN"), "0.0.0.0:9", "Prometheus is sent to 9464"),
         ("dev", "Service", ("spec", "ports", 0, "targetPort"), "http", "the container has no http"),
         ("dev", "NetworkPolicy", ("spec", "ingress", 1, "ports", 0, "port"), "prom", "the container has no prom"),
         ("dev", "Service", ("spec", "selector", LABEL), "x", "Service conversations: selects nothing"),
-        ("dev", "Service", ("spec", "selector", "app.kubernetes.io/component"), None, "selects pods of 2 owners"),
+        ("prod", "Service", ("spec", "selector", "app.kubernetes.io/component"), None, "selects pods of 2 owners"),
         ("prod", "PodDisruptionBudget", ("spec", "selector", "matchLabels", "x"), "y", "selects nothing"),
         ("dev", "NetworkPolicy", ("spec", "podSelector", "matchLabels", LABEL), "x", "selects nothing"),
         ("dev", "Deployment", ("spec", "template", "metadata", "labels", LABEL), "x", "spread: over other pods"),
@@ -116,10 +152,16 @@ LABEL = "app.kubernetes.io/name"
         ("dev", "Deployment", (*POD, "securityContext", "runAsUser"), 0, "server: runs as 0:65532"),
         ("dev", "Deployment", (*POD, "securityContext", "runAsNonRoot"), None, "server: runAsNonRoot is None"),
         ("dev", "Deployment", (*POD, "securityContext", "seccompProfile"), None, "server: seccompProfile is None"),
-        ("dev", "Job", (*SERVER, "securityContext", "readOnlyRootFilesystem"), False, "readOnlyRootFilesystem is Fals"),
+        (
+            "prod",
+            "Job",
+            (*SERVER, "securityContext", "readOnlyRootFilesystem"),
+            False,
+            "readOnlyRootFilesystem is",
+        ),
         ("sidecar", "Deployment", (*SIDECAR, "securityContext", "capabilities"), {}, "conversations: capabilities"),
-        ("dev", "Job", (*SERVER, "securityContext", "allowPrivilegeEscalation"), None, "migrate: allowPrivilege"),
-        ("dev", "Job", (*POD, "automountServiceAccountToken"), None, "migration: automountServiceAccountToken"),
+        ("prod", "Job", (*SERVER, "securityContext", "allowPrivilegeEscalation"), None, "migrate: allowPrivilege"),
+        ("prod", "Job", (*POD, "automountServiceAccountToken"), None, "0.1.0: automountServiceAccountToken"),
         ("dev", "Deployment", (*POD, "enableServiceLinks"), True, "conversations: enableServiceLinks"),
         ("dev", "Deployment", (*POD, "terminationGracePeriodSeconds"), 20, "20, must be more than 25"),
         ("dev", "ConfigMap", ("data", "CONVERSATIONS_GRACE_SECONDS"), "25", "30, must be more than 40"),
@@ -139,7 +181,8 @@ LABEL = "app.kubernetes.io/name"
 )
 def test_a_mistake_is_found(name: str, kind: str, place: tuple[Any, ...], value: Any, complaint: str) -> None:
     """One change to what fits, and a check says what no longer does."""
-    objects = render_objects(name if name == "sidecar" else f"overlays/{name}")
+    (folder,) = [each for each in RUNNABLE if each.rpartition("/")[2] == name]
+    objects = render_objects(folder)
     put(spoiled(objects, kind), place, value)
     found = problems(objects)
     assert any(complaint in each for each in found), found

@@ -61,7 +61,7 @@ async def test_a_drain(service: Service) -> None:
     async with held(service.url) as (found, _, begin_drain):
         begin_drain.set()
         async with asyncio.timeout(5):
-            while await probe(found.metrics, "/ready") != {"/ready": DOWN}:
+            while await probe(found.metrics, "/ready") != {"/ready": DOWN}:  # noqa: ASYNC110 - asked as an orchestrator does
                 await asyncio.sleep(0.01)
         assert {"/live": UP, "/startup": UP} == await probe(found.metrics, "/live", "/startup")
 
@@ -83,7 +83,7 @@ async def held(url: str) -> AsyncIterator[tuple[MeasuredService, Conversation, a
         async with row_locked(url, conversation.id):
             call = found.stub.UpdateConversation(update(conversation.id, metadata={"a": "b"}))
             async with asyncio.timeout(5):
-                while (await found.scrape()).value("conversations_calls_running") < 1:
+                while (await found.scrape()).value("conversations_calls_running") < 1:  # noqa: ASYNC110 - the same
                     await asyncio.sleep(0.01)
             yield found, conversation, drain
             call.cancel()

@@ -6,22 +6,25 @@ those of all checks. "Ours" is a container with the service's image.
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from tempfile import NamedTemporaryFile
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import typer.main
 import yaml
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from pydantic import ValidationError
 
+from server.app.service import SERVICES
 from server.app.supervisor import _MARGIN as TO_CLOSE_UP
 from server.cli.commands import app
 from server.settings.environment import PREFIX
 from server.settings.service import Settings
-from server.transport.health import LIVENESS, READINESS, STARTUP
+from server.transport.health import LIVENESS, PATHS, READINESS, STARTUP
 
 Object = dict[str, Any]
 Objects = list[Object]
@@ -30,9 +33,15 @@ Problems = Iterator[str]
 IMAGE = "conversation-service"
 UID = 65532
 CONNECTIONS = 100 - 3 - 2  # of PostgreSQL by default, but those of superusers, the migration's and the purge's
-MADE_ELSEWHERE = {"conversations-database": {"url"}, "conversations-tls": {"tls.crt", "tls.key", "ca.crt"}}
+MADE_ELSEWHERE = {
+    "conversations-database": {"url", "password"},
+    "conversations-database-ca": {"ca.pem"},
+    "conversations-tls": {"tls.crt", "tls.key", "ca.crt"},
+    "istio-ca-root-cert": {"root-cert.pem"},
+}
+IN_THE_IMAGE = {PurePosixPath("/etc/ssl/certs/ca-certificates.crt")}
+JOB = "conversations"  # of Prometheus, which the alerts and the dashboard ask for
 OWNERS = ("Deployment", "Job")
-OVER_HTTP = {"/startupz": STARTUP, "/readyz": READINESS, "/healthz": LIVENESS}
 PROBES = {"startupProbe": STARTUP, "readinessProbe": READINESS, "livenessProbe": LIVENESS}
 
 
@@ -92,7 +101,9 @@ class Ours:
     @cached_property
     def settings(self) -> Settings:
         """As the service reads them: the image says the profile, and where to listen."""
-        return Settings(**({"profile": "prod", "listen": "0.0.0.0:50051"} | self.given))  # type: ignore[arg-type]
+        image = {"profile": "prod", "listen": "0.0.0.0:50051"}
+        command = {} if self.container["args"][0] == "serve" else {"allow_anonymous": "true"}  # it serves nobody
+        return Settings(**(image | command | self.given))  # type: ignore[arg-type]
 
     @property
     def ports(self) -> dict[str, int]:
@@ -161,19 +172,25 @@ def settings_are_taken(objects: Objects) -> Problems:
 
 def files_are_mounted(objects: Objects) -> Problems:
     """Each file that a setting names is a key of what is mounted there, and not by subPath, which never changes."""
-    for each in servers(objects):
-        mounted = set(_mounted(each))
+    for each in ours(objects):
+        mounted = set(_mounted(each)) | IN_THE_IMAGE
         for name, value in each.given.items():
-            if value.startswith("/") and PurePosixPath(value) not in mounted:
-                yield f"{name}: {value} is not mounted"
+            authorities = parse_qs(urlsplit(value).query).get("sslrootcert", [])
+            files = [path for path in (value, *authorities) if path.startswith("/")]
+            yield from (f"{name}: {path} is not mounted" for path in files if PurePosixPath(path) not in mounted)
 
 
 def _mounted(each: Ours) -> Iterator[PurePosixPath]:
-    volumes = {volume["name"]: volume for volume in each.pod["spec"]["volumes"]}
-    for mount in each.container["volumeMounts"]:
+    volumes = {volume["name"]: volume for volume in each.pod["spec"].get("volumes", ())}
+    for mount in each.container.get("volumeMounts", ()):
         volume = volumes[mount["name"]]
-        if "configMap" in volume and "subPath" not in mount:
+        made = "configMap" in volume and volume["configMap"]["name"] not in MADE_ELSEWHERE
+        if "subPath" in mount:
+            keys: Collection[str] = ()
+        elif made:
             keys = named(each.objects, "ConfigMap", volume["configMap"]["name"]).get("data", ())
+        elif "configMap" in volume:
+            keys = MADE_ELSEWHERE[volume["configMap"]["name"]]
         else:
             keys = MADE_ELSEWHERE.get(volume.get("secret", {}).get("secretName"), ())
         yield from (PurePosixPath(mount["mountPath"]) / key for key in keys)
@@ -223,14 +240,8 @@ def one_image(objects: Objects) -> Problems:
 
 
 def commands_are_known(objects: Objects) -> Problems:
-    """What containers and exec probes run is a command of the service, with options it has."""
-    for each in ours(objects):
-        commands = [each.container["args"]]
-        for probe in (each.container[name] for name in PROBES if "exec" in each.container.get(name, {})):
-            prefix, rest = probe["exec"]["command"][:3], probe["exec"]["command"][3:]
-            yield from () if prefix == ["python", "-m", "server"] else [f"probe: {prefix} is not the service"]
-            commands.append(rest)
-        yield from (f"command: {problem}" for command in commands if (problem := _unknown(command)))
+    """What containers run is a command of the service, with options it has."""
+    yield from (f"command: {problem}" for each in ours(objects) if (problem := _unknown(each.container["args"])))
 
 
 def _unknown(arguments: list[str]) -> str:
@@ -245,45 +256,34 @@ def _unknown(arguments: list[str]) -> str:
 
 
 def probes_ask_the_right_thing(objects: Objects) -> Problems:
-    """Each probe asks the health service by its own name; that of liveness, which restarts, never for the database."""
+    """Each probe asks under its own path; that of liveness, which restarts, never for the database."""
     for each in servers(objects):
         for name, service in PROBES.items():
-            probe = each.container.get(name)
-            if probe is None:
-                needed = name != "readinessProbe" or not each.is_sidecar
-                yield from [f"{name}: none"] if needed else ()
-            elif (asked := _asked(probe)) != service:
+            if (probe := each.container.get(name)) is None:
+                yield f"{name}: none"
+            elif (asked := PATHS.get(probe.get("httpGet", {}).get("path"))) != service:
                 yield f"{name}: asks for {asked!r}"
 
 
-def _asked(probe: Object) -> str:
-    if "grpc" in probe:
-        return str(probe["grpc"].get("service", ""))
-    if "httpGet" in probe:
-        return OVER_HTTP.get(probe["httpGet"]["path"], "")
-    option, service = probe["exec"]["command"][-2:] if len(probe["exec"]["command"]) > 1 else ("", "")
-    return service if option == "--service" else ""
-
-
 def probes_reach_it(objects: Objects) -> Problems:
-    """The kubelet asks by gRPC without TLS, or over HTTP with it if there is any, on the address of the pod."""
+    """The kubelet asks on the address of the pod, by HTTP."""
     for each in servers(objects):
-        served = {listen.port for listen in each.settings.listen if not listen.is_unix}
-        plain = served if each.settings.tls_certificate is None else set()
-        asked = {each.container[name]["grpc"]["port"] for name in PROBES if "grpc" in each.container.get(name, {})}
-        yield from (f"probe: {number} is no port served without TLS" for number in sorted(asked - plain))
-        way = ("http", "HTTP" if each.settings.tls_certificate is None else "HTTPS")
-        for probe in (each.container[name]["httpGet"] for name in PROBES if "httpGet" in each.container.get(name, {})):
-            if (probe["port"], probe.get("scheme", "HTTP")) != way or each.settings.tls_client_ca:
-                yield f"probe: {probe['path']} cannot be asked so"
+        listen = each.settings.metrics_listen
+        if listen is None or listen.is_local:
+            yield f"probe: nothing answers the kubelet on {listen}"
+        requests = [each.container.get(name, {}).get("httpGet", {}) for name in PROBES]
+        ports = {request["port"] for request in requests if request}
+        yield from (f"probe: {port} is not the port of the probes" for port in sorted(ports - {"metrics"}))
 
 
 def ports_agree(objects: Objects) -> Problems:
     """Settings, container, scraping, Service and NetworkPolicy mean the same ports."""
-    for each in standing(objects):
+    for each in servers(objects):
         annotations = each.pod["metadata"].get("annotations", {})
         assert each.settings.metrics_listen
-        expected = {"grpc": each.settings.listen[0].port, "metrics": each.settings.metrics_listen.port}
+        expected = {"metrics": each.settings.metrics_listen.port}
+        if not each.settings.listen[0].is_unix:
+            expected["grpc"] = each.settings.listen[0].port
         if each.settings.http_listen:
             expected["http"] = each.settings.http_listen[0].port
         if each.ports != expected:
@@ -296,10 +296,32 @@ def ports_agree(objects: Objects) -> Problems:
 
 def _wanted(objects: Objects) -> set[Any]:
     """Ports that others name."""
-    services = [each for each in of_kind(objects, "Service") if each["metadata"]["name"] == "conversations"]
+    services = [each for each in of_kind(objects, "Service") if "postgres" not in each["metadata"]["name"]]
     targets = {entry["targetPort"] for each in services for entry in each["spec"]["ports"]}
     rules = [rule for each in of_kind(objects, "NetworkPolicy") for rule in each["spec"]["ingress"]]
+    monitors = [each["spec"]["podMetricsEndpoints"] for each in of_kind(objects, "PodMonitor")]
+    targets |= {entry["port"] for entries in monitors for entry in entries}
     return targets | {entry["port"] for rule in rules for entry in rule["ports"]}
+
+
+def scrapes_have_the_job(objects: Objects) -> Problems:
+    """The operator would call the job after the namespace and the monitor, and no alert would fire."""
+    for monitor in of_kind(objects, "PodMonitor"):
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            rules = endpoint.get("relabelings", ())
+            jobs = [rule.get("replacement") for rule in rules if rule.get("targetLabel") == "job"]
+            yield from [] if jobs == [JOB] else [f"PodMonitor: the job is {jobs}"]
+
+
+def routes_lead_somewhere(objects: Objects) -> Problems:
+    """A route names Services that are there, by a port they have, and services of the contract."""
+    services = of_kind(objects, "Service")
+    ports = {(each["metadata"]["name"], entry["port"]) for each in services for entry in each["spec"]["ports"]}
+    for rule in (rule for each in of_kind(objects, "GRPCRoute") for rule in each["spec"]["rules"]):
+        named_ports = {(backend["name"], backend["port"]) for backend in rule["backendRefs"]}
+        yield from (f"route: leads to {name}:{port}" for name, port in sorted(named_ports - ports))
+        asked = {match["method"]["service"] for match in rule["matches"]}
+        yield from (f"route: {name} is not served" for name in sorted(asked - {*SERVICES, HEALTH}))
 
 
 # -- how pods are found, replaced and kept in
@@ -307,7 +329,7 @@ def _wanted(objects: Objects) -> set[Any]:
 
 def selectors_match(objects: Objects) -> Problems:
     """Whoever selects pods selects some, a Service those of one owner alone."""
-    for each in of_kind(objects, "Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy"):
+    for each in of_kind(objects, "Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy", "PodMonitor"):
         name, selector = f"{each['kind']} {each['metadata']['name']}", _selector(each)
         found = [owner for owner in of_kind(objects, *OWNERS) if selector.items() <= _labels(owner).items()]
         if not selector or not found or (each["kind"] == "Deployment" and each not in found):
@@ -407,6 +429,8 @@ _THEN: tuple[Callable[[Objects], Problems], ...] = (
     probes_ask_the_right_thing,
     probes_reach_it,
     ports_agree,
+    scrapes_have_the_job,
+    routes_lead_somewhere,
     selectors_match,
     others_mean_the_deployment,
     nobody_is_privileged,

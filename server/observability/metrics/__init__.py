@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 async def expose_metrics(
     sources: Sources, worker: int, tasks: TaskSupervisor, probes: Probes
 ) -> AsyncIterator[Address | None]:
-    """Serves metrics and probes while the context is open; yields their address, or None if `metrics_listen` is not set.
+    """Serves metrics and probes while the context is open; yields their address, None without `metrics_listen`.
 
     Args:
         sources: What the metrics are read from.

@@ -1,4 +1,4 @@
-"""Serves GET /metrics, as Prometheus or OpenMetrics text, whichever the request asks for, and the probes of orchestrators.
+"""Serves GET /metrics, as Prometheus or OpenMetrics text, whichever the request asks for, and probes.
 
 On the event loop, not in a thread: what is read there changes nowhere else, so nothing takes
 a lock. A scrape holds the loop for as long as it takes to write the text
