@@ -4,6 +4,7 @@ Each check takes the objects of one rendering and yields a sentence for each thi
 those of all checks. "Ours" is a container with the service's image.
 """
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -133,8 +134,8 @@ def containers(owner: Object) -> list[Object]:
 
 
 def is_ours(container: Object) -> bool:
-    """By the image's name, whatever its registry and tag."""
-    return str(container["image"]).rpartition("/")[2].partition(":")[0] == IMAGE
+    """By the image's name, whatever its registry, tag and digest."""
+    return re.split("[:@]", str(container["image"]).rpartition("/")[2])[0] == IMAGE
 
 
 def named(objects: Objects, kind: str, name: str) -> Object:

@@ -47,6 +47,7 @@ TOOLS = {
     "ghz": Tool(module="github.com/bojand/ghz/cmd/ghz@v0.121.0"),
     "go": Tool("see https://go.dev/dl"),
     "grpcurl": Tool(module="github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"),
+    "helm": Tool(module="helm.sh/helm/v3/cmd/helm@v3.22.0"),
     "java": Tool("apt-get install default-jdk-headless"),
     "kustomize": Tool(module="sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"),
     "mvn": Tool("apt-get install maven"),
