@@ -179,6 +179,26 @@ def import_jsonl(
         print(import_lines(channel, text.split("\n"), conversation))
 
 
+@app.command("dev-credentials")
+def dev_credentials(
+    folder: Annotated[Path, typer.Argument(help="Where the files are written; empty, or not there yet.")],
+    principal: Annotated[
+        list[str], typer.Option(help="Who gets a token and a certificate: alice, or alice;teams=red; repeatable.")
+    ],
+    tenant: Annotated[str, typer.Option(help="Tenant in all tokens.")] = "",
+    host: Annotated[list[str] | None, typer.Option(help="Another name of the server; repeatable. [localhost]")] = None,
+    mtls: Annotated[bool, typer.Option("--mtls", help="Print settings for certificates instead of tokens.")] = False,
+    days: Annotated[int, typer.Option(min=1, max=365, help="How long everything is valid.")] = 30,
+) -> None:
+    """Make a CA, certificates, keys and tokens for development, and print the settings for a shell."""
+    from server.cli import dev_credentials as credentials
+
+    callers = [credentials.Caller.parse(each) for each in principal]
+    credentials.make(folder, callers, tenant, host or (), days)
+    for line in credentials.exports(folder.resolve(), callers, tenant, certificates=mtls):
+        print(line)
+
+
 @app.command()
 @targeted
 def healthcheck(

@@ -52,6 +52,7 @@ WAYS = {
     "Without reflection": [r"^\{\}\n$"],
     "A Unix socket": [CONVERSATION, r'"owner": "local"'],
     "TLS": [CONVERSATION, r'"owner": "local"'],
+    "Credentials for development": [CONVERSATION, r'"owner": "alice"', CONVERSATION, r'"owner": "bob"', r"SERVING\n$"],
     "A token": [CONVERSATION, r'"owner": "alice"', r'"conversations": \[', r'"owner": "alice"'],
     "A client's certificate": [CONVERSATION, r'"owner": "spiffe://prod.example/billing"'],
     "As a trusted proxy": [CONVERSATION, r'"owner": "alice"', r'"a,b"', r'"red"'],
@@ -158,13 +159,14 @@ async def test_a_way_in(postgres: str, template: str, place: Path, heading: str)
     """A server that is started as printed is reached as printed; only address and place of the socket differ."""
     server, *commands = code_blocks(CONNECTING)[heading]
     path = str(place / "api.sock")
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     async with (
         fresh_database(postgres, template) as url,
         served(server.replace(PRINTED_SOCKET, path), place, url) as address,
     ):
         script = "\n".join(commands).replace(PRINTED_SOCKET, path)
         script = script.replace(PRINTED_PORT, f":{address.rpartition(':')[2]}")
-        output = await run(script, cwd=place, TOKEN=token())
+        output = await run(script, cwd=place, TOKEN=token(), PATH=programs)
     assert re.search(".*".join(WAYS[heading]), output, re.DOTALL), output
 
 
