@@ -35,6 +35,10 @@ app = typer.Typer(
 )
 item_app = typer.Typer(no_args_is_help=True, help="Look at stored items.")
 app.add_typer(item_app, name="item")
+items_app = typer.Typer(no_args_is_help=True, help="Look at the items of a conversation.")
+app.add_typer(items_app, name="items")
+conversations_app = typer.Typer(no_args_is_help=True, help="Look at conversations.")
+app.add_typer(conversations_app, name="conversations")
 app.add_typer(policy_app, name="policy")
 app.add_typer(changes_app, name="changes")
 
@@ -50,6 +54,8 @@ Ephemeral = Annotated[
         help="For tests: with an empty database in a temporary folder, on a free port, until the parent ends.",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
+Count = Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")]
 
 
 def main() -> None:
@@ -134,20 +140,55 @@ async def _running(settings: Settings) -> "AsyncIterator[tuple[RunningService | 
 register(app)
 
 
+@conversations_app.command("list")
+@targeted
+def conversations_list(
+    target: Target,
+    count: Count = 20,
+    chosen: Annotated[str, typer.Option("--filter", help="Which ones, in the language of ListConversations.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Print the newest conversations that the caller may read."""
+    from server.cli import tables
+
+    with connection(target).open() as channel:
+        found = list(tables.conversations(channel, count, chosen))
+    print("\n".join(map(tables.conversation_json, found)) if as_json else tables.conversation_table(found))
+
+
+@items_app.command("list")
+@targeted
+def items_list(
+    conversation_id: str,
+    target: Target,
+    count: Count = 20,
+    oldest_first: Annotated[
+        bool, typer.Option("--oldest-first", help="From the oldest instead of the newest.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print items of a conversation, newest first."""
+    from server.cli import tables
+
+    with connection(target).open() as channel:
+        found = list(tables.items(channel, conversation_id, count, oldest_first=oldest_first))
+    print("\n".join(map(tables.item_json, found)) if as_json else tables.item_table(found))
+
+
 @item_app.command("show")
 @targeted
-def item_show(conversation_id: str, item_id: str, target: Target) -> None:
-    """Print one item as OpenAI JSON."""
+def item_show(conversation_id: str, item_id: str, target: Target, as_json: AsJson = False) -> None:
+    """Print everything that one item says."""
     from conversations.v1 import conversations_service_pb2 as pb
     from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
-    from server.items import to_json
+    from server.cli import tables
 
     with connection(target).open() as channel:
         item = ConversationsServiceStub(channel).GetItem(
             pb.GetItemRequest(conversation_id=conversation_id, item_id=item_id), timeout=30
         )
-    print(json.dumps(to_json(item), ensure_ascii=False, indent=2))
+    print(tables.item_json(item, indent=2) if as_json else tables.item_page(item))
 
 
 @app.command("export-jsonl")

@@ -324,17 +324,20 @@ async def test_a_file_that_cannot_be_read_is_told(short_folder: Path) -> None:
 
 
 async def test_item_show(service: Service) -> None:
-    """One item is printed as OpenAI JSON for people, and a missing one is a line."""
+    """One item is printed for people, and as OpenAI JSON for programs; a missing one is a line."""
     made = await service.stub.CreateConversation(create(user_message("☃", id="msg_a")))
     item = await service.stub.GetItem(get_item(made.id, "msg_a"))
     target = ("--target", service.address)
-    told, no_item, no_conversation = await asyncio.gather(
+    told, shown, no_item, no_conversation = await asyncio.gather(
+        output_of("item", "show", made.id, "msg_a", *target, "--json"),
         output_of("item", "show", made.id, "msg_a", *target),
         error_line_of("item", "show", made.id, "msg_b", *target),
         error_line_of("export-jsonl", "conv_nobody", *target),
     )
     assert to_json(item) == json.loads(told)
-    assert "☃" in told
+    assert told.isascii()
+    assert re.search(r"^type +message\nrole +user\n", shown, re.MULTILINE)
+    assert shown.endswith("\ncontent:\n  [input_text]\n  ☃\n")
     assert "Error: NOT_FOUND: Item with id 'msg_b' not found in conversation.\n" == no_item
     assert "Error: NOT_FOUND: Conversation with id 'conv_nobody' not found.\n" == no_conversation
 

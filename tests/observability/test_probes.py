@@ -47,21 +47,16 @@ async def test_a_service_without_its_database() -> None:
         assert {"/live": UP, "/startup": DOWN, "/ready": DOWN} == await probe(found.metrics)
 
 
-async def test_a_service_that_lets_no_more_calls_in(service: Service) -> None:
-    """A busy process is alive and ready: a restart would lose calls and help nothing."""
-    async with held(service.url) as (found, conversation, _):
+async def test_a_busy_service_and_its_drain(service: Service) -> None:
+    """While no more calls are let in, all succeed: a restart would lose calls. A drain lives, and is not ready."""
+    async with held(service.url) as (found, conversation, begin_drain):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await found.stub.GetConversation(get(conversation.id))
         assert grpc.StatusCode.RESOURCE_EXHAUSTED is refused.value.code()
         assert ALL_UP == await probe(found.metrics)
-
-
-async def test_a_drain(service: Service) -> None:
-    """A process in its drain lives, so that nothing cuts the drain short, and is not ready."""
-    async with held(service.url) as (found, _, begin_drain):
         begin_drain.set()
         async with asyncio.timeout(5):
-            while await probe(found.metrics, "/ready") != {"/ready": DOWN}:  # noqa: ASYNC110 - asked as an orchestrator does
+            while await probe(found.metrics, "/ready") != {"/ready": DOWN}:  # noqa: ASYNC110 - as an orchestrator asks
                 await asyncio.sleep(0.01)
         assert {"/live": UP, "/startup": UP} == await probe(found.metrics, "/live", "/startup")
 
