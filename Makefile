@@ -24,7 +24,7 @@ help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 run: $(READY) ## Serve on 127.0.0.1:50051, with a private PostgreSQL
-	@exec python -m server $(ARGS)
+	@exec python -m server serve $(ARGS)
 
 test: $(READY) ## Run the tests that need Python and PostgreSQL only: at most 3 minutes on two cores
 	$(PYTEST) --dist worksteal -m "not tool and not slow" $(ARGS)

@@ -379,3 +379,12 @@ async def test_an_unknown_command_is_told() -> None:
     code, output, errors = await run_command("swerve")
     assert (2, "") == (code, output)
     assert "swerve" in errors
+
+
+def test_make_run_passes_options() -> None:
+    """What the README gives to `make run` is taken by the command that it runs."""
+    (recipe,) = re.findall(r"^run:.*\n\t@exec python -m server (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (options,) = re.findall(r'`make run ARGS="(.*)"`', (ROOT / "README.md").read_text(encoding="utf-8"))
+    group: Any = typer.main.get_command(app)
+    name, *arguments = recipe.replace("$(ARGS)", options).split()
+    assert ["127.0.0.1:0"] == group.commands[name].make_context(name, arguments).params["listen"]

@@ -233,11 +233,13 @@ def load_of(place: Path, address: str) -> None:
 async def test_load(own_service: Service, place: Path) -> None:
     """Each call of the load succeeds, and the items are all there."""
     load_of(place, own_service.address)
-    (script,) = (block for block in code_blocks(LOAD)["Load"] if "ghz --config" in block)
+    script, longer = (block for block in code_blocks(LOAD)["Load"] if "ghz --config" in block)
     output = await run(script.replace(PRINTED_ADDRESS, own_service.address), cwd=place)
     assert 2 == len(re.findall(r"\[OK\] +2000 responses", output)), output
     (conversation,) = (await own_service.stub.ListConversations(ListConversationsRequest())).conversations
     assert 2000 == conversation.last_sequence
+    output = await run(longer.replace("--duration 60s", "--duration 1s"), cwd=place, CONVERSATION=conversation.id)
+    assert ["OK"] == re.findall(r"^ +\[(\w+)\] +\d+ responses", output, re.MULTILINE), output
 
 
 @pytest.mark.tool("ghz")
