@@ -142,6 +142,16 @@ def test_alerts_and_dashboard_are_the_files_of_this_repository() -> None:
     assert dashboard == json.loads(named(objects, "ConfigMap", "conversations-dashboard")["data"]["conversations.json"])
 
 
+def test_a_package_has_everything(tmp_path: Path) -> None:
+    """The files that the chart shares with the rest of the repository are in its package."""
+    done = run_helm("package", str(CHART), "--destination", str(tmp_path))
+    assert not done.returncode, done.stderr
+    (package,) = tmp_path.iterdir()
+    values = ("--values", str(CHART / "ci" / "everything.yaml"), "--kube-version", f"{VERSIONS[-1]}.0")
+    rendered = run_helm("template", "conversations", str(package), "--namespace", "conversations", *values)
+    assert template("everything") == rendered.stdout
+
+
 def test_the_values_arrive() -> None:
     """What an operator adds is in the pods of the service, and what both need also in those of the migration."""
     objects = objects_of("everything")
