@@ -26,7 +26,7 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
 OF_THE_CHART = {
     *("database_url", "pgbouncer_url", "data_dir", "listen", "metrics_listen", "policy_file", "migrate", "profile"),
-    *("tls_certificate", "tls_key", "tls_client_ca", "workers"),
+    *("tls_certificate", "tls_key", "tls_client_ca", "workers", "http_listen"),
 }
 
 pytestmark = pytest.mark.tool("helm")

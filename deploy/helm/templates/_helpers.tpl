@@ -42,6 +42,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $own "tls_client_ca" "/etc/conversations/tls/ca.crt" -}}
 {{- end -}}
 {{- end -}}
+{{- if .Values.http.enabled -}}
+{{- $_ := set $own "http_listen" "0.0.0.0:8080" -}}
+{{- end -}}
 {{- range $name, $value := merge (deepCopy .Values.settings) $own }}
 CONVERSATIONS_{{ upper $name }}: {{ ternary (int64 $value | toString) (toString $value) (kindIs "float64" $value) | quote }}
 {{- end -}}
