@@ -261,7 +261,7 @@ MUTATIONS = (
         "CANCELLED",
         (
             Change("transport/shutdown.py", "    await asyncio.sleep(HOLD_SECONDS)\n", ""),
-            Change("transport/shutdown.py", "server.stop(max(grace, 2 * _GOAWAY_SECONDS))", "server.stop(None)"),
+            Change("transport/shutdown.py", "each.stop(grace)", "each.stop(None)"),
         ),
     ),
     Mutation(
