@@ -26,6 +26,7 @@ _READ_BYTES = 64 * 1024  # of a body that nobody reads yet
 _LINGER_SECONDS = 3.0  # in which the rest of a refused body is read and dropped
 _HANDSHAKE_SECONDS = 10.0
 IDLE_SECONDS = 1.0  # after which a connection gives way to a new one, if there are as many as may be
+_FLUSH_SECONDS = 0.1  # for callers to take what has been written to them
 _LAST_SECONDS = 0.1  # from the end of the grace to the end of calls that are cancelled then
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -104,7 +105,11 @@ class Connections(web.Server):
                 await self._idle.wait()
         except TimeoutError:
             pass
+        transports = [each.transport for each in self.connections if each.transport]
         await self.shutdown(_LAST_SECONDS)
+        await asyncio.sleep(_FLUSH_SECONDS)
+        for transport in transports:
+            transport.abort()  # of a caller who has not taken its answers; nothing happens to one that is closed
 
 
 class Listener:

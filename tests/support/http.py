@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import aiohttp
@@ -56,7 +57,7 @@ class HttpClient:
         """Sends a request; ``body`` is sent as JSON, ``data`` as it is."""
         given = CIMultiDict(headers or {})
         if body is not None:
-            data = json.dumps(body).encode()
+            data = BytesIO(json.dumps(body).encode())  # aiohttp warns of large bytes
         if data is not None and "Content-Type" not in given:
             given.update(JSON)
         async with self.session.request(verb, self.base + path, data=data, headers=given) as answer:
@@ -141,7 +142,7 @@ class RawConnection:
         try:
             yield cls(reader, writer)
         finally:
-            writer.close()
+            writer.transport.abort()  # `close` would wait until a server that does not read has taken everything
 
     async def send(self, *parts: str | bytes) -> None:
         """Sends each part by itself."""
