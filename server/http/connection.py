@@ -78,7 +78,13 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - aiohttp calls it with these
     ) -> web.StreamResponse:
-        """Returns the answer to what is no HTTP, and to an error that the edge did not expect; without its text."""
+        """Returns the answer to what is no HTTP, and to an error that the edge did not expect; without its text.
+
+        Raises:
+            ConnectionError: The caller has gone, or does not take its answer. aiohttp ends the connection then.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
         if status >= 500:
             self.log_exception("unexpected error", exc_info=exc)
         if request.writer.output_size > 0:

@@ -59,6 +59,8 @@ class Sender:
             if raw.transport:
                 raw.transport.abort()
             raise ConnectionError("the answer was not taken in time") from None
+        if "Content-Encoding" in raw.headers and not raw.content.is_eof():
+            connection.force_close()  # aiohttp would read on for a while, and decompress what nobody wants
         return response
 
     def _response(self, raw: web.BaseRequest, connection: Connection, reply: Reply) -> web.Response:

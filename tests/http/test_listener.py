@@ -274,6 +274,17 @@ async def test_compressed_bodies(service: Service) -> None:
         assert 400 == answer.status
 
 
+async def test_a_refused_bomb_is_not_read_on(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a compressed body that is too large is not decompressed any more: its connection ends at once."""
+    monkeypatch.setattr(listener, "_LINGER_SECONDS", 60.0)
+    bomb = gzip.compress(b" " * 8 * KIB * KIB)
+    headers = ("Content-Type: application/json", "Content-Encoding: gzip", f"Content-Length: {len(bomb)}")
+    settings = {"compressed_requests": True, "max_message_bytes": 256 * KIB, "max_item_bytes": KIB}
+    async with edge_service(service.url, **settings) as served, RawConnection.to(served.address) as connection:
+        await connection.send(request_text("POST", CONVERSATIONS, *headers), bomb[:-KIB])
+        assert 413 == _status((await connection.rest()).decode())
+
+
 async def test_expect(edge: EdgeService) -> None:
     """A caller who waits for `100 Continue` gets it when the body is wanted, and not when it is refused."""
     headers = ("Content-Type: application/json", "Content-Length: 2", "Expect: 100-continue")
@@ -335,19 +346,21 @@ async def test_a_large_item(edge: EdgeService) -> None:
 
 @pytest.mark.slow
 async def test_an_answer_that_nobody_takes(service: Service) -> None:
-    """A caller who does not read is cut off, so that nobody's answers are kept for ever."""
+    """A caller who does not read is cut off, so that nobody's answers are kept for ever; this is no defect."""
     async with edge_service(service.url, http_idle_seconds=0.5) as served:
         path = await served.http.create()
-        for _ in range(6):
-            await served.http.post(f"{path}/items", {"items": [{**HELLO, "content": "x" * 2000 * KIB}]})
-        async with RawConnection.to(served.address) as connection:
-            await connection.send(request_text("GET", f"{path}/items"))
-            await asyncio.sleep(1.5)
-            try:
-                taken = await connection.rest()
-            except ConnectionError:
-                taken = b""
-            assert len(taken) < 11_000 * KIB
+        for _ in range(12):
+            await served.http.post(f"{path}/items", {"items": [{**HELLO, "content": "x" * 1000 * KIB}]})
+        with capture_logs() as logged:
+            async with RawConnection.to(served.address) as connection:
+                await connection.send(request_text("GET", f"{path}/items"))
+                await asyncio.sleep(1.5)
+                try:
+                    taken = await connection.rest()
+                except ConnectionError:
+                    taken = b""
+                assert len(taken) < 11_000 * KIB
+        assert [] == [line["event"] for line in logged if line["log_level"] == "error"]
         assert 200 == (await served.http.get(f"{path}/items")).status
 
 
