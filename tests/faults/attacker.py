@@ -9,9 +9,9 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -23,7 +23,9 @@ from conversations.v1.content_pb2 import Opaque
 from grpc_health.v1 import health_pb2
 
 from tests.faults import http2
+from tests.faults.attack import Attack, Work
 from tests.faults.http2 import Flag, Kind
+from tests.faults.http_attacker import HTTP_ATTACKS
 from tests.support.build import new_item, user_message
 
 _MIB = 1024 * 1024
@@ -36,25 +38,6 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 ]
-
-
-@dataclass(frozen=True)
-class Attack:
-    """Whom to attack, as whom, and for how long."""
-
-    name: str
-    address: str
-    token: str  # '' for a stranger
-    conversation_id: str
-    seconds: float
-
-    @property
-    def metadata(self) -> list[tuple[str, str]]:
-        """The credentials of a call."""
-        return [("authorization", f"Bearer {self.token}")] if self.token else []
-
-
-Work = Callable[[Attack], Coroutine[Any, Any, int]]  # how much it has sent: chunks, connections or calls
 
 
 # -- frames that no library sends
@@ -432,7 +415,7 @@ ATTACKS: dict[str, Work] = {
         idle_streams,
         health_watches,
     )
-}
+} | HTTP_ATTACKS
 
 
 async def launch(attack: Attack) -> int:

@@ -5,7 +5,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from tests.faults.attacker import ATTACKS, Attack, launch
+from tests.faults.attack import Attack
+from tests.faults.attacker import ATTACKS, launch
+from tests.faults.http_attacker import HTTP_ATTACKS
+from tests.faults.http_callers import OVER_HTTP
 from tests.faults.scene import Scene
 
 Fault = Callable[[Scene], AbstractAsyncContextManager[None]]
@@ -29,7 +32,8 @@ def attacked(name: str, seconds: float, *, stranger: bool = False, large_items: 
     async def fault(scene: Scene) -> AsyncIterator[None]:
         token, (conversation,) = await scene.stranger(conversations=1, items=large_items)
         before, began = scene.memory(), time.monotonic()
-        count = await launch(Attack(name, scene.server.address, "" if stranger else token, conversation, seconds))
+        address = scene.server.http_address if name in HTTP_ATTACKS else scene.server.address
+        count = await launch(Attack(name, address, "" if stranger else token, conversation, seconds))
         ended = time.monotonic()
         scene.facts["sent"] = f"{count:,}"
         yield
@@ -60,7 +64,14 @@ def _health(scene: Scene, began: float, ended: float) -> None:
 
 
 def _decent_callers(scene: Scene, began: float, ended: float) -> None:
-    codes = [each.code for each in scene.workload.history.attempts if began <= each.began <= ended]
+    """Of the calls over each protocol that there are, enough are answered."""
+    calls = [each for each in scene.workload.history.attempts if began <= each.began <= ended]
+    _answered(scene, "decent calls", [each.code for each in calls])
+    if scene.workload.http:
+        _answered(scene, "those over HTTP", [each.code for each in calls if OVER_HTTP in each.method])
+
+
+def _answered(scene: Scene, name: str, codes: list[str]) -> None:
     share = sum(code in {"OK", "ABORTED"} for code in codes) / max(1, len(codes))
-    scene.facts["decent calls answered"] = f"{share:.0%} of {len(codes)}"
-    scene.expect(share >= DECENT, f"{share:.0%} of the calls of decent callers were answered")
+    scene.facts[f"{name} answered"] = f"{share:.0%} of {len(codes)}"
+    scene.expect(share >= DECENT, f"{share:.0%} of {name} were answered")

@@ -152,7 +152,7 @@ class Streamer(Caller):
             await asyncio.sleep(self.random.uniform(0.02, 0.1))
             raise TimeoutError  # the next stream sends it again, and in order
         self.history.end(attempt, "OK")
-        self.history.look_for_leaks(self.tenant.name, "AppendItems", answer)
+        self.history.look_for_leaks(self.tenant.name, "AppendItems", answer.SerializeToString())
         placed = answer.appended
         where = Placement(placed.first_sequence, tuple(placed.item_ids), answer.SerializeToString())
         append.placements.append(where)

@@ -85,7 +85,8 @@ def _placed_as_answered(append: Append, name: str, items: list[FoundItem]) -> It
     if [item.sequence for item in items] != list(range(first, first + len(items))):
         yield f"{name} is not in one piece"
     for answer in append.placements:
-        if (answer.first_sequence, answer.item_ids) != (first, tuple(item.item_id for item in items)):
+        told = first if answer.first_sequence is None else answer.first_sequence
+        if (told, answer.item_ids) != (first, tuple(item.item_id for item in items)):
             yield f"{name} is not where its answer said"
 
 
@@ -187,6 +188,8 @@ def _reads_are_current(history: History, found: Found) -> Iterator[str]:
     finished: dict[str, list[tuple[float, int]]] = defaultdict(list)  # when acknowledged, and the last sequence then
     for append in history.appends:
         for answer in append.placements[:1]:
+            if answer.first_sequence is None:
+                continue
             last = answer.first_sequence + len(answer.item_ids) - 1
             finished[append.conversation_id].append((append.acknowledged, last))
     for read in history.reads:

@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
@@ -58,7 +57,7 @@ class Attempt:
 class Placement:
     """Where a write says that its items are."""
 
-    first_sequence: int
+    first_sequence: int | None  # None over HTTP, whose answers do not tell it
     item_ids: tuple[str, ...]
     answer: bytes  # all of it, to compare with the answer to a repeated call
 
@@ -175,7 +174,7 @@ class History:
                 raise
             return attempt, None
         self.end(attempt, "OK")
-        self.look_for_leaks(tenant, method, answer)
+        self.look_for_leaks(tenant, method, answer.SerializeToString())
         return attempt, answer
 
     def begin(self, method: str, deadline: float) -> Attempt:
@@ -190,9 +189,8 @@ class History:
         attempt.code, attempt.reason = code, reason
         attempt.outcome = outcome_of(code, reason)
 
-    def look_for_leaks(self, tenant: str, method: str, answer: Message) -> None:
+    def look_for_leaks(self, tenant: str, method: str, body: bytes) -> None:
         """Notes an answer that holds a marker of somebody else's tenant."""
-        body = answer.SerializeToString()
         if body.count(MARKER.encode()) != body.count(f"{MARKER}{tenant}:".encode()):
             self.leaks.append(f"{method} answered {tenant} with a marker of another tenant")
 

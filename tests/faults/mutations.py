@@ -332,4 +332,20 @@ MUTATIONS = (
         "a health check took",
         (Change("items/text.py", "MAX_VALUES = 100_000 ", "MAX_VALUES = 1_000_000_000 "),),
     ),
+    # The HTTP edge.
+    Mutation(
+        "the key of a request over HTTP is not read",
+        "HTTP: callers leave a third",
+        "times, under a request_id",
+        (Change("http/edge.py", 'request_id_of(context.header("Idempotency-Key"))', '""'),),
+    ),
+    Mutation(
+        "bodies over HTTP take no room in the budget",
+        "HTTP: 14 MiB, 30 at once",
+        "the server grew to",
+        (
+            Change("http/body.py", "room.grow(self._size - room.size)", "pass"),
+            Change("http/body.py", "slow.begin()", "slow.count += 1"),
+        ),
+    ),
 )

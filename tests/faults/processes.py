@@ -4,9 +4,12 @@ import asyncio
 import os
 import signal
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from tests.faults.history import Append
+from tests.faults.http_callers import SdkAppender
 from tests.faults.postgres import ROLE
 from tests.faults.repeat import repeated
 from tests.faults.scene import Scene
@@ -114,3 +117,20 @@ async def calls_cancelled(scene: Scene) -> AsyncIterator[None]:
 async def nothing(_scene: Scene) -> AsyncIterator[None]:
     """Nothing is broken: what callers do is enough."""
     yield
+
+
+@asynccontextmanager
+async def servers_restarted_under_sdks(scene: Scene) -> AsyncIterator[None]:
+    """The same, and no call of an SDK with its default retries may fail."""
+    async with servers_restarted(scene):
+        yield
+    callers = defaultdict[str, list[Append]](list)
+    for append in scene.workload.history.appends:
+        if SdkAppender.__name__ in append.caller:
+            callers[append.caller].append(append)
+    calls = [call for each in callers.values() for call in each[:-1]]  # the last one of each may not have ended
+    failed = [call for call in calls if call.acknowledged == float("inf")]
+    scene.facts["calls of SDKs"] = f"{len(calls):,}"
+    scene.facts["failed"] = f"{len(failed)}"
+    scene.expect(not failed, f"{len(failed)} calls of SDKs failed")
+    scene.expect(len(calls) > 100, f"SDKs made {len(calls)} calls: the row shows nothing")

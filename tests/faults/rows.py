@@ -8,6 +8,7 @@ from tests.faults import fuzz, network, overload, processes, sick_store, soak
 from tests.faults.attacks import attacked
 from tests.faults.callers import CALLERS, Trespasser, Twin
 from tests.faults.checker import USUAL
+from tests.faults.http_callers import BOTH_PROTOCOLS, SDKS
 from tests.faults.network import Side
 from tests.faults.scene import Layout, Scene
 from tests.faults.watcher import LogWatcher, Watcher
@@ -48,6 +49,9 @@ _COMPRESSED = Layout(proxied=False, settings={"compressed_requests": "true"})
 _TWINS = Layout(servers=2, callers=(Twin, Twin, Twin))
 _NEIGHBOURS = Layout(callers=(*CALLERS, Trespasser, Trespasser, Trespasser))
 _FOLLOWED = Layout(callers=(*CALLERS, Watcher, Watcher, LogWatcher), changes=True)
+_HTTP = Layout(proxied=False, http=True, callers=BOTH_PROTOCOLS)
+_HTTP_COMPRESSED = replace(_HTTP, settings={"compressed_requests": "true"})
+_HTTP_TWO = Layout(servers=2, http=True, callers=SDKS)
 _STRANGE = USUAL | {"NOT_FOUND", "INVALID_ARGUMENT"}
 _STANDBY = Layout(standby=True)
 _CANCELLED = USUAL | {"CANCELLED"}
@@ -200,6 +204,25 @@ ROWS = (
     _attack("malformed streams", attacked("malformed_streams", 15)),
     _attack("5,000 fuzzed calls", fuzz.fuzzed(5_000), short=True),
     _attack("100,000 fuzzed calls", fuzz.fuzzed(100_000)),
+    # The HTTP edge.
+    Row("HTTP: two servers restarted in turn", processes.servers_restarted_under_sdks, seconds=0, layout=_HTTP_TWO),
+    Row(
+        "HTTP: callers leave a third of their calls",
+        processes.calls_cancelled,
+        seconds=3,
+        times=1,
+        layout=_HTTP,
+        codes=_CANCELLED,
+        short=True,
+    ),
+    _attack("HTTP: 1,500 silent connections", attacked("http_silent", 6), layout=_HTTP),
+    _attack("HTTP: 1,500 heads, byte by byte", attacked("http_slow_heads", 6), layout=_HTTP),
+    _attack("HTTP: 500 slow bodies", attacked("http_slow_bodies", 6), layout=_HTTP),
+    _attack("HTTP: half bodies of 15 MiB", attacked("http_half_bodies", 6), layout=_HTTP),
+    _attack("HTTP: 14 MiB, 30 at once", attacked("http_large_bodies", 6), layout=_HTTP),
+    _attack("HTTP: 256 MiB in 256 KiB", attacked("http_bombs", 6), layout=_HTTP_COMPRESSED),
+    _attack("HTTP: requests sent ahead", attacked("http_pipelined", 6, large_items=100), layout=_HTTP),
+    _attack("HTTP: callers that go at once", attacked("http_disconnects", 6, large_items=20), layout=_HTTP),
     # Nothing but time and neighbours.
     Row(
         "two tenants, each after the other's", processes.nothing, seconds=6, times=1, layout=_NEIGHBOURS, codes=_STRANGE

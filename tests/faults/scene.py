@@ -43,6 +43,7 @@ class Layout:
     callers: tuple[type[Caller], ...] = CALLERS
     proxied: bool = True  # callers come by way of a proxy
     changes: bool = False  # whether the log of changes is on
+    http: bool = False  # whether servers have an HTTP edge
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ def _settings(layout: Layout, jwks: Path) -> dict[str, str]:
         "log_format": "json",
         "access_log": "true",
         "purge_every_minutes": "0",
+        **({"http_listen": "127.0.0.1:0"} if layout.http else {}),
         **layout.settings,
     }
 
@@ -185,7 +187,8 @@ async def scene(
         proxies = [await stack.enter_async_context(tcp_proxy(f"grpc://{server.address}")) for server in servers]
         ways = [each.address for each in (proxies if layout.proxied else servers)]
         tenants = [Tenant(name, secret) for name, secret in tokens().items()]
-        workload = Workload("ipv4:" + ",".join(ways), tenants, random, layout.callers)
+        edges = [each.http_address for each in servers if each.http_address]
+        workload = Workload("ipv4:" + ",".join(ways), tenants, random, layout.callers, edges)
         watches = [Watch(server) for server in servers]
         for watch in watches:
             await stack.enter_async_context(beside(watch.run()))

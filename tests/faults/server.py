@@ -19,12 +19,17 @@ _PATIENCE = 60.0  # seconds for a start on a machine that has other work
 
 @dataclass
 class Server:
-    """One parent process; ``code`` is the folder that holds the package `server`."""
+    """One parent process with one worker or more; ``code`` is the folder that holds the package `server`.
+
+    Attributes:
+        http_address: Of the HTTP edge, if the settings have one; it is kept when the server starts again.
+    """
 
     settings: dict[str, str]
     log: Path
     code: Path = ROOT
     address: str = "127.0.0.1:0"
+    http_address: str = ""
     process: Process | None = None
     exits: list[int] = field(default_factory=list)  # exit codes of those that were asked to end
     _output: "asyncio.Task[None] | None" = None
@@ -52,6 +57,16 @@ class Server:
             raise RuntimeError(f"The server did not start: {line}{self.log.read_text(errors='replace')[-2000:]}")
         self.address = match[1]
         self._output = asyncio.create_task(_discard(self.process.stdout))
+        if "http_listen" in self.settings and not self.http_address:
+            self.http_address = self.settings["http_listen"] = await self._logged_http_address()
+
+    async def _logged_http_address(self) -> str:
+        async with asyncio.timeout(_PATIENCE):
+            while True:
+                for line in self.lines():
+                    if line.get("event") == "http address":
+                        return str(line["listen"])
+                await asyncio.sleep(0.05)
 
     async def run_command(self, *arguments: str) -> None:
         """Runs another command of the same program to its end.

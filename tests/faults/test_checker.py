@@ -45,6 +45,13 @@ def test_an_honest_history() -> None:
     assert [] == check(*honest())
 
 
+def test_an_answer_over_http() -> None:
+    """It tells the ids of items and not their places, and fits what is there all the same."""
+    history, found = honest()
+    history.appends[3].placements = [Placement(None, ("msg_4",), b"answer")]
+    assert [] == check(history, found)
+
+
 def test_calls_that_are_cancelled() -> None:
     """As many as a row allows are no violation; one more, and all are."""
     history, found = honest()
@@ -98,6 +105,10 @@ def disorder(history: History, _found: Found) -> None:
 
 def elsewhere(history: History, _found: Found) -> None:
     history.appends[3].placements = [Placement(9, ("msg_4",), b"answer")]
+
+
+def elsewhere_over_http(history: History, _found: Found) -> None:
+    history.appends[3].placements = [Placement(None, ("msg_9",), b"answer")]
 
 
 def other_answer(history: History, _found: Found) -> None:
@@ -168,6 +179,7 @@ TAMPERED: list[tuple[Callable[[History, Found], None], str]] = [
     (refused_and_there, "was refused (RESOURCE_EXHAUSTED ) and is there"),
     (disorder, "stands before it"),
     (elsewhere, "is not where its answer said"),
+    (elsewhere_over_http, "is not where its answer said"),
     (other_answer, "different answers under one request_id"),
     (won_twice, "expected 2 and stands at 4"),
     (two_conversations, "was created 2 times"),

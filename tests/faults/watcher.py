@@ -53,7 +53,7 @@ class Follower(Caller):
         code, reason = "OK", ""
         try:
             async for response in self.open_stream(seconds + 1):
-                self.history.look_for_leaks(self.tenant.name, self.method, response)
+                self.history.look_for_leaks(self.tenant.name, self.method, response.SerializeToString())
                 await self.take(response)
                 self.token = response.resume_token
                 self._has_all = response.HasField("watermark")

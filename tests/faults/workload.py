@@ -75,6 +75,7 @@ class Workload:
     tenants: list[Tenant]
     random: Random
     callers: Sequence[type["Caller"]]  # one of each, for each tenant
+    http: Sequence[str] = ()  # the addresses of the HTTP edges, if there are any
     pause: float = 0.02  # seconds, on average, between two calls of one caller
     cancelled: float = 0.0  # share of the calls that their callers leave
     history: History = field(default_factory=History)
