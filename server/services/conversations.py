@@ -83,6 +83,8 @@ class ConversationsServicer(ConversationsServiceServicer):
             RequestIdReused: The `request_id` belongs to another request.
         """
         access, now = current_access.get(), datetime.now(UTC)
+        if not request.conversation.ByteSize():
+            request.ClearField("conversation")  # an empty one is none, so that a repeat over HTTP is the same request
         reserved = await run_sized(current_size.get(), reservation_for, Method.CREATE_CONVERSATION, request)
         conversation_id = new_id(access.principal, reserved)
         batch = EMPTY_BATCH

@@ -3,7 +3,7 @@
 from uuid import uuid4
 
 import pytest
-from conversations.v1.conversations_service_pb2 import ListItemsRequest
+from conversations.v1.conversations_service_pb2 import CreateConversationRequest, ListItemsRequest
 
 from server.http.heads import request_id_of
 from server.items import new_item_from_json
@@ -43,6 +43,17 @@ async def test_the_key_of_http_is_the_request_id_of_grpc(edge: EdgeService) -> N
     assert [first.items[0].id] == [item["id"] for item in answer.json["data"]]
     assert 1 == await _count(edge, path)
     assert "REQUEST_ID_REUSED" == (await problem(edge.stub.CreateConversation(create(request_id=key)))).reason
+
+
+@pytest.mark.parametrize("sent", [create(), CreateConversationRequest()], ids=["empty", "none"])
+async def test_a_creation_of_nothing_is_the_same_over_both(edge: EdgeService, sent: CreateConversationRequest) -> None:
+    """An empty conversation in a request is none: over HTTP there is no such difference."""
+    request = CreateConversationRequest()
+    request.CopyFrom(sent)
+    request.request_id = str(uuid4())
+    made = await edge.stub.CreateConversation(request)
+    again = await edge.http.post(CONVERSATIONS, Idempotency_Key=request.request_id)
+    assert (200, made.id) == (again.status, again.json["id"])
 
 
 async def test_every_write_can_be_repeated(http: HttpClient) -> None:

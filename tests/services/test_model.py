@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import grpc
+import pytest
 from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.conversations_service_pb2 import (
     ORDER_ASCENDING,
@@ -32,7 +33,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from server.settings.addresses import Address
 from tests.support import build
+from tests.support.http import edge_service
+from tests.support.http_turns import HttpConversation, HttpItem, HttpItems, HttpRefusal, HttpTurns
 from tests.support.model import CODES, Entry, Log, Model, New, Page, Refused
 from tests.support.problems import problem, problem_of
 from tests.support.service import Service
@@ -67,9 +71,11 @@ class Machine(RuleBasedStateMachine):
     deletions: Bundle[DeleteItemRequest] = Bundle("deletions")
     cursors: Bundle[Cursor] = Bundle("cursors")
 
-    def __init__(self, stub: Any) -> None:
+    def __init__(self, stub: Any, http_address: Address | None = None) -> None:
         super().__init__()
         self.stub = stub
+        self.http = HttpTurns(http_address) if http_address else None
+        self.is_turn_of_http = False
         self.model = Model()
         self.touched: set[str] = set()
 
@@ -77,7 +83,9 @@ class Machine(RuleBasedStateMachine):
         """Both answers; None when both refuse, for the same reason."""
         answer, reason, result, expected = None, "", None, ""
         try:
-            answer = getattr(self.stub, method)(request, timeout=20)
+            answer = self.ask(method, request)
+        except HttpRefusal as refusal:
+            reason = refusal.reason
         except grpc.RpcError as error:
             told = problem_of(error)  # type: ignore[arg-type] # has the same methods
             reason = told.reason
@@ -88,6 +96,23 @@ class Machine(RuleBasedStateMachine):
             expected = refused.reason
         assert expected == reason, (method, request)
         return None if expected else (answer, result)  # type: ignore[return-value] # a result when nothing is refused
+
+    def ask(self, method: str, request: Any) -> Any:
+        """The service's answer, over HTTP each second time, if there is a client of it and such a request."""
+        self.is_turn_of_http = not self.is_turn_of_http
+        if self.http and self.is_turn_of_http and not self.continues_after_deleted(method, request):
+            answer = self.http.ask(method, request)
+            if answer is not None:
+                return answer
+        return getattr(self.stub, method)(request, timeout=20)
+
+    def continues_after_deleted(self, method: str, request: Any) -> bool:
+        """Whether it is a list behind an item that was deleted: over HTTP there is none, as in the OpenAI API."""
+        log = self.model.logs.get(request.conversation_id) if method == "ListItems" else None
+        if log is None:
+            return False
+        living = {entry.item_id for entry in log.living()}
+        return request.after not in living and request.after in {entry.item_id for entry in log.entries}
 
     @initialize(target=conversations, new=batches)
     def begin(self, new: list[New]) -> str | MultipleResults[str]:
@@ -276,19 +301,21 @@ class Machine(RuleBasedStateMachine):
         """Looks at every conversation once more."""
         self.touched.update(self.model.logs)
         self.touched_are_the_same()
+        if self.http:
+            self.http.close()
 
     def read(
         self, conversation_id: str, start: int | str | None, token: str, size: int, *, descending: bool
     ) -> Cursor | MultipleResults[Cursor]:
         """Reads a page; where it ends, when there is more."""
         page = self.same_page(conversation_id, start, token, size, descending=descending)
-        if page is None or not page.has_more:
-            return multiple()
+        if page is None or isinstance(page, HttpItems) or not page.has_more:
+            return multiple()  # over HTTP there are no tokens
         return Cursor(conversation_id, page.next_page_token, page.items[-1].sequence, descending)
 
     def same_page(
         self, conversation_id: str, start: int | str | None, token: str, size: int, *, descending: bool
-    ) -> ListItemsResponse | None:
+    ) -> ListItemsResponse | HttpItems | None:
         """A page that is the same in both."""
         fields: dict[str, Any] = {"page_size": size, "order": ORDER_DESCENDING if descending else ORDER_ASCENDING}
         if token:
@@ -301,33 +328,35 @@ class Machine(RuleBasedStateMachine):
         )
         if both is None:
             return None
-        answer: ListItemsResponse = both[0]
+        answer: ListItemsResponse | HttpItems = both[0]
         expected: Page = both[1]
         self.same_items(answer.items, expected.entries)
-        assert expected.has_more == answer.has_more == bool(answer.next_page_token)
+        assert expected.has_more == answer.has_more
+        if isinstance(answer, ListItemsResponse):
+            assert expected.has_more == bool(answer.next_page_token)
         ends = (expected.entries[0].item_id, expected.entries[-1].item_id) if expected.entries else ("", "")
         assert ends == (answer.first_id, answer.last_id)
         return answer
 
-    def same_items(self, items: Iterable[Item], entries: list[Entry]) -> None:
+    def same_items(self, items: Iterable[Item | HttpItem], entries: list[Entry]) -> None:
         """The items are those of the entries; an id made by the server is learnt once."""
-        read = list(items)
-        assert [entry.sequence for entry in entries] == [item.sequence for item in read]
-        for entry, item in zip(entries, read, strict=True):
+        for entry, item in zip(entries, items, strict=True):
             entry.item_id = entry.item_id or item.id
-            assert (entry.item_id, entry.text) == (item.id, build.text_of(item))
+            assert entry.item_id == item.id
+            if isinstance(item, HttpItem):
+                assert json_of(entry) == item.json
+                continue
+            assert (entry.sequence, entry.text) == (item.sequence, build.text_of(item))
             entry.item = entry.item or item
             assert entry.item == item
 
-    def same_conversation(self, answer: Conversation, conversation_id: str, log: Log) -> None:
+    def same_conversation(self, answer: Conversation | HttpConversation, conversation_id: str, log: Log) -> None:
         """The conversation is that of the model."""
         self.touched.add(conversation_id)
-        assert (conversation_id, log.metadata, log.last_sequence, etag(log.revision)) == (
-            answer.id,
-            dict(answer.metadata),
-            answer.last_sequence,
-            answer.etag,
-        )
+        told = (answer.id, dict(answer.metadata), answer.etag)
+        assert (conversation_id, log.metadata, etag(log.revision)) == told
+        if isinstance(answer, Conversation):
+            assert log.last_sequence == answer.last_sequence
 
     def item_id(self, conversation_id: str, pick: int) -> str:
         """Some id of the conversation, of a deleted item too, or one that it never had."""
@@ -351,13 +380,19 @@ def new_item(new: New) -> NewItem:
     return build.user_message(new.text, id=new.item_id)
 
 
+def json_of(entry: Entry) -> dict[str, Any]:
+    """A message as HTTP shows it."""
+    content = [{"type": "input_text", "text": entry.text}]
+    return {"type": "message", "id": entry.item_id, "status": "completed", "role": "user", "content": content}
+
+
 def etag(revision: int | None) -> str:
     """The etag of a revision."""
     return "" if revision is None else f'"{revision}"'
 
 
-async def test_service_is_its_model(service: Service) -> None:
-    """Sequences, orders, pages, `has_more` and refusals are those of the model after every step."""
+async def run_machine(grpc_address: str, http_address: Address | None = None) -> None:
+    """Runs the machine against a service."""
     modest = settings(
         max_examples=EXAMPLES,
         stateful_step_count=STEPS,
@@ -365,10 +400,22 @@ async def test_service_is_its_model(service: Service) -> None:
         derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
-    with grpc.insecure_channel(service.address) as channel:
-        machine: Any = partial(Machine, ConversationsServiceStub(channel))
+    with grpc.insecure_channel(grpc_address) as channel:
+        machine: Any = partial(Machine, ConversationsServiceStub(channel), http_address)
         # The service runs on this loop: the machine, which blocks, has a thread.
         await asyncio.to_thread(run_state_machine_as_test, machine, settings=modest)
+
+
+async def test_service_is_its_model(service: Service) -> None:
+    """Sequences, orders, pages, `has_more` and refusals are those of the model after every step."""
+    await run_machine(service.address)
+
+
+@pytest.mark.slow
+async def test_both_protocols_are_one_model(service: Service) -> None:
+    """The same with each second request over HTTP: what one protocol writes or repeats, the other reads and knows."""
+    async with edge_service(service.url) as served:
+        await run_machine(served.served.address, served.address)
 
 
 async def test_a_reused_request_id_does_not_tell_of_a_deleted_conversation(stub: Any) -> None:
