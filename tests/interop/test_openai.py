@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.commands import ROOT
 from tests.support.http import edge_service
+from tests.support.python_environment import python_environment, run_program
 from tests.support.service import Service
 
 PROGRAMS = ROOT / "tests" / "interop" / "openai"
@@ -53,3 +54,14 @@ async def test_the_sdk(service: Service, language: Language) -> None:
     async with edge_service(service.url) as served:
         output = await _output(*language.run, f"http://{served.address}/v1", folder=folder)
     assert [f"{step} ok" for step in STEPS] == output.splitlines()
+
+
+@pytest.mark.slow
+async def test_a_session_of_openai_agents(service: Service) -> None:
+    """Its session alone, and two turns with reasoning, a search and a tool; the first of them feeds the second."""
+    folder = PROGRAMS / "agents"
+    programs = await python_environment("openai-agents", folder / "requirements.txt")
+    async with edge_service(service.url) as served:
+        command = (str(programs / "python"), "main.py", f"http://{served.address}/v1")
+        output = await run_program(*command, seconds=60, folder=folder)
+    assert ["session ok", "turns ok"] == output.splitlines()
