@@ -69,7 +69,7 @@ def test_the_versions() -> None:
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_it_fits_the_service(name: str) -> None:
     """Settings, probes, ports, selectors, rights, times and the policy are those of this version of the service."""
-    migrates_itself = {"sidecar", "examples/sidecar-monitoring", "overlays/dev"}
+    migrates_itself = {"sidecar", "examples/sidecar-http", "examples/sidecar-monitoring", "overlays/dev"}
     assert len(ours(render_objects(name))) == (1 if name in migrates_itself else 2)
     assert [] == problems(render_objects(name))
 
@@ -170,6 +170,7 @@ LABEL = "app.kubernetes.io/name"
         ("prod", "HorizontalPodAutoscaler", ("spec", "maxReplicas"), 9, "10 pods take 100 connections"),
         ("sidecar", "Deployment", (*POD, "securityContext", "fsGroup"), None, "fsGroup: not that of the socket"),
         ("sidecar", "Deployment", (*POD, "containers", 0, "volumeMounts"), [], "assistant: has no /run/conversations"),
+        ("sidecar-http", "Deployment", (*SIDECAR, "env", 7, "value"), "unix:/run/x/http", "assistant: has no /run/x"),
         (
             "sidecar",
             "Deployment",

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, DefaultHttpx2Client, OpenAI
 
-from tests.support.http import EdgeService
+from tests.support.http import EdgeService, edge_service
 from tests.support.samples import SAMPLES, as_stored, strictly
+from tests.support.service import Service
 
 HELLO: Any = {"role": "user", "content": "hello"}
 
@@ -81,6 +84,30 @@ async def test_errors(client: AsyncOpenAI) -> None:
         for metadata in ({}, {"a": "b"}):
             await client.conversations.create(metadata=metadata, extra_headers={"Idempotency-Key": "sdk-key"})
     assert "idempotency_key_reused" == reused.value.code
+
+
+async def test_a_unix_socket(service: Service, short_folder: Path) -> None:
+    """The SDK of an application beside a sidecar, as docs/kubernetes.md has it: a socket, and callers with names."""
+    sockets = {"listen": f"unix:{short_folder}/grpc", "http_listen": f"unix:{short_folder}/http"}
+
+    def work() -> list[str]:
+        clients = [
+            OpenAI(
+                base_url="http://localhost/v1",
+                api_key="unused",
+                default_headers={"x-principal": name},
+                http_client=DefaultHttpx2Client(transport=httpx2.HTTPTransport(uds=f"{short_folder}/http")),
+            )
+            for name in ("alice", "bob")
+        ]
+        with clients[0] as alice, clients[1] as bob:
+            made = alice.conversations.create(items=[HELLO])
+            with pytest.raises(openai.NotFoundError):
+                bob.conversations.retrieve(made.id)
+            return [item.type for item in alice.conversations.items.list(made.id)]
+
+    async with edge_service(service.url, identity="proxy", **sockets):
+        assert ["message"] == await asyncio.to_thread(work)
 
 
 async def test_without_waiting(edge: EdgeService) -> None:

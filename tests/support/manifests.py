@@ -283,10 +283,9 @@ def ports_agree(objects: Objects) -> Problems:
         annotations = each.pod["metadata"].get("annotations", {})
         assert each.settings.metrics_listen
         expected = {"metrics": each.settings.metrics_listen.port}
-        if not each.settings.listen[0].is_unix:
-            expected["grpc"] = each.settings.listen[0].port
-        if each.settings.http_listen:
-            expected["http"] = each.settings.http_listen[0].port
+        for name, addresses in (("grpc", each.settings.listen), ("http", each.settings.http_listen)):
+            if addresses and not addresses[0].is_unix:
+                expected[name] = addresses[0].port
         if each.ports != expected:
             yield f"ports: {each.ports}, but the settings say {expected}"
         if annotations.get("prometheus.io/port") != str(expected["metrics"]):
@@ -410,7 +409,8 @@ def rollouts_lose_nothing(objects: Objects) -> Problems:
 def sockets_are_shared(objects: Objects) -> Problems:
     """The folder of a Unix socket is a volume that every container of the pod has and its group may use."""
     for each in ours(objects):
-        for path in filter(None, (listen.path for listen in each.settings.listen)):
+        addresses = (*each.settings.listen, *each.settings.http_listen)
+        for path in filter(None, (address.path for address in addresses)):
             folder = str(path.parent)
             emptied = {volume["name"] for volume in each.pod["spec"].get("volumes", ()) if "emptyDir" in volume}
             for container in containers(each.owner):
