@@ -1,7 +1,8 @@
 """Measures the HTTP edge beside gRPC: CPU time of the server for the same calls, in alternating rounds of one run.
 
 ``python -m bench.http_edge`` measures a server without the edge, one whose edge is idle, and one that is called over
-HTTP, by the client that calls other services over HTTP too.
+HTTP, by the client that calls other services over HTTP too. With ``--ogx`` that client calls OGX as well, and the CPU
+time of both services and of PostgreSQL is compared (Python 3.12, or OGX_PYTHON).
 """
 
 import argparse
@@ -21,11 +22,11 @@ from bench.grpc_target import target
 from bench.openai_target import CONNECTIONS, OpenAiTarget
 from bench.postgres import private_postgres
 from bench.process import started
-from bench.rounds import Open, Run, opened
+from bench.rounds import Open, Run, opened, peers
 from bench.target import Target
 from bench.workloads import table
 
-GRPC, IDLE, HTTP = "gRPC", "gRPC, edge idle", "HTTP"
+GRPC, IDLE, HTTP, OGX = "gRPC", "gRPC, edge idle", "HTTP", "ogx"
 WORKLOADS = ("create", "append 1", "append 20", "newest 20 of 100", "get", "get item")
 
 
@@ -47,12 +48,14 @@ async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[Target
         yield OpenAiTarget(process.pid, await stack.enter_async_context(session), name)
 
 
-async def measure(rounds: int, share: float) -> None:
+async def measure(rounds: int, share: float, *, with_ogx: bool) -> None:
     """Prints the figures."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o711)
         openers: dict[str, Open] = {each: partial(run_service, each) for each in (GRPC, IDLE, HTTP)}
+        if with_ogx:
+            openers[OGX] = peers()[OGX]
         async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
             run = Run(postgres, places, [each for each in table(share=share) if each.name in WORKLOADS])
             await run.warm_up()
@@ -60,6 +63,18 @@ async def measure(rounds: int, share: float) -> None:
             print(f"\n{'CPU of the server':20} {GRPC:>12} {IDLE:>24} {HTTP:>20}")
             for workload in WORKLOADS:
                 _print(run, workload)
+            if with_ogx:
+                _print_ogx(run)
+
+
+def _print_ogx(run: Run) -> None:
+    """The CPU time of OGX and PostgreSQL as a multiple of that of this service over HTTP and PostgreSQL."""
+    print(f"\n{'server + PostgreSQL':20} {HTTP:>12} {OGX:>24}")
+    for workload in WORKLOADS:
+        own, other = ([each.cpu_us for each in run.samples[workload, name]] for name in (HTTP, OGX))
+        ratios = sorted(one / two for one, two in zip(other, own, strict=True))
+        spread = f"{ratios[0]:.1f}-{ratios[-1]:.1f}"
+        print(f"{workload:20} {median(own):9.1f} µs {median(other):9.1f} µs {median(ratios):.1f} ({spread})")
 
 
 def _print(run: Run, workload: str) -> None:
@@ -82,5 +97,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--share", type=float, default=1.0, help="of the operations of a round")
+    parser.add_argument("--ogx", action="store_true", help="measure OGX over HTTP too")
     flags = parser.parse_args()
-    asyncio.run(measure(flags.rounds, flags.share))
+    asyncio.run(measure(flags.rounds, flags.share, with_ogx=flags.ogx))
