@@ -27,7 +27,7 @@ class ConversationWatch(WatchStream[LoggedChanges, pb.WatchConversationsResponse
     _plan: bytes
 
     def __init__(self, request: pb.WatchConversationsRequest, shared: Watches) -> None:
-        super().__init__(shared)
+        super().__init__(shared, shared.poller)
         self._token = request.resume_token
         self._include_items = request.include_items
         self._planned = self.access
@@ -35,11 +35,6 @@ class ConversationWatch(WatchStream[LoggedChanges, pb.WatchConversationsResponse
     def subscribe(self) -> AbstractContextManager[LogSubscription]:
         """As of `WatchStream`."""
         return self.shared.poller.subscribe(self.access)
-
-    @property
-    def poll_age(self) -> float:
-        """As of `WatchStream`."""
-        return self.shared.poller.poll_age
 
     async def start(self) -> None:
         """As of `WatchStream`."""

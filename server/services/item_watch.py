@@ -25,18 +25,13 @@ class ItemWatch(WatchStream[Changes, pb.WatchItemsResponse, Subscription]):
     _position: Position
 
     def __init__(self, request: pb.WatchItemsRequest, shared: Watches) -> None:
-        super().__init__(shared)
+        super().__init__(shared, shared.hub)
         self._request = request
         self.conversation_id = request.conversation_id
 
     def subscribe(self) -> AbstractContextManager[Subscription]:
         """As of `WatchStream`."""
         return self.shared.hub.subscribe(self.conversation_id)
-
-    @property
-    def poll_age(self) -> float:
-        """As of `WatchStream`."""
-        return self.shared.hub.poll_age
 
     async def start(self) -> None:
         """As of `WatchStream`."""

@@ -30,10 +30,11 @@ from server.identity.caller import current_caller
 from server.interceptors.chain import Context
 from server.observability.stats import WatchStats
 from server.requests.page_tokens import PageTokens
-from server.store.change_hub import BLIND_SECONDS, ChangeHub
+from server.store.change_hub import ChangeHub
 from server.store.change_log_poller import ChangeLogPoller
 from server.store.conversation_changes import ConversationChanges
 from server.store.item_changes import ItemChanges
+from server.store.poller import BLIND_SECONDS, Poller
 from server.store.wakeup import Wakeup
 
 BOOKMARK_SECONDS = 30.0  # between two reads although nothing has woken
@@ -101,6 +102,7 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
 
     Args:
         shared: What all streams share.
+        poller: Finds the writes of others.
 
     Attributes:
         conversation_id: That the audit names; '' for none.
@@ -111,8 +113,9 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
     conversation_id = ""
     resource: str
 
-    def __init__(self, shared: Watches) -> None:
+    def __init__(self, shared: Watches, poller: Poller) -> None:
         self.shared = shared
+        self._poller = poller
         self.access: Access = current_access.get()
         self._caller = current_caller.get()
         self._audit = current_audit.get()
@@ -121,11 +124,6 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
     @abstractmethod
     def subscribe(self) -> AbstractContextManager[WakeupT]:
         """Returns what says when to read."""
-
-    @property
-    @abstractmethod
-    def poll_age(self) -> float:
-        """Seconds since somebody has looked for the writes of others."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -210,7 +208,7 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
         """Raises ShuttingDown in a drain, and StoreUnavailable when nobody could be told of changes for so long."""
         if self.shared.refusing.is_set():
             raise ShuttingDown
-        if self.poll_age > blind_seconds:
+        if self._poller.poll_age > blind_seconds:
             raise StoreUnavailable
 
     async def _read(self, subscription: WakeupT) -> FoundT | None:

@@ -5,20 +5,14 @@ works through PgBouncer, costs no commit anything, and cannot be lost (docs/adr/
 """
 
 import asyncio
-import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from server.errors import ServiceError
 from server.store.connection.database import Database
+from server.store.poller import POLL_SECONDS, Poller
 from server.store.sql.watches import POLL
 from server.store.wakeup import Wakeup
 
-POLL_SECONDS = 0.2
-_POLL_SHARE = 10  # a poll takes at most a tenth of the time
-_RETRY_SECONDS = (1.0, 2.0)  # least and most, after a poll that failed
-BLIND_SECONDS = 30.0  # without a poll, after which nobody can be told of changes
 _UNSEEN = -1  # a version that no conversation has
 
 
@@ -60,43 +54,30 @@ class _Followed:
                 subscription.wake()
 
 
-class ChangeHub:
+class ChangeHub(Poller):
     """The watches of this process, by conversation.
 
     Args:
         on_write: Called after each write of this process.
-
-    Attributes:
-        polled_at: When the last poll succeeded, or the first was due, by `time.monotonic`.
-        poll_seconds: How long the last poll took.
     """
 
     def __init__(self, on_write: Callable[[], None] = lambda: None) -> None:
-        self.polled_at = time.monotonic()
-        self.poll_seconds = 0.0
+        super().__init__()
         self._on_write = on_write
         self._followed: dict[str, _Followed] = {}
-        self._begun = asyncio.Event()
 
     @property
     def count(self) -> int:
         """How many conversations are followed."""
         return len(self._followed)
 
-    @property
-    def poll_age(self) -> float:
-        """Seconds since the last poll; 0 while nobody is there to be told."""
-        return time.monotonic() - self.polled_at if self._followed else 0.0
-
     @contextmanager
     def subscribe(self, conversation_id: str) -> Iterator[Subscription]:
         """Yields a subscription, which ends with the context."""
         subscription = Subscription(self, conversation_id)
-        if not self._followed:
-            self.polled_at = time.monotonic()
+        self.begin()
         followed = self._followed.setdefault(conversation_id, _Followed())
         followed.subscriptions.add(subscription)
-        self._begun.set()
         try:
             yield subscription
         finally:
@@ -122,28 +103,12 @@ class ChangeHub:
         for followed in self._followed.values():
             followed.wake()
 
-    async def poll_forever(self, database: Database) -> None:
-        """Finds the writes of others, until it is cancelled."""
-        while True:
-            await self._wait_for_subscriptions()
-            await asyncio.sleep(max(POLL_SECONDS, _POLL_SHARE * self.poll_seconds))
-            began = time.monotonic()
-            try:
-                await self._poll(database)
-            except ServiceError:  # it is tried again: a failover delays only
-                if self.poll_age > BLIND_SECONDS:
-                    self.wake_all()
-                await asyncio.sleep(random.uniform(*_RETRY_SECONDS))  # noqa: S311 - jitter
-                continue
-            self.polled_at = time.monotonic()
-            self.poll_seconds = self.polled_at - began
+    async def pause(self, least_seconds: float) -> None:
+        """As of `Poller`."""
+        await asyncio.sleep(max(POLL_SECONDS, least_seconds))
 
-    async def _wait_for_subscriptions(self) -> None:
-        if not self._followed:
-            self._begun.clear()
-            await self._begun.wait()
-
-    async def _poll(self, database: Database) -> None:
+    async def poll(self, database: Database) -> None:
+        """Finds the writes of others."""
         ids = sorted(name for name, followed in self._followed.items() if followed.version != _UNSEEN)
         if not ids:
             return

@@ -1,7 +1,6 @@
 """Follows the log of changes for all watches of this process, and wakes those that a change may concern."""
 
 import asyncio
-import random
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -10,17 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.authorization.access import Access
-from server.errors import ServiceError
-from server.store.change_hub import BLIND_SECONDS
 from server.store.connection.database import Database
 from server.store.log_position import ChangeKey
+from server.store.poller import POLL_SECONDS, Poller
 from server.store.sql.changes import MAX_POLLED, POLL, START
 from server.store.wakeup import Wakeup
 
-POLL_SECONDS = 0.2
 _SOON_SECONDS = 0.02  # after a write of this process, and while changes wait for an older transaction
-_POLL_SHARE = 10  # a poll takes at most a tenth of the time
-_RETRY_SECONDS = (1.0, 2.0)  # least and most, after a poll that failed
 
 
 class LogSubscription(Wakeup):
@@ -68,22 +63,18 @@ class _Concerned:
         )
 
 
-class ChangeLogPoller:
+class ChangeLogPoller(Poller):
     """The watches of all conversations in this process.
 
     Attributes:
-        polled_at: When the last poll succeeded, or the first was due, by `time.monotonic`.
-        poll_seconds: How long the last poll took.
         held_since: Since when changes wait for an older transaction, by `time.monotonic`; None if none do.
     """
 
     def __init__(self) -> None:
-        self.polled_at = time.monotonic()
-        self.poll_seconds = 0.0
+        super().__init__()
         self.held_since: float | None = None
         self._subscriptions: set[LogSubscription] = set()
         self._reached: ChangeKey | None = None
-        self._begun = asyncio.Event()
         self._written = asyncio.Event()
         self._soon = _SOON_SECONDS
 
@@ -91,11 +82,6 @@ class ChangeLogPoller:
     def count(self) -> int:
         """How many watches there are."""
         return len(self._subscriptions)
-
-    @property
-    def poll_age(self) -> float:
-        """Seconds since the last poll; 0 while nobody is there to be told."""
-        return time.monotonic() - self.polled_at if self._subscriptions else 0.0
 
     @property
     def held_seconds(self) -> float:
@@ -106,10 +92,8 @@ class ChangeLogPoller:
     def subscribe(self, access: Access) -> Iterator[LogSubscription]:
         """Yields a subscription, which ends with the context."""
         subscription = LogSubscription(access)
-        if not self._subscriptions:
-            self.polled_at = time.monotonic()
+        self.begin()
         self._subscriptions.add(subscription)
-        self._begun.set()
         try:
             yield subscription
         finally:
@@ -125,31 +109,15 @@ class ChangeLogPoller:
         for subscription in self._subscriptions:
             subscription.wake()
 
-    async def poll_forever(self, database: Database) -> None:
-        """Follows the log, until it is cancelled."""
-        while True:
-            await self._wait_for_subscriptions()
-            await self._pause()
-            began = time.monotonic()
-            try:
-                await self._poll(database)
-            except ServiceError:  # it is tried again: a failover delays only
-                if self.poll_age > BLIND_SECONDS:
-                    self.wake_all()
-                await asyncio.sleep(random.uniform(*_RETRY_SECONDS))  # noqa: S311 - jitter
-                continue
-            self.polled_at = time.monotonic()
-            self.poll_seconds = self.polled_at - began
-
-    async def _wait_for_subscriptions(self) -> None:
+    async def wait_for_watches(self) -> None:
+        """As of `Poller`; begins anew behind what nobody has followed."""
         if not self._subscriptions:
             self._reached = self.held_since = None
-            self._begun.clear()
-            await self._begun.wait()
+        await super().wait_for_watches()
 
-    async def _pause(self) -> None:
-        """Waits for the next poll: `POLL_SECONDS`, or less after a write."""
-        await asyncio.sleep(max(self._soon, _POLL_SHARE * self.poll_seconds))
+    async def pause(self, least_seconds: float) -> None:
+        """As of `Poller`; shorter after a write."""
+        await asyncio.sleep(max(self._soon, least_seconds))
         if self.held_since is None:
             try:
                 async with asyncio.timeout(POLL_SECONDS):
@@ -159,7 +127,7 @@ class ChangeLogPoller:
                 pass
         self._written.clear()
 
-    async def _poll(self, database: Database) -> None:
+    async def poll(self, database: Database) -> None:
         """Reads what has been logged, and wakes whom it may concern."""
         if self._reached is None:
             (state,) = await database.fetch(START, {})

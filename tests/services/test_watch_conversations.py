@@ -21,7 +21,7 @@ from conversations.v1.conversations_service_pb2 import (
 
 from server.errors import StoreUnavailable
 from server.services import watch_stream
-from server.store import change_log, change_log_poller
+from server.store import change_log, change_log_poller, poller
 from server.store.connection.execution import Execute, Execution, Rows
 from server.store.item_changes import LARGE_BYTES, PAGE_BYTES
 from server.store.purge import purge
@@ -250,7 +250,7 @@ async def test_a_poll_that_does_not_come(logged: Service, monkeypatch: pytest.Mo
 async def test_a_database_that_is_gone_for_a_while(logged: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads that fail are tried again, and what was written meanwhile is told."""
     monkeypatch.setattr(watch_stream, "_RETRY_SECONDS", (0.02, 0.05))
-    monkeypatch.setattr(change_log_poller, "_RETRY_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(poller, "_RETRY_SECONDS", (0.02, 0.05))
     fails = True
 
     async def fail(execute: Execute, execution: Execution) -> Rows:

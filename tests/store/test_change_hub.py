@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.errors import StoreUnavailable
-from server.store import change_hub
+from server.store import change_hub, poller
 from server.store.change_hub import ChangeHub, Subscription
 
 
@@ -101,7 +101,7 @@ async def test_whoever_sees_a_new_version_wakes_the_others() -> None:
 async def test_a_poll_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried again, and its age says how long nobody could be told."""
     monkeypatch.setattr(change_hub, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(change_hub, "_RETRY_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(poller, "_RETRY_SECONDS", (0.01, 0.02))
     hub, versions = ChangeHub(), Versions(a=1)
     async with polled(hub, versions):
         with hub.subscribe("a") as one:
