@@ -29,6 +29,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, BYTEA
 
 from server.authorization.permission import Permission
 from server.store.sql.conversations import COLUMNS
+from server.store.sql.fitting import fit_in_order, told_body
 from server.store.sql.predicate import condition
 from server.store.sql.schema import EPOCH_BITS, change_log, changes, conversations, items
 from server.store.sql.statement import Statement, compile_statement
@@ -155,8 +156,7 @@ def _concerned(read: Permission, scanned: Any) -> Select[Any]:
 def _maps_fit(now: Any, order: tuple[ColumnElement[Any], ...]) -> ColumnElement[bool]:
     """Whether the maps of a conversation fit into one read with those before it; the first ones always do."""
     size = func.octet_length(cast(now.metadata, Text)) + func.octet_length(cast(now.attributes, Text))
-    total = func.sum(func.coalesce(size, _number(0))).over(order_by=order, rows=(None, 0))
-    return or_(total <= _number(MAX_MAP_BYTES), total == size)
+    return fit_in_order(func.coalesce(size, _number(0)), order, _number(MAX_MAP_BYTES))
 
 
 def _is_known() -> ColumnElement[bool]:
@@ -206,13 +206,9 @@ def items_of(read: Permission, item_read: Permission) -> Statement:
     columns = (ranges.c.change_number, *found.c)
     order = (ranges.c.change_number, found.c.sequence)
     page = select(*columns).select_from(joined).order_by(*order).limit(_number(MAX_CHANGES + 1)).subquery("page")
-    large: ColumnElement[int] = bindparam("large_bytes", type_=Integer)
     in_order = (page.c.change_number, page.c.sequence)
-    counted = case((page.c.size <= large, page.c.size), else_=_number(0))
-    total = func.sum(counted).over(order_by=in_order, rows=(None, 0))
-    fits = and_(page.c.size <= large, or_(total <= bindparam("page_bytes", type_=BigInteger), total == counted))
     names = ("change_number", "sequence", "item_id", "deleted", "size")
-    told = [*(page.c[name] for name in names), case((fits, page.c.body)).label("body")]
+    told = [*(page.c[name] for name in names), told_body(page.c, in_order)]
     return compile_statement(select(*told).order_by(*in_order), "read")
 
 

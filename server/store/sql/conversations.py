@@ -34,6 +34,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.authorization.permission import Permission
+from server.store.sql.fitting import fit_in_order
 from server.store.sql.idempotency import reserve
 from server.store.sql.schema import Time, conversation_attributes, conversations
 from server.store.sql.statement import Statement, compile_statement
@@ -200,8 +201,7 @@ def _fitting(query: Select[Any], *, descending: bool) -> Select[Any]:
     order = _order(page, descending=descending)
     maps = func.octet_length(cast(page.metadata, Text)) + func.octet_length(cast(page.attributes, Text))
     size = maps + literal_column(str(_FIXED_BYTES), Integer)
-    total = func.sum(size).over(order_by=order, rows=(None, 0))
-    fits = or_(total <= bindparam("page_bytes", type_=BigInteger), total == size)
+    fits = fit_in_order(size, order)
     shown = [
         case((fits, column)).label(name) if name in ("metadata", "attributes") else column
         for name, column in page.items()

@@ -21,7 +21,6 @@ from sqlalchemy import (
     func,
     literal_column,
     not_,
-    or_,
     select,
     true,
     update,
@@ -30,6 +29,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.authorization.permission import Permission
 from server.store.sql.conversations import COLUMNS
+from server.store.sql.fitting import fit_in_order
 from server.store.sql.idempotency import reserve
 from server.store.sql.item_batch import all_allowed, all_found, fit_together, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversations, items
@@ -130,9 +130,7 @@ def _fitting(body: ColumnElement[bytes], order: ColumnElement[Any]) -> tuple[Col
     The first one in ``order`` may have ``single_bytes``. Sizes are read without the bodies.
     """
     size = func.octet_length(body)
-    total = func.sum(size).over(order_by=order, rows=(None, 0))
-    first = and_(total == size, size <= bindparam("single_bytes", type_=Integer))
-    fits = or_(total <= bindparam("page_bytes", type_=BigInteger), first)
+    fits = fit_in_order(size, order, first=size <= bindparam("single_bytes", type_=Integer))
     return size.label("size"), case((fits, body)).label("body")
 
 

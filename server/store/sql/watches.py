@@ -9,14 +9,11 @@ from sqlalchemy import (
     Integer,
     Select,
     Text,
-    and_,
     bindparam,
-    case,
     false,
     func,
     literal_column,
     null,
-    or_,
     select,
     true,
     tuple_,
@@ -26,6 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, BYTEA
 
 from server.authorization.permission import Permission
 from server.store.sql.conversations import COLUMNS
+from server.store.sql.fitting import told_body
 from server.store.sql.schema import conversations, items
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import alive, item_allowed, readable_one, visible_one
@@ -69,17 +67,13 @@ def changes(read: Permission, item_read: Permission) -> Statement:
     """
     found = union_all(_appended(item_read), _deleted(item_read)).subquery("found")
     page = select(*found.c).order_by(found.c.version, found.c.sequence).limit(_count).subquery("page")
-    large: ColumnElement[int] = bindparam("large_bytes", type_=Integer)
-    counted = case((page.c.size <= large, page.c.size), else_=literal_column("0", Integer))
-    total = func.sum(counted).over(order_by=(page.c.version, page.c.sequence), rows=(None, 0))
-    fits = and_(page.c.size <= large, or_(total <= bindparam("page_bytes", type_=BigInteger), total == counted))
     told = select(
         page.c.version.label("item_version"),
         page.c.sequence,
         page.c.item_id,
         page.c.deleted,
         page.c.size,
-        case((fits, page.c.body)).label("body"),
+        told_body(page.c, (page.c.version, page.c.sequence)),
     ).lateral("told")
     behind = items.alias("behind")
     anchor = select(behind.c.item_id).where(
