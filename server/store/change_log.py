@@ -6,22 +6,20 @@ before: a transaction takes its id before it waits for a row, so ids alone would
 transactions below the oldest one that still runs have ended, so whoever reads up to there misses none.
 """
 
-import asyncio
-import random
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import asyncpg
 
 from server.errors import OperatorError
 from server.store.connection.opening import direct_connection
-from server.store.migrate import HEAD, current_revision, is_behind
+from server.store.lock_retries import LOCK_TIMEOUT, try_until_locked
+from server.store.migrate import require_schema
 from server.store.sql.schema import EPOCH_BITS
 
-_SESSION = {"lock_timeout": "250ms", "application_name": "conversations changes"}
-_RETRY_SECONDS = (0.5, 1.0)  # least and most between two tries to lock the table
+_SESSION = {"lock_timeout": LOCK_TIMEOUT, "application_name": "conversations changes"}
 _LOCK = "LOCK TABLE conversations IN SHARE ROW EXCLUSIVE MODE"  # what CREATE TRIGGER needs; readers go on
 
 _POSITION = "conversations_set_position"
@@ -131,10 +129,10 @@ async def read_status(url: str) -> ChangeLogStatus:
     """Returns the state of the log.
 
     Raises:
-        ChangesNotTurned: The schema is too old.
+        SchemaTooOld: As `require_schema`.
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
     """
-    await _require_schema(url)
+    await require_schema(url)
     async with direct_connection(url, settings=_SESSION) as connection:
         row = await connection.fetchrow(_STATUS)
     held = row["now"] - row["held_since"] if row["held_since"] else timedelta()
@@ -147,8 +145,8 @@ async def turn_on(url: str, keep: timedelta, wait_seconds: float = 60) -> bool:
     The service may run meanwhile: writers wait for a moment, and every write from then on is logged.
 
     Raises:
-        ChangesNotTurned: The schema is too old, PostgreSQL refuses it, or a transaction held the table for longer than
-            ``wait_seconds``.
+        SchemaTooOld: As `require_schema`.
+        ChangesNotTurned: PostgreSQL refuses it, or a transaction held the table for longer than ``wait_seconds``.
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
     """
     status = await read_status(url)
@@ -205,15 +203,12 @@ async def _drop_triggers(connection: asyncpg.Connection) -> None:
 
 async def _turn(url: str, turn: Turn, wait_seconds: float) -> None:
     """Runs ``turn`` in a transaction that has the lock of the table; tries again while a writer holds it."""
-    deadline = time.monotonic() + wait_seconds
     async with direct_connection(url, settings=_SESSION) as connection:
-        while not await _turn_between_writes(connection, turn):
-            if time.monotonic() > deadline:
-                raise ChangesNotTurned(
-                    f"A transaction held the conversations for {wait_seconds:g} seconds, and nothing was changed: "
-                    "end the session that holds them (pg_locks, pg_stat_activity), and try again."
-                )
-            await asyncio.sleep(random.uniform(*_RETRY_SECONDS))  # noqa: S311 - jitter
+        if not await try_until_locked(partial(_turn_between_writes, connection, turn), wait_seconds):
+            raise ChangesNotTurned(
+                f"A transaction held the conversations for {wait_seconds:g} seconds, and nothing was changed: "
+                "end the session that holds them (pg_locks, pg_stat_activity), and try again."
+            )
 
 
 async def _turn_between_writes(connection: asyncpg.Connection, turn: Turn) -> bool:
@@ -231,8 +226,3 @@ async def _turn_between_writes(connection: asyncpg.Connection, turn: Turn) -> bo
     except asyncpg.PostgresError as error:
         raise ChangesNotTurned(f"PostgreSQL refused it, and nothing was changed: {type(error).__name__}.") from error
     return True
-
-
-async def _require_schema(url: str) -> None:
-    if is_behind(await current_revision(url)):
-        raise ChangesNotTurned(f"The database schema is older than {HEAD}: run `python -m server migrate` first.")

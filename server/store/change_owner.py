@@ -10,7 +10,7 @@ import asyncpg
 
 from server.errors import OperatorError
 from server.store.connection.opening import direct_connection
-from server.store.migrate import HEAD, current_revision, is_behind
+from server.store.migrate import require_schema
 
 STEP = 1_000  # conversations of one transaction
 SESSION = {"lock_timeout": "5s"}  # appends wait for a step, and a step for appends
@@ -49,10 +49,10 @@ async def count_conversations(url: str, owner: Owner) -> int:
     """Returns how many conversations belong to ``owner``, without deleted ones.
 
     Raises:
-        ChangeOfOwnerFailed: The schema is too old.
+        SchemaTooOld: As `require_schema`.
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
     """
-    await _require_schema(url)
+    await require_schema(url)
     async with direct_connection(url) as connection:
         return int(await connection.fetchval(_COUNT, owner.tenant, owner.id))
 
@@ -63,10 +63,11 @@ async def change_owner(url: str, old: Owner, new: Owner) -> int:
     The service may run meanwhile. Deleted conversations keep their owner until the purge removes them.
 
     Raises:
-        ChangeOfOwnerFailed: The schema is too old, or a conversation stayed locked; steps before it are done.
+        SchemaTooOld: As `require_schema`.
+        ChangeOfOwnerFailed: A conversation stayed locked; steps before it are done.
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
     """
-    await _require_schema(url)
+    await require_schema(url)
     total = 0
     async with direct_connection(url, settings=SESSION) as connection:
         while found := [row["id"] for row in await connection.fetch(_FIND, old.tenant, old.id, STEP)]:
@@ -77,8 +78,3 @@ async def change_owner(url: str, old: Owner, new: Owner) -> int:
                     f"A conversation is locked by another transaction; {total} have been changed. Run it again."
                 ) from None
     return total
-
-
-async def _require_schema(url: str) -> None:
-    if is_behind(await current_revision(url)):
-        raise ChangeOfOwnerFailed(f"The database schema is older than {HEAD}: run `python -m server migrate` first.")

@@ -5,19 +5,18 @@ CREATE INDEX CONCURRENTLY, and a pooled connection must keep no session state (s
 """
 
 import asyncio
-import random
-import time
+from functools import partial
 from pathlib import Path
 
 import asyncpg
 
 from server.errors import OperatorError
 from server.store.connection.opening import direct_connection
+from server.store.lock_retries import LOCK_TIMEOUT, try_until_locked
 
 HEAD = "0005"  # newest file in migrations/versions; known here so that a start need not load Alembic
 _LOCK = 0x636F6E76  # "conv"
-_SESSION = {"lock_timeout": "250ms", "application_name": "conversations migration"}
-_RETRY_SECONDS = (0.5, 1.0)  # least and most between two tries to lock a table
+_SESSION = {"lock_timeout": LOCK_TIMEOUT, "application_name": "conversations migration"}
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
@@ -36,6 +35,21 @@ async def current_revision(url: str) -> str | None:
             return None
         version: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
         return version
+
+
+class SchemaTooOld(OperatorError):
+    """A command needs a newer schema; the text is for the operator."""
+
+
+async def require_schema(url: str) -> None:
+    """Returns if the schema is new enough for this version.
+
+    Raises:
+        SchemaTooOld: It is not.
+        DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
+    """
+    if is_behind(await current_revision(url)):
+        raise SchemaTooOld(f"The database schema is older than {HEAD}: run `python -m server migrate` first.")
 
 
 def is_behind(found: str | None) -> bool:
@@ -75,19 +89,12 @@ async def _acquire_lock(lock: asyncpg.Connection, wait_seconds: float) -> None:
 
 
 async def _upgrade_between_statements(url: str, wait_seconds: float) -> None:
-    """Runs the revisions, again and again while one of them does not get a lock at once.
-
-    A statement that waits for the lock of an ALTER TABLE makes all later statements on that table wait behind it. So it
-    waits a moment only, its revision is rolled back, and calls go on until the next try. Revisions that are done stay.
-    """
-    deadline = time.monotonic() + wait_seconds
-    while not await asyncio.to_thread(_upgrade, url):
-        if time.monotonic() > deadline:
-            raise MigrationFailed(
-                f"A migration could not lock a table for {wait_seconds:g} seconds and was rolled back: end the session "
-                "that holds it (pg_locks, pg_stat_activity), and try again."
-            )
-        await asyncio.sleep(random.uniform(*_RETRY_SECONDS))  # noqa: S311 - jitter
+    """Runs the revisions, again and again while one of them does not get a lock at once; those that are done stay."""
+    if not await try_until_locked(partial(asyncio.to_thread, _upgrade, url), wait_seconds):
+        raise MigrationFailed(
+            f"A migration could not lock a table for {wait_seconds:g} seconds and was rolled back: end the session "
+            "that holds it (pg_locks, pg_stat_activity), and try again."
+        )
 
 
 def _upgrade(url: str) -> bool:
