@@ -204,16 +204,27 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         tokens=tokens,
         purges=PurgeStats(),
         responses=responses,
-        watches=Watches(
-            ItemChanges(store.database),
-            hub,
-            ConversationChanges(store.database),
-            poller,
-            tokens,
-            settings.watch_seconds,
-            drain_gate.refusing,
-        ),
+        watches=_watches(settings, store, hub, poller, tokens, drain_gate),
         tracer=tracing.tracer,
+    )
+
+
+def _watches(
+    settings: Settings,
+    store: Store,
+    hub: ChangeHub,
+    poller: ChangeLogPoller,
+    tokens: PageTokens,
+    drain_gate: DrainGate,
+) -> Watches:
+    return Watches(
+        ItemChanges(store.database),
+        hub,
+        ConversationChanges(store.database),
+        poller,
+        tokens,
+        settings.watch_seconds,
+        drain_gate.refusing,
     )
 
 
