@@ -25,7 +25,7 @@ from tests.support.build import append, create, delete_item, update, user_messag
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, claims, jwk_set, token
 from tests.support.postgres import fresh_database
 from tests.support.problems import problem_of
-from tests.support.watching import Watch
+from tests.support.watching import ItemWatch
 
 MARKER = "what must not be told"
 
@@ -45,7 +45,7 @@ def put_policy(guarded: GuardedService, rules: Rules) -> None:
     guarded.policy.reload()
 
 
-class IdWatch(Watch):
+class IdWatch(ItemWatch):
     """A watch by a caller of the proxy, in ids."""
 
     def __init__(self, guarded: GuardedService, who: Caller, conversation_id: str, **start: Any) -> None:
@@ -58,22 +58,6 @@ class IdWatch(Watch):
         return [
             each.item.id or each.deleted_item.item_id or str(each.WhichOneof("change")) for each in response.changes
         ]
-
-    async def end(self) -> str:
-        """How it ends, without a message before that."""
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            raise AssertionError(f"told: {await self.read()}")
-        problem = problem_of(ended.value)
-        return f"{problem.code} {problem.reason}"
-
-    async def is_silent(self) -> bool:
-        """Whether nothing comes for a while; it is over then."""
-        try:
-            async with asyncio.timeout(0.6):
-                await self.call.read()
-        except TimeoutError:
-            return True
-        return False
 
 
 def teams(*values: str) -> dict[str, AttributeValues]:
@@ -91,7 +75,7 @@ async def test_what_a_policy_hides_is_not_told(guarded: GuardedService) -> None:
     await guarded.by(ANN).CreateItems(append(name, user_message("shown", id="msg_later")))
     assert await watch.next() == ["msg_later"]
     await guarded.by(ANN).CreateItems(append(name, user_message(MARKER, id="msg_secret")))
-    assert await watch.is_silent()
+    assert await watch.is_quiet()
     resumed = IdWatch(guarded, BOB, name, resume_token=watch.token)
     assert await resumed.next() == []
     resumed.call.cancel()

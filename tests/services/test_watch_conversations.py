@@ -8,8 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import asyncpg
-import grpc
-import grpc.aio
 import pytest
 from conversations.v1.conversations_service_pb2 import (
     ConversationChange,
@@ -27,60 +25,32 @@ from server.store.item_changes import LARGE_BYTES, PAGE_BYTES
 from server.store.purge import purge
 from tests.support.access import ANN, BOB, EVE, OTHER_ANN, READERS, Caller, GuardedService, guarded_service
 from tests.support.build import append, create, delete, delete_item, sets, update, user_message
-from tests.support.problems import problem_of
 from tests.support.service import Service, intercepted, running_service, shared_service
+from tests.support.watching import Watch
 
 KEEP = timedelta(hours=1)
 _APPEND = "UPDATE conversations SET version = version + 1, last_sequence = last_sequence + 1 WHERE id = $1"
 
 
-class Watch:
+class ConversationWatch(Watch):
     """A call of WatchConversations, in words.
 
     Attributes:
-        call: The call.
         last: The last message.
     """
 
+    last: WatchConversationsResponse
+
     def __init__(self, stub: Any, who: Caller | None = None, **request: Any) -> None:
         metadata = who.metadata if who else ()
-        self.call = stub.WatchConversations(WatchConversationsRequest(**request), metadata=metadata, timeout=60)
-        self.last = WatchConversationsResponse()
-        self._pending: asyncio.Task[Any] | None = None
-
-    @property
-    def token(self) -> str:
-        """The token of the last message."""
-        return str(self.last.resume_token)
+        call = stub.WatchConversations(WatchConversationsRequest(**request), metadata=metadata, timeout=60)
+        super().__init__(call)
 
     async def next(self) -> list[str]:
         """The changes of the next message."""
-        pending, self._pending = self._pending or asyncio.ensure_future(self.call.read()), None
-        async with asyncio.timeout(5):
-            response = await pending
-        assert response is not grpc.aio.EOF
-        self.last = response
-        return [word for change in response.changes for word in _words(change)]
-
-    async def changes(self, count: int) -> list[str]:
-        """So many changes, of as many messages as it takes."""
-        found: list[str] = []
-        while len(found) < count:
-            found += await self.next()
-        return found
-
-    async def end(self) -> str:
-        """Why it ends; nothing may be told before that."""
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            raise AssertionError(f"told: {await self.next()}")
-        problem = problem_of(ended.value)
-        return f"{problem.code} {problem.reason}"
-
-    async def is_quiet(self, seconds: float = 0.5) -> bool:
-        """Whether nothing comes for a while."""
-        self._pending = asyncio.ensure_future(self.call.read())
-        await asyncio.wait([self._pending], timeout=seconds)
-        return not self._pending.done()
+        self.last = await self.read()
+        assert self.last is not None
+        return [word for change in self.last.changes for word in _words(change)]
 
 
 def _words(change: ConversationChange) -> list[str]:
@@ -108,9 +78,9 @@ async def logged(postgres: str, template: str) -> AsyncIterator[Service]:
 
 
 @asynccontextmanager
-async def watching(service: Service, *, items: bool = True, token: str = "") -> AsyncIterator[Watch]:
+async def watching(service: Service, *, items: bool = True, token: str = "") -> AsyncIterator[ConversationWatch]:
     """A watch that is cancelled at the end; without a token it has told its first message."""
-    watch = Watch(service.stub, include_items=items, resume_token=token)
+    watch = ConversationWatch(service.stub, include_items=items, resume_token=token)
     try:
         if not token:
             assert await watch.next() == []
@@ -278,7 +248,7 @@ async def test_streams_that_have_ended_leave_nothing(own_service: Service) -> No
         async with watching(service):
             items = service.stub.WatchItems(WatchItemsRequest(conversation_id=name))
             assert len((await items.read()).changes) == 1
-            assert await Watch(service.stub).end() == "RESOURCE_EXHAUSTED RATE_LIMITED"
+            assert await ConversationWatch(service.stub).end() == "RESOURCE_EXHAUSTED RATE_LIMITED"
             items.cancel()
 
 
@@ -382,7 +352,7 @@ async def test_tokens_that_were_made_for_something_else(logged: Service) -> None
 async def test_many_changes_of_others(guarded: GuardedService, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever others do in between, a caller's own change is found, and nothing is told before."""
     guarded.obey(READERS)
-    watch = Watch(guarded.stubs[0], EVE)
+    watch = ConversationWatch(guarded.stubs[0], EVE)
     assert await watch.next() == []
     watch.call.cancel()
     await guarded.connection.execute(
@@ -390,7 +360,7 @@ async def test_many_changes_of_others(guarded: GuardedService, monkeypatch: pyte
         "FROM generate_series(1, 4500) AS n"
     )
     own = await guarded.row("eve")
-    resumed = Watch(guarded.stubs[0], EVE, resume_token=watch.token)
+    resumed = ConversationWatch(guarded.stubs[0], EVE, resume_token=watch.token)
     assert await resumed.changes(1) == [f"{own} at 2"]
     resumed.call.cancel()
 
@@ -406,7 +376,7 @@ async def guarded(postgres: str, template: str) -> AsyncIterator[GuardedService]
 async def test_who_is_told_what(guarded: GuardedService) -> None:
     """Each caller is told of what it may read, and of what it could read before; not of what it never could."""
     guarded.obey(READERS)
-    watches = {who.id + who.tenant: Watch(guarded.stubs[0], who) for who in (ANN, BOB, EVE, OTHER_ANN)}
+    watches = {who.id + who.tenant: ConversationWatch(guarded.stubs[0], who) for who in (ANN, BOB, EVE, OTHER_ANN)}
     for watch in watches.values():
         assert await watch.next() == []
     ann, bob, eve, other = watches.values()
@@ -431,7 +401,7 @@ async def test_items_that_a_policy_hides(guarded: GuardedService) -> None:
     guarded.obey(
         [{"forbid": {"actions": ["read"], "resource": "item::msg_secret"}, "unless": "user is owner"}, *READERS]
     )
-    watch = Watch(guarded.stubs[0], BOB, include_items=True)
+    watch = ConversationWatch(guarded.stubs[0], BOB, include_items=True)
     assert await watch.next() == []
     name = await guarded.row("ann", {"teams": ["red"]})
     assert await watch.next() == [f"{name} at 2", "1 hi"]
@@ -443,32 +413,38 @@ async def test_items_that_a_policy_hides(guarded: GuardedService) -> None:
 async def test_a_policy_that_lets_the_caller_read_others(guarded: GuardedService) -> None:
     """The log does not tell of that: the stream ends, and its token has expired."""
     guarded.obey(READERS)
-    watch = Watch(guarded.stubs[0], BOB)
+    watch = ConversationWatch(guarded.stubs[0], BOB)
     assert await watch.next() == []
     guarded.obey([*READERS, {"permit": {"actions": ["read"]}, "when": "resource is unowned"}])
     await guarded.row("bob")
     assert await watch.end() == "OUT_OF_RANGE RESUME_TOKEN_EXPIRED"
-    assert await Watch(guarded.stubs[0], BOB, resume_token=watch.token).end() == "OUT_OF_RANGE RESUME_TOKEN_EXPIRED"
-    assert await Watch(guarded.stubs[0], ANN, resume_token=watch.token).end() == "INVALID_ARGUMENT RESUME_TOKEN_INVALID"
+    assert (
+        await ConversationWatch(guarded.stubs[0], BOB, resume_token=watch.token).end()
+        == "OUT_OF_RANGE RESUME_TOKEN_EXPIRED"
+    )
+    assert (
+        await ConversationWatch(guarded.stubs[0], ANN, resume_token=watch.token).end()
+        == "INVALID_ARGUMENT RESUME_TOKEN_INVALID"
+    )
 
 
 async def test_who_may_read_nothing(guarded: GuardedService) -> None:
     """It is refused at once, and so is a caller who may read no item when items are asked for."""
     guarded.obey([{"permit": {"actions": ["read"], "resource": "conversation::*"}, "when": "user is owner"}])
-    assert await Watch(guarded.stubs[0], ANN, include_items=True).end() == "PERMISSION_DENIED ACTION_DENIED"
+    assert await ConversationWatch(guarded.stubs[0], ANN, include_items=True).end() == "PERMISSION_DENIED ACTION_DENIED"
     guarded.obey([])
-    watch = Watch(guarded.stubs[0], ANN)
+    watch = ConversationWatch(guarded.stubs[0], ANN)
     assert await watch.next() == []
     guarded.obey([{"forbid": {"actions": ["read"]}}])
     await guarded.row("ann")
     assert await watch.end() == "PERMISSION_DENIED ACTION_DENIED"
-    assert await Watch(guarded.stubs[0], ANN).end() == "PERMISSION_DENIED ACTION_DENIED"
+    assert await ConversationWatch(guarded.stubs[0], ANN).end() == "PERMISSION_DENIED ACTION_DENIED"
 
 
 async def test_access_that_is_lost_between_two_statements(guarded: GuardedService) -> None:
     """What was read while the conversation could be read is not told with its items afterwards."""
     guarded.obey(READERS)
-    watch = Watch(guarded.stubs[0], BOB, include_items=True)
+    watch = ConversationWatch(guarded.stubs[0], BOB, include_items=True)
     assert await watch.next() == []
 
     async def withdraw(execute: Execute, execution: Execution) -> Rows:
@@ -485,10 +461,10 @@ async def test_access_that_is_lost_between_two_statements(guarded: GuardedServic
 async def test_the_log_is_off(own_service: Service) -> None:
     """There is nothing to follow, until it is turned on; turned off, it ends every stream and expires every token."""
     service, url = own_service, own_service.url
-    assert await Watch(service.stub).end() == "FAILED_PRECONDITION CHANGES_NOT_KEPT"
+    assert await ConversationWatch(service.stub).end() == "FAILED_PRECONDITION CHANGES_NOT_KEPT"
     assert await change_log.turn_on(url, KEEP)
     assert not await change_log.turn_on(url, 2 * KEEP)
-    watch = Watch(service.stub)
+    watch = ConversationWatch(service.stub)
     assert await watch.next() == []
     name = await made(service)
     assert await watch.next() == [f"{name} at 0"]
@@ -496,7 +472,7 @@ async def test_the_log_is_off(own_service: Service) -> None:
     assert await watch.end() == "FAILED_PRECONDITION CHANGES_NOT_KEPT"
     await made(service)
     assert await change_log.turn_on(url, KEEP)
-    assert await Watch(service.stub, resume_token=watch.token).end() == "OUT_OF_RANGE RESUME_TOKEN_EXPIRED"
+    assert await ConversationWatch(service.stub, resume_token=watch.token).end() == "OUT_OF_RANGE RESUME_TOKEN_EXPIRED"
 
 
 async def test_the_log_of_another_database(own_service: Service) -> None:
@@ -507,9 +483,9 @@ async def test_the_log_of_another_database(own_service: Service) -> None:
     for table in ("changes", "conversations"):
         await service.database.pool.execute(f"UPDATE {table} SET position = position + 1000000000")
     assert (await change_log.read_status(url)).is_foreign
-    assert await Watch(service.stub).end() == "FAILED_PRECONDITION CHANGES_NOT_KEPT"
+    assert await ConversationWatch(service.stub).end() == "FAILED_PRECONDITION CHANGES_NOT_KEPT"
     assert await change_log.turn_on(url, KEEP)
-    watch = Watch(service.stub)
+    watch = ConversationWatch(service.stub)
     assert await watch.next() == []
     await appended(service, name, "a")
     assert await watch.next() == [f"{name} at 1"]

@@ -27,10 +27,10 @@ from server.store.purge import purge
 from tests.support.build import ahead, append, create, delete, delete_item, get, list_items, update, user_message
 from tests.support.problems import Problem, problem_of
 from tests.support.service import Service, intercepted, list_all_items, running_service
-from tests.support.watching import Watch
+from tests.support.watching import ItemWatch
 
 
-class TextWatch(Watch):
+class TextWatch(ItemWatch):
     """A watch, in words.
 
     Attributes:
@@ -43,13 +43,6 @@ class TextWatch(Watch):
         """The changes of the next message."""
         self.last = await self.read()
         return ["the end"] if self.last is None else [_words(change) for change in self.last.changes]
-
-    async def changes(self, count: int) -> list[str]:
-        """So many changes, of as many messages as it takes."""
-        found: list[str] = []
-        while len(found) < count:
-            found += await self.next()
-        return found
 
     async def problem(self) -> Problem:
         """Why the stream ends."""

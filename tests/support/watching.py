@@ -1,32 +1,69 @@
-"""A watch that a test reads."""
+"""Watches that a test reads."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
-from conversations.v1.conversations_service_pb2 import WatchItemsRequest, WatchItemsResponse
+import pytest
+from conversations.v1.conversations_service_pb2 import WatchItemsRequest
+
+from tests.support.problems import problem_of
 
 
-class Watch:
-    """A call of WatchItems.
+class Watch(ABC):
+    """A stream of WatchItems or WatchConversations.
 
     Attributes:
         call: The call.
         token: Of the last message.
     """
 
-    def __init__(self, stub: Any, conversation_id: str, metadata: Sequence[tuple[str, str]] = (), **start: Any) -> None:
-        """``start``: the field of the request that says where to begin."""
-        request = WatchItemsRequest(conversation_id=conversation_id, **start)
-        self.call = stub.WatchItems(request, metadata=metadata, timeout=60)
+    def __init__(self, call: Any) -> None:
+        self.call = call
         self.token = ""
+        self._pending: asyncio.Task[Any] | None = None
 
-    async def read(self) -> WatchItemsResponse | None:
+    @abstractmethod
+    async def next(self) -> list[str]:
+        """The changes of the next message, in words."""
+
+    async def read(self) -> Any:
         """The next message, which comes within seconds; None at the end."""
+        pending, self._pending = self._pending or asyncio.ensure_future(self.call.read()), None
         async with asyncio.timeout(5):
-            response = await self.call.read()
+            response = await pending
         if response is grpc.aio.EOF:
             return None
         self.token = response.resume_token
-        return response  # type: ignore[no-any-return]
+        return response
+
+    async def changes(self, count: int) -> list[str]:
+        """So many changes, of as many messages as it takes."""
+        found: list[str] = []
+        while len(found) < count:
+            found += await self.next()
+        return found
+
+    async def end(self) -> str:
+        """How it ends, without a message before that."""
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            raise AssertionError(f"told: {await self.read()}")
+        problem = problem_of(ended.value)
+        return f"{problem.code} {problem.reason}"
+
+    async def is_quiet(self, seconds: float = 0.6) -> bool:
+        """Whether nothing comes for a while."""
+        self._pending = asyncio.ensure_future(self.call.read())
+        await asyncio.wait([self._pending], timeout=seconds)
+        return not self._pending.done()
+
+
+class ItemWatch(Watch):
+    """A call of WatchItems."""
+
+    def __init__(self, stub: Any, conversation_id: str, metadata: Sequence[tuple[str, str]] = (), **start: Any) -> None:
+        """``start``: the field of the request that says where to begin."""
+        request = WatchItemsRequest(conversation_id=conversation_id, **start)
+        super().__init__(stub.WatchItems(request, metadata=metadata, timeout=60))
