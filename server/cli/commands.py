@@ -149,10 +149,10 @@ def conversations_list(
     as_json: AsJson = False,
 ) -> None:
     """Print the newest conversations that the caller may read."""
-    from server.cli import tables
+    from server.cli import listing, tables
 
     with connection(target).open() as channel:
-        found = list(tables.conversations(channel, count, chosen))
+        found = list(listing.conversations(channel, count, chosen))
     print("\n".join(map(tables.conversation_json, found)) if as_json else tables.conversation_table(found))
 
 
@@ -168,10 +168,10 @@ def items_list(
     as_json: AsJson = False,
 ) -> None:
     """Print items of a conversation, newest first."""
-    from server.cli import tables
+    from server.cli import listing, tables
 
     with connection(target).open() as channel:
-        found = list(tables.items(channel, conversation_id, count, oldest_first=oldest_first))
+        found = list(listing.items(channel, conversation_id, count, oldest_first=oldest_first))
     print("\n".join(map(tables.item_json, found)) if as_json else tables.item_table(found))
 
 

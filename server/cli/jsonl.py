@@ -9,25 +9,17 @@ from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1 import item_pb2
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
+from server.cli import listing
 from server.items import ItemJsonError, new_item_from_json, to_json
 
-_PAGE, _BATCH = 100, 20  # the limits of the contract
+_BATCH = 20  # the limit of the contract
 _SECONDS = 30
 
 
 def export_lines(channel: grpc.Channel, conversation_id: str) -> Iterator[str]:
     """Yields each item as a line of JSON, oldest first."""
-    stub, token = ConversationsServiceStub(channel), ""
-    while True:
-        request = pb.ListItemsRequest(
-            conversation_id=conversation_id, page_size=_PAGE, order=pb.ORDER_ASCENDING, page_token=token
-        )
-        page = stub.ListItems(request, timeout=_SECONDS)
-        for item in page.items:
-            yield json.dumps(to_json(item), ensure_ascii=False)
-        token = page.next_page_token
-        if not token:
-            return
+    for item in listing.items(channel, conversation_id, oldest_first=True):
+        yield json.dumps(to_json(item), ensure_ascii=False)
 
 
 def import_lines(channel: grpc.Channel, lines: Iterable[str], conversation_id: str | None) -> str:

@@ -5,14 +5,11 @@ over another line; JSON is printed in ASCII for the same reason.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
-from typing import Any, TypeVar
+from typing import Any
 
-import grpc
 from conversations.v1 import conversation_pb2, item_pb2
-from conversations.v1 import conversations_service_pb2 as pb
-from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.cells import cell_len
@@ -20,50 +17,10 @@ from rich.cells import cell_len
 from server.items import to_json
 from server.observability.escaping import escape_unprintable
 
-MAX_ROWS = 10_000  # of one command
-_PAGE = 100  # the limit of the contract
-_SECONDS = 30
 _CELL = 64  # characters of a cell in a list
 _OWN = frozenset({"id", "type", "role", "status"})  # of an item; they have columns of their own
 
 Row = Sequence[str]
-T = TypeVar("T")
-
-
-def conversations(channel: grpc.Channel, count: int, chosen: str) -> Iterator[conversation_pb2.Conversation]:
-    """Yields the newest ``count`` conversations, of those that the filter ``chosen`` leaves."""
-    stub = ConversationsServiceStub(channel)
-
-    def page(size: int, token: str) -> tuple[Sequence[conversation_pb2.Conversation], str]:
-        request = pb.ListConversationsRequest(page_size=size, page_token=token, filter=chosen)
-        answer = stub.ListConversations(request, timeout=_SECONDS)
-        return answer.conversations, answer.next_page_token
-
-    return _pages(page, count)
-
-
-def items(channel: grpc.Channel, conversation_id: str, count: int, *, oldest_first: bool) -> Iterator[item_pb2.Item]:
-    """Yields ``count`` items of a conversation, from the newest or from the oldest."""
-    stub = ConversationsServiceStub(channel)
-    order = pb.ORDER_ASCENDING if oldest_first else pb.ORDER_DESCENDING
-
-    def page(size: int, token: str) -> tuple[Sequence[item_pb2.Item], str]:
-        request = pb.ListItemsRequest(conversation_id=conversation_id, page_size=size, page_token=token, order=order)
-        answer = stub.ListItems(request, timeout=_SECONDS)
-        return answer.items, answer.next_page_token
-
-    return _pages(page, count)
-
-
-def _pages(page: Callable[[int, str], tuple[Sequence[T], str]], count: int) -> Iterator[T]:
-    """Yields ``count`` elements; a page may have fewer than asked for."""
-    token = ""
-    while count > 0:
-        found, token = page(min(count, _PAGE), token)
-        yield from found
-        count -= len(found)
-        if not token:
-            return
 
 
 def conversation_table(found: Iterable[conversation_pb2.Conversation]) -> str:
@@ -98,9 +55,8 @@ def item_page(item: item_pb2.Item) -> str:
     head = {"sequence": str(item.sequence), "created": _time(item.create_time)}
     head |= {name: str(body[name]) for name in ("id", "type", "role", "status") if body.get(name)}
     lines = [f"{name:9} {escape_unprintable(value)}" for name, value in head.items()]
-    for name, value in body.items():
-        if name not in _OWN and value not in (None, [], {}):
-            lines += ["", f"{escape_unprintable(name)}:", *(f"  {line}" for line in _long(value))]
+    for name, value in _rest(body).items():
+        lines += ["", f"{escape_unprintable(name)}:", *(f"  {line}" for line in _long(value))]
     return "\n".join(lines)
 
 
@@ -137,9 +93,14 @@ def _pairs(found: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={found[name]}" for name in sorted(found))
 
 
+def _rest(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What an item says beside its own columns."""
+    return {name: value for name, value in body.items() if name not in _OWN and value not in (None, [], {})}
+
+
 def _texts(body: Mapping[str, Any]) -> str:
     """The text of an item as a person would read it; the JSON of what else it says if it has none."""
-    rest = {name: value for name, value in body.items() if name not in _OWN and value not in (None, [], {})}
+    rest = _rest(body)
     return " ".join(_texts_in(rest)) or json.dumps(rest, ensure_ascii=False)
 
 

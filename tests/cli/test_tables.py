@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from server.cli import tables
+from server.cli import listing, tables
 from server.cli.client import Target, connection
 from server.cli.commands import app
 from tests.support.build import append, create, get_item, user_message
@@ -82,7 +82,7 @@ async def test_a_page_is_not_the_end(service: Service) -> None:
 
     def count(asked: int) -> int:
         with connection(Target(target=service.address)).open() as channel:
-            return len(list(tables.items(channel, made.id, asked, oldest_first=True)))
+            return len(list(listing.items(channel, made.id, asked, oldest_first=True)))
 
     assert [100, 101, 120] == [await asyncio.to_thread(count, asked) for asked in (100, 101, 1000)]
 
