@@ -69,13 +69,7 @@ async def watch_items(
     Raises:
         grpc.aio.AioRpcError: The watch cannot go on: there is no such conversation, or the caller may not read it.
     """
-
-    def start(token: str) -> WatchItemsRequest:
-        if not token:
-            return request
-        return WatchItemsRequest(conversation_id=request.conversation_id, resume_token=token)
-
-    events = _follow(open_stream, start, resume_token, renew, silence_seconds)
+    events = _follow(open_stream, request, resume_token, renew, silence_seconds)
     async with aclosing(events):
         async for event in events:
             yield event
@@ -101,13 +95,7 @@ async def watch_conversations(
     Raises:
         grpc.aio.AioRpcError: The watch cannot go on: the log of changes is off, or the caller may read nothing.
     """
-
-    def start(token: str) -> WatchConversationsRequest:
-        if not token:
-            return request
-        return WatchConversationsRequest(include_items=request.include_items, resume_token=token)
-
-    events = _follow(open_stream, start, resume_token, renew, silence_seconds)
+    events = _follow(open_stream, request, resume_token, renew, silence_seconds)
     async with aclosing(events):
         async for event in events:
             yield event
@@ -115,15 +103,15 @@ async def watch_conversations(
 
 async def _follow(
     open_stream: "Callable[[_Request], grpc.aio.UnaryStreamCall[_Request, _Response]]",
-    start: Callable[[str], _Request],
+    request: _Request,
     resume_token: str,
     renew: Renew | None,
     silence_seconds: float,
 ) -> AsyncGenerator[_Response | Reset, None]:
-    """Yields the messages of all streams; ``start`` is the request that begins behind a token."""
+    """Yields the messages of all streams; ``request`` says where to begin without a token."""
     recovery = _Recovery(renew)
     while True:
-        call = open_stream(start(resume_token))
+        call = open_stream(_behind(resume_token, request))
         try:
             while (response := await _next(call, silence_seconds)) is not None:
                 recovery.note_message()
@@ -138,6 +126,16 @@ async def _follow(
             yield Reset()
         finally:
             call.cancel()
+
+
+def _behind(token: str, request: _Request) -> _Request:
+    """The request that begins behind a token; without one ``request`` itself."""
+    if not token:
+        return request
+    resumed = type(request)()
+    resumed.CopyFrom(request)
+    resumed.resume_token = token  # type: ignore[attr-defined]
+    return resumed
 
 
 async def _next(call: "grpc.aio.UnaryStreamCall[_Request, _Response]", silence_seconds: float) -> _Response | None:
