@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server import __version__
 from supply.installed import ROOT
-from supply.release import NAME, write_checksums
+from supply.release import NAME, git, write_checksums
 
 TAG = f"localhost/{NAME}:{__version__}"
 
@@ -22,8 +22,7 @@ def write_image(out: Path, buildah: Sequence[str] = ("buildah",), options: Seque
     """
     archive = out / f"{NAME}-{__version__}.oci.tar"
     archive.unlink(missing_ok=True)
-    command = ("git", "rev-parse", "HEAD")
-    revision = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
+    revision = git("rev-parse", "HEAD").strip()
     arguments = (f"--build-arg=VERSION={__version__}", f"--build-arg=REVISION={revision}")
     build = (*buildah, "build", "--quiet", "--format=oci", *options, *arguments, "--tag", TAG, str(ROOT))
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)  # noqa: S603

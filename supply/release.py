@@ -17,9 +17,8 @@ from tempfile import TemporaryDirectory
 from server import __version__
 from supply.archives import read_tar, write_tar
 from supply.installed import ROOT
-from supply.proto_bundle import proto_files
+from supply.proto_bundle import DESCRIPTORS, proto_files
 
-DESCRIPTORS = "generated/conversations/v1/descriptors.binpb"
 NAME = "conversation-service"
 SUMS = "SHA256SUMS"
 # The folder of each distribution, in the repository.
@@ -47,7 +46,7 @@ def build(out: Path, sbom: Path | None = None) -> None:
         _copy_tracked(stage / "source")
         for folder in DISTRIBUTIONS:
             _build_distribution(stage / "source" / folder, stage / f"unpacked-{folder}", out, epoch)
-    shutil.copyfile(ROOT / DESCRIPTORS, out / f"{NAME}-{__version__}.binpb")
+    shutil.copyfile(DESCRIPTORS, out / f"{NAME}-{__version__}.binpb")
     bundle = {f"{NAME}-protos-{__version__}/{name}": content for name, content in proto_files().items()}
     write_tar(out / f"{NAME}-protos-{__version__}.tar.gz", bundle, epoch)
     if sbom:
@@ -58,16 +57,17 @@ def build(out: Path, sbom: Path | None = None) -> None:
 def _epoch() -> int:
     if given := os.environ.get("SOURCE_DATE_EPOCH"):
         return int(given)
-    return int(_git("log", "-1", "--format=%ct"))
+    return int(git("log", "-1", "--format=%ct"))
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
+    """Returns what git prints in this repository."""
     return subprocess.run(("git", *arguments), cwd=ROOT, check=True, capture_output=True, text=True).stdout  # noqa: S603, S607
 
 
 def _copy_tracked(folder: Path) -> None:
     """Copies the files that git knows; links stay links. What else lies in the working tree gets into no archive."""
-    for name in filter(None, _git("ls-files", "-z").split("\0")):
+    for name in filter(None, git("ls-files", "-z").split("\0")):
         source, target = ROOT / name, folder / name
         if source.is_symlink() or source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
