@@ -16,8 +16,6 @@ from conversations_client import BearerToken, Client, Tls, connect, details_of
 from conversations_client.channel import service_config
 from conversations_client.token import expiry_of
 
-from server.app.service import run_service
-from server.settings.service import load
 from tests.support.build import ahead, create, get, list_items, user_message
 from tests.support.certificates import CA, TlsFiles
 from tests.support.commands import ROOT
@@ -69,11 +67,7 @@ async def test_a_large_response_arrives(service: Service) -> None:
 @asynccontextmanager
 async def served(postgres: str, template: str, **settings: Any) -> AsyncIterator[str]:
     """The address of a service with these settings."""
-    fixed = {"listen": "127.0.0.1:0", "purge_every_minutes": 0, "grace_seconds": 1}
-    async with (
-        fresh_database(postgres, template) as url,
-        run_service(load(**fixed, database_url=url, **settings)) as running,
-    ):
+    async with fresh_database(postgres, template) as url, running_service(url, **settings) as running:
         yield running.address
 
 

@@ -3,8 +3,6 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +11,16 @@ from conversations.v1.conversations_service_pb2 import CreateConversationRequest
 from conversations_client import Client, connect
 from conversations_client.ephemeral import COMMAND_VARIABLE
 
-from server.app.service import run_service
-from server.settings.service import load
 from tests.support.build import create, delete, user_message
 from tests.support.certificates import CA, TlsFiles
 from tests.support.commands import ROOT, environment
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, jwk_set, token
 from tests.support.pages import code_blocks, run_block
 from tests.support.postgres import fresh_database
-from tests.support.service import Service
+from tests.support.service import Service, running_service
 
 PAGE = ROOT / "docs" / "python-client.md"
 PRINTED_ADDRESS, PRINTED_HOST = "127.0.0.1:50051", "localhost:50051"
-
-
-@asynccontextmanager
-async def served(url: str, **settings: Any) -> AsyncIterator[str]:
-    """The address of a service with these settings."""
-    fixed: dict[str, Any] = {"listen": "127.0.0.1:0", "purge_every_minutes": 0, "grace_seconds": 1}
-    async with run_service(load(**fixed, database_url=url, **settings)) as running:
-        yield running.address
 
 
 def blocks(heading: str) -> list[str]:
@@ -71,9 +59,9 @@ async def test_tls_and_tokens(postgres: str, template: str, tmp_path: Path, monk
 
     def connect_here(target: str, **options: Any) -> Client:
         assert target == PRINTED_HOST
-        return connect(address, **options, options=[("grpc.ssl_target_name_override", "localhost")])
+        return connect(served.address, **options, options=[("grpc.ssl_target_name_override", "localhost")])
 
-    async with fresh_database(postgres, template) as url, served(url, **identity, **files) as address:
+    async with fresh_database(postgres, template) as url, running_service(url, **identity, **files) as served:
         request = {"CreateConversationRequest": CreateConversationRequest}
         names = await run("TLS and tokens", "", **request, connect=connect_here, fetch_token=fetch_token)
     assert "alice" == names["conversation"].owner

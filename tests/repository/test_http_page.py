@@ -12,17 +12,12 @@ import pytest
 from server.http.openapi import DOCUMENT
 from server.http.routes import ROUTES
 from tests.support.http import edge_service
+from tests.support.pages import code_blocks
 from tests.support.service import Service
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
+PAGE = ROOT / "docs" / "http.md"
 PRINTED = "127.0.0.1:8080"
-
-
-def _block(heading: str, language: str) -> str:
-    match = re.search(rf"^## {heading}\n.*?^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    assert match
-    return match[1]
 
 
 async def _output(*command: str) -> str:
@@ -36,8 +31,8 @@ async def _output(*command: str) -> str:
 async def test_the_tour_with_the_sdk(service: Service) -> None:
     """The program prints the items, the changed metadata, and that the conversation is gone."""
     async with edge_service(service.url) as served:
-        script = _block("A tour with the Python SDK", "python").replace(PRINTED, str(served.address))
-        output = await _output(sys.executable, "-c", script)
+        (script,) = code_blocks(PAGE, "python")["A tour with the Python SDK"]
+        output = await _output(sys.executable, "-c", script.replace(PRINTED, str(served.address)))
     assert output.splitlines() == [
         "message user What is HTTP?",
         "message assistant A protocol that everything speaks.",
@@ -50,8 +45,8 @@ async def test_the_tour_with_the_sdk(service: Service) -> None:
 async def test_the_tour_with_curl(service: Service) -> None:
     """Each command succeeds and shows what the text says."""
     async with edge_service(service.url) as served:
-        script = _block("A tour with curl", "sh").replace(PRINTED, str(served.address))
-        output = await _output("bash", "-euo", "pipefail", "-c", script)
+        (script,) = code_blocks(PAGE)["A tour with curl"]
+        output = await _output("bash", "-euo", "pipefail", "-c", script.replace(PRINTED, str(served.address)))
     answers = [json.loads(each) for each in re.split(r"(?<=\})(?=\{)", output)]
     created, page, updated, first, second, listed, deleted = answers
     assert ["user", "assistant"] == [item["role"] for item in created["data"]]
@@ -64,8 +59,9 @@ async def test_the_tour_with_curl(service: Service) -> None:
 
 def test_every_route_is_on_the_page() -> None:
     """The table has every path of the API with its methods."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
     for route in ROUTES:
-        line = next(line for line in PAGE.splitlines() if line.startswith(f"| `{route.path}` "))
+        line = next(line for line in lines if line.startswith(f"| `{route.path}` "))
         assert route.verb in line
 
 
