@@ -1,16 +1,13 @@
 """OpenAI's own SDKs in other languages, against the HTTP edge: they change their base URL and nothing else."""
 
-import asyncio
-import os
-from asyncio.subprocess import PIPE, STDOUT
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.support.commands import ROOT
 from tests.support.http import edge_service
-from tests.support.python_environment import python_environment, run_program
+from tests.support.programs import run_program
+from tests.support.python_environment import python_environment
 from tests.support.service import Service
 
 PROGRAMS = ROOT / "tests" / "interop" / "openai"
@@ -36,23 +33,15 @@ LANGUAGES = [
 ]
 
 
-async def _output(*command: str, folder: Path) -> str:
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT, cwd=folder, env={**os.environ})
-    async with asyncio.timeout(SECONDS):
-        output, _ = await process.communicate()
-    assert 0 == process.returncode, output.decode(errors="replace")
-    return output.decode()
-
-
 @pytest.mark.parametrize(
     "language", [pytest.param(each, marks=pytest.mark.tool(*each.needs), id=each.name) for each in LANGUAGES]
 )
 async def test_the_sdk(service: Service, language: Language) -> None:
     """Objects, pages in both directions, exceptions with code and param, and a key that is used twice."""
     folder = PROGRAMS / language.name
-    await _output(*language.build, folder=folder)
+    await run_program(*language.build, seconds=SECONDS, folder=folder)
     async with edge_service(service.url) as served:
-        output = await _output(*language.run, f"http://{served.address}/v1", folder=folder)
+        output = await run_program(*language.run, f"http://{served.address}/v1", seconds=SECONDS, folder=folder)
     assert [f"{step} ok" for step in STEPS] == output.splitlines()
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from tests.support.commands import ROOT
 from tests.support.http import edge_service
-from tests.support.python_environment import python_environment, run_program
+from tests.support.programs import run_program
+from tests.support.python_environment import python_environment
 from tests.support.service import Service
 
 REQUIREMENTS = ROOT / "tests" / "interop" / "schemathesis" / "requirements.txt"

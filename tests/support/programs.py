@@ -1,4 +1,4 @@
-"""Programs in other languages, and a server that is restarted under them."""
+"""Programs that are no part of this Python, and a server that is restarted under them."""
 
 import asyncio
 import os
@@ -36,6 +36,16 @@ async def output_of(*command: str, folder: Path) -> tuple[int | None, str]:
     async with ending(process):
         output, _ = await process.communicate()
     return process.returncode, output.decode(errors="replace")
+
+
+async def run_program(*command: str, seconds: float, folder: Path = ROOT) -> str:
+    """The output of a program that has to end well, within so many seconds; it has nothing of this Python."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT, cwd=folder, env=kept)
+    async with ending(process), asyncio.timeout(seconds):
+        output, _ = await process.communicate()
+    assert 0 == process.returncode, output.decode(errors="replace")
+    return output.decode()
 
 
 @asynccontextmanager

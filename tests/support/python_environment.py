@@ -1,13 +1,11 @@
 """Environments of their own for Python programs whose packages are not those of the tests."""
 
-import asyncio
-import os
 import shutil
 import sys
-from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 
 from tests.support.commands import ROOT
+from tests.support.programs import run_program
 
 _SECONDS = 300.0  # for the packages of an environment that is not there yet
 
@@ -28,18 +26,3 @@ async def python_environment(name: str, requirements: Path) -> Path:
     await run_program(str(programs / "python"), *install, seconds=_SECONDS)
     stamp.write_text(written, encoding="utf-8")
     return programs
-
-
-async def run_program(*command: str, seconds: float, folder: Path = ROOT) -> str:
-    """The output of a program that has to end well, within so many seconds."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT, cwd=folder, env=kept)
-    try:
-        async with asyncio.timeout(seconds):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert 0 == process.returncode, output.decode(errors="replace")
-    return output.decode()
