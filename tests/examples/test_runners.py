@@ -2,24 +2,19 @@
 
 import os
 import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, program_path
 
 EXAMPLES = ROOT / "examples"
 
 
 def output_of(folder: str, *command: str) -> str:
     """What a command in the folder of an example prints; it succeeds."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # buf, conversation-service
-    kept: dict[str, Any] = {name: value for name, value in os.environ.items() if not name.startswith("CONVERSATIONS_")}
-    done = subprocess.run(
-        command, cwd=EXAMPLES / folder, env={**kept, "PATH": path}, capture_output=True, text=True, check=False
-    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CONVERSATIONS_")}
+    variables = kept | {"PATH": program_path()}
+    done = subprocess.run(command, cwd=EXAMPLES / folder, env=variables, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stdout + done.stderr
     return done.stdout
 

@@ -18,7 +18,7 @@ from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 from server.store.connection.failures import BY_EXCEPTION, BY_SQLSTATE
 from tests.support.build import create, user_message
 from tests.support.certificates import CertificateAuthority
-from tests.support.commands import environment
+from tests.support.commands import environment, program_path
 from tests.support.jwt import ISSUER_KEY, jwk_set, token
 from tests.support.pages import code_blocks
 from tests.support.postgres import fresh_database
@@ -137,8 +137,7 @@ def place() -> Iterator[Path]:
 @asynccontextmanager
 async def served(script: str, place: Path, url: str) -> AsyncIterator[str]:
     """The address of a server that is started as printed, on a free port if the script does not say where."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = environment(url, listen="127.0.0.1:0", grace_seconds="1") | {"PATH": path}
+    variables = environment(url, listen="127.0.0.1:0", grace_seconds="1") | {"PATH": program_path()}
     process = await asyncio.create_subprocess_exec(
         *("bash", "-euc", script), stdin=DEVNULL, stdout=PIPE, cwd=place, env=variables, start_new_session=True
     )
@@ -159,14 +158,13 @@ async def test_a_way_in(postgres: str, template: str, place: Path, heading: str)
     """A server that is started as printed is reached as printed; only address and place of the socket differ."""
     server, *commands = code_blocks(CONNECTING)[heading]
     path = str(place / "api.sock")
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     async with (
         fresh_database(postgres, template) as url,
         served(server.replace(PRINTED_SOCKET, path), place, url) as address,
     ):
         script = "\n".join(commands).replace(PRINTED_SOCKET, path)
         script = script.replace(PRINTED_PORT, f":{address.rpartition(':')[2]}")
-        output = await run(script, cwd=place, TOKEN=token(), PATH=programs)
+        output = await run(script, cwd=place, TOKEN=token(), PATH=program_path())
     assert re.search(".*".join(WAYS[heading]), output, re.DOTALL), output
 
 
@@ -195,10 +193,9 @@ async def test_a_watch(own_service: Service) -> None:
 @pytest.mark.tool("grpcurl")
 async def test_a_watch_of_all_conversations(own_service: Service) -> None:
     """What docs/watch.md prints turns the log on, and shows its state and a stream that ends by itself with success."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     turn_on, watch = code_blocks(WATCH)["All conversations"]
     assert "Changes now: 0, each kept for 72 hours." in await run(
-        turn_on, PATH=path, CONVERSATIONS_DATABASE_URL=own_service.url
+        turn_on, PATH=program_path(), CONVERSATIONS_DATABASE_URL=own_service.url
     )
     script = watch.replace(PRINTED_ADDRESS, own_service.address).replace("-max-time 5", "-max-time 2")
     assert re.search(r"resume_?[tT]oken", await run(script))
@@ -211,12 +208,11 @@ async def test_an_operator(postgres: str, template: str, place: Path) -> None:
         held.bind(("127.0.0.1", 0))
         admin = f"127.0.0.1:{held.getsockname()[1]}"
     server = f"CONVERSATIONS_ADMIN_LISTEN={admin} python -m server"
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     async with fresh_database(postgres, template) as url, served(server, place, url) as address:
         for heading, shown in OPERATED.items():
             script = "\n".join(code_blocks(OPERATIONS)[heading])
             script = script.replace(PRINTED_ADDRESS, address).replace(PRINTED_ADMIN, admin)
-            output = await run(script, cwd=place, CONVERSATIONS_LISTEN=address, PATH=path)
+            output = await run(script, cwd=place, CONVERSATIONS_LISTEN=address, PATH=program_path())
             assert re.search(".*".join(shown), output, re.DOTALL | re.MULTILINE), output
 
 

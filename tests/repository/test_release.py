@@ -21,7 +21,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from server import __version__
 from supply.archives import read_tar, write_tar
 from supply.release import build
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, program_path
 from tests.support.pages import code_blocks
 
 MIB = 2**20
@@ -223,7 +223,6 @@ def without_paths() -> dict[str, str]:
 
 def run(*command: str, folder: Path, **more: str) -> None:
     """Runs a command that succeeds, with the programs of this Python on its path."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    variables = without_paths() | {"PATH": path} | more
+    variables = without_paths() | {"PATH": program_path()} | more
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stdout + done.stderr

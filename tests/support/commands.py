@@ -27,6 +27,11 @@ def environment(url: str | None = None, **settings: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": paths, **given, **{f"CONVERSATIONS_{key.upper()}": v for key, v in settings.items()}}
 
 
+def program_path() -> str:
+    """The search path for programs: those of this Python, such as buf and the service, come first."""
+    return os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+
+
 async def start_command(*arguments: str, **variables: str) -> Process:
     """Starts `python -m server` with these arguments and this environment."""
     command = (sys.executable, "-m", "server", *arguments)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.commands import ROOT, environment
+from tests.support.commands import ROOT, environment, program_path
 
 BUILD = ROOT / "build" / "interop"
 BUILD_SECONDS = 600.0  # on a machine that has nothing of it yet
@@ -30,8 +30,7 @@ async def build_problem(steps: Iterable[tuple[str, ...]], folder: Path) -> str:
 
 async def output_of(*command: str, folder: Path) -> tuple[int | None, str]:
     """Exit code and output of a command; buf and the plugins of this Python are on its path."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    variables = {**os.environ, "PATH": path, "CARGO_TARGET_DIR": f"{BUILD}/rust"}
+    variables = {**os.environ, "PATH": program_path(), "CARGO_TARGET_DIR": f"{BUILD}/rust"}
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT, env=variables, cwd=folder)
     async with ending(process):
         output, _ = await process.communicate()
