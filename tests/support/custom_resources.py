@@ -24,9 +24,9 @@ MODULES = {  # by API group: the module, and the folder of its definitions
 }
 
 
-def group_of(each: dict[str, Any]) -> str:
-    """The API group of an object; '' for the core."""
-    return str(each["apiVersion"]).rpartition("/")[0]
+def is_custom(each: dict[str, Any]) -> bool:
+    """Whether an object is one of `MODULES` and not of Kubernetes itself."""
+    return str(each["apiVersion"]).rpartition("/")[0] in MODULES
 
 
 def mistakes(each: dict[str, Any]) -> list[str]:
