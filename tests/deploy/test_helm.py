@@ -38,8 +38,8 @@ def run_helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @cache
-def template(case: str, version: str = VERSIONS[-1], release: str = "conversations", *more: str) -> str:
-    """What Helm would install."""
+def template(case: str, *more: str, version: str = VERSIONS[-1], release: str = "conversations") -> str:
+    """What Helm would install; ``more``: options of Helm."""
     values = ("--values", str(CHART / "ci" / f"{case}.yaml"))
     options = ("--namespace", "conversations", "--kube-version", f"{version}.0")
     done = run_helm("template", release, str(CHART), *values, *options, *more)
@@ -47,9 +47,9 @@ def template(case: str, version: str = VERSIONS[-1], release: str = "conversatio
     return done.stdout
 
 
-def objects_of(*arguments: str) -> Objects:
+def objects_of(case: str, *more: str, **how: str) -> Objects:
     """The objects, to look at or to spoil."""
-    return [each for each in yaml.safe_load_all(template(*arguments)) if each]
+    return [each for each in yaml.safe_load_all(template(case, *more, **how)) if each]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -63,7 +63,7 @@ def test_lint(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_schema_of_kubernetes(case: str, version: str) -> None:
     """Each object is one of that version of Kubernetes, without a field it does not know."""
-    for each in objects_of(case, version):
+    for each in objects_of(case, version=version):
         if not custom_resources.is_custom(each):
             kubernetes_validate.validate(each, version, strict=True)
 
@@ -96,7 +96,7 @@ def test_it_fits_the_service(case: str) -> None:
 )
 def test_a_mistake_is_found(option: str, complaint: str) -> None:
     """The checks see what the values do."""
-    found = problems(objects_of("everything", VERSIONS[-1], "conversations", "--set", option))
+    found = problems(objects_of("everything", "--set", option))
     assert any(complaint in each for each in found), found
 
 
@@ -168,7 +168,7 @@ def test_the_values_arrive() -> None:
 
 def test_two_releases_in_a_namespace() -> None:
     """Each selects its own pods alone, and no name is given twice."""
-    one, two = (objects_of("jwt", VERSIONS[-1], release) for release in ("a", "b"))
+    one, two = (objects_of("jwt", release=release) for release in ("a", "b"))
     names = [(each["kind"], each["metadata"]["name"]) for each in (*one, *two)]
     assert len(names) == len(set(names))
     labels = of_kind(one, "Deployment")[0]["spec"]["template"]["metadata"]["labels"]
@@ -181,7 +181,7 @@ def test_two_releases_in_a_namespace() -> None:
 def test_a_job_for_each_migration() -> None:
     """A change of what it runs renames the Job, because Kubernetes cannot change it; a setting does not concern it."""
     names = [
-        of_kind(objects_of("jwt", VERSIONS[-1], "conversations", *more), "Job")[0]["metadata"]["name"]
+        of_kind(objects_of("jwt", *more), "Job")[0]["metadata"]["name"]
         for more in ((), ("--set", "image.tag=0.2.0"), ("--set", "settings.pool_size=9"))
     ]
     assert names[0] != names[1]
@@ -191,7 +191,7 @@ def test_a_job_for_each_migration() -> None:
 def test_a_change_of_settings_replaces_the_pods_and_one_of_the_policy_does_not() -> None:
     """Settings are read at startup; the policy is read again."""
     pods = [
-        of_kind(objects_of("jwt", VERSIONS[-1], "conversations", *more), "Deployment")[0]["spec"]["template"]
+        of_kind(objects_of("jwt", *more), "Deployment")[0]["spec"]["template"]
         for more in ((), ("--set", "settings.pool_size=9"), ("--set", "policy=[]"))
     ]
     assert pods[0] != pods[1]
