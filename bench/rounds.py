@@ -10,6 +10,7 @@ from bench.cpu import family_mebibytes
 from bench.grpc_target import limit, ours, ours_jwt
 from bench.postgres import Postgres
 from bench.target import PeerUnavailable, Target
+from bench.turns import in_turn
 from bench.window import Sample, measure, perform
 from bench.workloads import Workload
 
@@ -64,9 +65,8 @@ class Run:
         self.mebibytes = {target.name: family_mebibytes(target.pid) for target in self.targets}
 
     async def _round(self, number: int) -> None:
-        turn = number % len(self.targets)
         for workload in self.workloads:
-            for target in filter(workload.suits, (*self.targets[turn:], *self.targets[:turn])):
+            for target in filter(workload.suits, in_turn(self.targets, number)):
                 conversations = await self._ready(workload, target)
                 sample, audited = await measure(target, _paced(workload, target), conversations, self.postgres)
                 self.samples.setdefault((workload.name, target.name), []).append(sample)

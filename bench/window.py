@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import quantiles
 
 from bench.audit import Audit, audit, audit_of_count
 from bench.cpu import family_seconds, serving_seconds, spent
+from bench.percentiles import percentile
 from bench.postgres import Postgres
 from bench.target import Target
 from bench.workloads import Workload
@@ -63,14 +63,13 @@ async def measure(
     server_us = (family_seconds(target.pid) - server) / workload.count * 1e6
     postgres_us = spent(database, serving_seconds(postgres.pid)) / workload.count * 1e6
     written = await postgres.wal_bytes() - log
-    cuts = quantiles(done.latencies, n=100, method="inclusive") if len(done.latencies) > 1 else done.latencies * 99
     sample = Sample(
         cpu_us=server_us + postgres_us,
         server_us=server_us,
         postgres_us=postgres_us,
         per_second=workload.count / done.seconds,
-        p50_ms=cuts[49] * 1e3,
-        p99_ms=cuts[98] * 1e3,
+        p50_ms=percentile(done.latencies, 50) * 1e3,
+        p99_ms=percentile(done.latencies, 99) * 1e3,
         wal_bytes=written / workload.count,
     )
     return sample, await _audited(target, conversations[0], done) if workload.audited else None

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+from bench.turns import in_turn
 from bench.watch.delays import ChangesLost
 from bench.watch.doubts import doubt_others
 from bench.watch.scene import Scene
@@ -37,9 +38,7 @@ async def measure_costs(scene: Scene, conversations: Sequence[str], sizes: Sizes
     Raises:
         ChangesLost: Not every append that was watched was told.
     """
-    turn %= len(VARIANTS)
-    order = (*VARIANTS[turn:], *VARIANTS[:turn])
-    return {variant: await _measure(scene, variant, conversations, sizes) for variant in order}
+    return {variant: await _measure(scene, variant, conversations, sizes) for variant in in_turn(VARIANTS, turn)}
 
 
 async def _measure(scene: Scene, variant: str, conversations: Sequence[str], sizes: Sizes) -> Cost:

@@ -12,8 +12,8 @@ from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
 from bench.grpc_target import message
+from bench.percentiles import percentile
 from bench.watch.channels import opened_channels
-from bench.watch.percentiles import percentile
 
 _CONNECTIONS = 4  # to each server: a connection carries 100 calls at a time
 _DEADLINE_SECONDS = 20.0

@@ -14,8 +14,8 @@ from typing import Any
 
 import uvloop
 
+from bench.percentiles import percentile
 from bench.watch.appenders import Appenders
-from bench.watch.percentiles import percentile
 from bench.watch.watchers import Watchers
 
 LINE_BYTES = 2**28

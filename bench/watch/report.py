@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bench.percentiles import percentile
 from bench.report import conditions, markdown_table
 from bench.watch.append_cost import ALONE, IDLE, LOGGED, VARIANTS, WATCHED
 from bench.watch.delays import Sample
 from bench.watch.figures import Figure
 from bench.watch.holding import Held
-from bench.watch.percentiles import percentile
 from bench.watch.run import Measurements
 from bench.watch.sizes import Cell
 

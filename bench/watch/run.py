@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import conditions
+from bench.turns import in_turn
 from bench.watch.append_cost import Cost, measure_costs
 from bench.watch.delays import Sample, measure_cell
 from bench.watch.fan_out import FanOut, measure_fan_out
@@ -86,8 +87,7 @@ class Run:
 
     async def _cells(self, found: Measurements, number: int) -> None:
         cells = list(found.sizes.cells())
-        turn = number % len(cells)
-        for place, cell in enumerate((*cells[turn:], *cells[:turn])):
+        for place, cell in enumerate(in_turn(cells, number)):
             seed = number * len(cells) + place
             sample = await measure_cell(self._scene, cell, self._conversations, found.sizes, seed)
             found.delays.setdefault(cell, []).append(sample)
