@@ -1,7 +1,7 @@
 """Commands that change the database themselves: migrate, purge, change-owner."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,6 @@ from server.settings.service import Settings, load
 
 if TYPE_CHECKING:
     from server.store.change_owner import Owner
-    from server.store.purge import PurgeResult
 
 DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://… of PostgreSQL 15 or newer.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the private PostgreSQL.")]
@@ -81,15 +80,8 @@ async def _purge(settings: Settings) -> None:
         if purged is None:
             print(f"{name}: another process is purging")
         else:
-            counts = (f"{count} {noun}" for noun, count in _purged_rows(purged))
-            print(f"{name}: {', '.join(counts)}")
-
-
-def _purged_rows(purged: "PurgeResult") -> Iterator[tuple[str, int]]:
-    yield "conversations", purged.conversations
-    yield "items", purged.items
-    yield "request ids", purged.requests
-    yield "changes", purged.changes
+            deleted = f"{purged.conversations} conversations, {purged.items} items"
+            print(f"{name}: {deleted}, {purged.requests} request ids, {purged.changes} changes")
 
 
 def change_owner(
