@@ -184,17 +184,18 @@ def files_are_mounted(objects: Objects) -> Problems:
 def _mounted(each: Ours) -> Iterator[PurePosixPath]:
     volumes = {volume["name"]: volume for volume in each.pod["spec"].get("volumes", ())}
     for mount in each.container.get("volumeMounts", ()):
-        volume = volumes[mount["name"]]
-        made = "configMap" in volume and volume["configMap"]["name"] not in MADE_ELSEWHERE
-        if "subPath" in mount:
-            keys: Collection[str] = ()
-        elif made:
-            keys = named(each.objects, "ConfigMap", volume["configMap"]["name"]).get("data", ())
-        elif "configMap" in volume:
-            keys = MADE_ELSEWHERE[volume["configMap"]["name"]]
-        else:
-            keys = MADE_ELSEWHERE.get(volume.get("secret", {}).get("secretName"), ())
-        yield from (PurePosixPath(mount["mountPath"]) / key for key in keys)
+        if "subPath" not in mount:
+            keys = _files_of(volumes[mount["name"]], each.objects)
+            yield from (PurePosixPath(mount["mountPath"]) / key for key in keys)
+
+
+def _files_of(volume: Object, objects: Objects) -> Collection[str]:
+    """The keys of the ConfigMap or Secret that a volume is made of."""
+    name = volume.get("configMap", {}).get("name") or volume.get("secret", {}).get("secretName")
+    if name in MADE_ELSEWHERE:
+        return MADE_ELSEWHERE[name]
+    data: Object = named(objects, "ConfigMap", name).get("data", {}) if "configMap" in volume else {}
+    return data.keys()
 
 
 def policy_is_accepted(objects: Objects) -> Problems:
