@@ -63,14 +63,15 @@ def _encode_field(field: Field, message: Any) -> Json:
     value = getattr(message, field.name)
     match field.cardinality:
         case Cardinality.SINGULAR:
-            return _encode_one(field, value)
+            return encode_one(field, value)
         case Cardinality.REPEATED:
-            return [_encode_one(field, each) for each in value]
+            return [encode_one(field, each) for each in value]
         case Cardinality.MAP:
-            return {key: _encode_one(field, value[key]) for key in sorted(value)}
+            return {key: encode_one(field, value[key]) for key in sorted(value)}
 
 
-def _encode_one(field: Field, value: Any) -> Json:
+def encode_one(field: Field, value: Any) -> Json:
+    """The JSON of one value of a field: of an element where the field is a list or a map."""
     if field.shape:
         encoded = encode(field.shape, value)
         return {"type": field.type_key, **encoded} if field.type_key and isinstance(encoded, dict) else encoded

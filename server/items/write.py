@@ -12,8 +12,7 @@ from conversations.v1.item_status_pb2 import ItemStatus
 from google.protobuf.descriptor import FieldDescriptor
 
 from server.items.codec import to_json
-from server.items.encode import encode
-from server.items.free_json import encode_number
+from server.items.encode import encode, encode_one
 from server.items.shape import Cardinality, Field, Form, Shape, body_shapes, enum_names
 from server.items.text import dumps
 
@@ -92,17 +91,9 @@ def _writer_of_one(field: Field) -> _Write:
         return encode_basestring
     if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         return lambda value: "true" if value else "false"
-    if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
-        return lambda value: dumps(encode_number(value)).decode()
-    if field.is_bytes:
-        return lambda value: dumps(_base64(value)).decode()
+    if field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE or field.is_bytes:
+        return lambda value: dumps(encode_one(field, value)).decode()
     return str
-
-
-def _base64(value: bytes) -> str:
-    import base64  # noqa: PLC0415 - no item has such a field today
-
-    return base64.b64encode(value).decode()
 
 
 def _writer_of_shape(shape: Shape, type_key: str) -> _Write:
