@@ -14,7 +14,7 @@ from server.items import free_json
 from server.items.shape import Cardinality, Field, Form, Shape
 from server.items.text import Json, dumps
 
-_BITS = {FieldDescriptor.CPPTYPE_INT32: 31, FieldDescriptor.CPPTYPE_INT64: 63}
+BITS = {FieldDescriptor.CPPTYPE_INT32: 31, FieldDescriptor.CPPTYPE_INT64: 63}  # of an integer, without its sign
 
 
 def fill(shape: Shape, message: Any, given: Json) -> None:
@@ -131,7 +131,7 @@ def _scalar(field: Field, given: Json) -> object:
 def _number(cpp_type: int, given: float) -> int | float | None:
     if cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
         return free_json.as_double(given)
-    bits = _BITS.get(cpp_type, 0)
+    bits = BITS.get(cpp_type, 0)
     return given if isinstance(given, int) and bits and -(1 << bits) <= given < 1 << bits else None
 
 

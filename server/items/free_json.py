@@ -7,7 +7,7 @@ from server.items.text import Json
 # One level of JSON objects takes three levels of messages, and protobuf parses at most 100
 # levels, including the messages around the item. Deeper JSON is kept in `Item.json` alone.
 _MAX_DEPTH = 24
-_EXACT = 2**53
+EXACT = 2**53  # beyond which an integer may not be a double
 
 
 class FreeObject(dict[str, Json]):
@@ -57,7 +57,7 @@ def encode_struct(struct: Struct) -> FreeObject:
 
 def encode_number(number: float) -> int | float | None:
     """An int where the double is one exactly, within 2^53; None for infinity and NaN, which JSON lacks."""
-    if number.is_integer() and abs(number) <= _EXACT:
+    if number.is_integer() and abs(number) <= EXACT:
         return int(number)
     return number if abs(number) < float("inf") else None
 

@@ -6,22 +6,21 @@ up at the first key or value that it is not certain of; then `codec` decides. It
 returns is what `codec` would return.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from conversations.v1.item_pb2 import Item
 from conversations.v1.item_status_pb2 import ItemStatus
 from google.protobuf.descriptor import FieldDescriptor
 
-from server.items.decode import takes_null
+from server.items.decode import BITS, takes_null
+from server.items.free_json import EXACT
 from server.items.shape import Cardinality, Field, Form, Shape, body_shapes, enum_names, has_status
 from server.items.text import Json
 
 # Puts a value into a message; False if it is not certain that nothing is lost.
 _Put: TypeAlias = Callable[[Any, Any], bool]
 
-_EXACT = 2**53  # beyond which an integer may not be a double
-_BITS = {FieldDescriptor.CPPTYPE_INT32: 31, FieldDescriptor.CPPTYPE_INT64: 63}
 _STATUSES = {name: number for number, name in enum_names(ItemStatus.DESCRIPTOR).items()}
 
 
@@ -117,7 +116,7 @@ def _put(field: Field) -> _Put:
         case Cardinality.MAP:
             value = _put_map(field)
         case Cardinality.SINGULAR:
-            value = _put_message(field) if field.shape else _put_scalar(field)
+            value = _put_message(field, field.type_key) if field.shape else _put_scalar(field)
     absent = not (_is_always_shown(field) or takes_null(field))  # whether null stands for that
 
     def put(message: Any, given: Any) -> bool:
@@ -158,16 +157,17 @@ def _fits(field: Field) -> Callable[[Any], bool]:
         case FieldDescriptor.CPPTYPE_BOOL:
             return lambda given: type(given) is bool
         case FieldDescriptor.CPPTYPE_DOUBLE:
-            return lambda given: type(given) in {int, float} and -_EXACT <= given <= _EXACT
-        case cpp_type if bits := _BITS.get(cpp_type):
+            return lambda given: type(given) in {int, float} and -EXACT <= given <= EXACT
+        case cpp_type if bits := BITS.get(cpp_type):
             least, beyond = -(1 << bits), 1 << bits
             return lambda given: type(given) is int and least <= given < beyond
     return lambda _: False
 
 
-def _put_message(field: Field) -> _Put:
+def _put_message(field: Field, type_key: str) -> _Put:
+    """Returns what fills the message of a field; ``type_key``: as of `_fill`."""
     assert field.shape
-    name, fill = field.name, _fill(field.shape, field.type_key)
+    name, fill = field.name, _fill(field.shape, type_key)
 
     def put(message: Any, given: Any) -> bool:
         part = getattr(message, name)
@@ -216,7 +216,7 @@ def _put_map(field: Field) -> _Put:
     return put
 
 
-def _fill(shape: Shape, type_key: str = "") -> _Put:
+def _fill(shape: Shape, type_key: str) -> _Put:
     """Returns what fills a message of a shape; ``type_key``: the constant `type` of its object."""
     match shape.form:
         case Form.RECORD:
@@ -247,7 +247,7 @@ def _fill_record(shape: Shape, type_key: str) -> _Put:
 
 
 def _fill_union(shape: Shape) -> _Put:
-    objects = {name: _fill_arm(field) for name, field in shape.by_type_key.items()}
+    objects = {name: _put_message(field, name) for name, field in shape.by_type_key.items()}
     others = {kind: _put(field) for kind, field in shape.by_json_type.items()}
 
     def fill(message: Any, given: Any) -> bool:
@@ -261,22 +261,5 @@ def _fill_union(shape: Shape) -> _Put:
     return fill
 
 
-def _fill_arm(field: Field) -> _Put:
-    assert field.shape
-    name, fill = field.name, _fill_record(field.shape, field.name)
-
-    def put(message: Any, given: Any) -> bool:
-        part = getattr(message, name)
-        part.SetInParent()
-        return fill(part, given)
-
-    return put
-
-
-def _assistant() -> int:
-    roles: Mapping[str, int] = body_shapes()["message"].fields["role"].enum_numbers
-    return roles["assistant"]
-
-
-_ASSISTANT = _assistant()
+_ASSISTANT = body_shapes()["message"].fields["role"].enum_numbers["assistant"]
 _BODIES = {name: _body(name, shape) for name, shape in body_shapes().items()}
