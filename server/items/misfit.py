@@ -13,6 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from server.items.decode import takes_null
 from server.items.errors import ItemJsonError
+from server.items.normalize import EMPTY_IF_ABSENT
 from server.items.shape import Cardinality, Field, Form, Shape, body_shapes
 from server.items.text import Json
 
@@ -26,7 +27,6 @@ _KINDS: dict[type, str] = {
     type(None): "null",
 }
 _TEXT, _LIST, _OBJECT = _KINDS[str], _KINDS[list], _KINDS[dict]
-_EMPTY_IF_ABSENT = frozenset({"annotations", "logprobs"})  # the API fills these in
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ def _record_check(shape: Shape) -> _Check:
 def is_always_shown(field: Field) -> bool:
     """Whether every item that is read has the key, with a value that the caller has to have sent."""
     is_enum = field.cpp_type == FieldDescriptor.CPPTYPE_ENUM
-    return not (field.has_presence or field.null_when_unset or is_enum or field.name in _EMPTY_IF_ABSENT)
+    return not (field.has_presence or field.null_when_unset or is_enum or field.name in EMPTY_IF_ABSENT)
 
 
 def _expected(field: Field) -> str:

@@ -7,6 +7,8 @@ from server.items.errors import RoleMissing
 from server.items.shape import Cardinality, Field, Form, Shape, body_shapes
 from server.items.text import Json
 
+EMPTY_IF_ABSENT = ("annotations", "logprobs")  # the API fills these in
+
 
 def normalize(given: dict[str, Json]) -> dict[str, Json]:
     """The item with its `type`, with content parts instead of text, and without nulls that mean "absent".
@@ -51,7 +53,7 @@ def with_empty_lists(given: dict[str, Json]) -> dict[str, Json]:
 def _with_empty_lists_of_part(part: Json) -> Json:
     if not isinstance(part, dict) or part.get("type") != "output_text":
         return part
-    absent: dict[str, Json] = {key: [] for key in ("annotations", "logprobs") if part.get(key) is None}
+    absent: dict[str, Json] = {key: [] for key in EMPTY_IF_ABSENT if part.get(key) is None}
     return {**part, **absent} if absent else part
 
 
