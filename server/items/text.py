@@ -31,8 +31,12 @@ def loads(text: bytes | str) -> Json:
         ItemJsonError: Not UTF-8, not JSON, a key twice in one object, more than `MAX_VALUES` values, or JSON that
             Python cannot parse.
     """
-    if len(text) > _SMALL_BYTES:
-        _check_values(text.encode() if isinstance(text, str) else text)
+    _check_values(text)
+    return _parse(text)
+
+
+def _parse(text: bytes | str) -> Json:
+    """Parses JSON text whose values have been counted; raises as `loads`."""
     try:
         value: Json = json.loads(_decoded(text), parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except json.JSONDecodeError:
@@ -46,12 +50,15 @@ def loads(text: bytes | str) -> Json:
     return value
 
 
-def _check_values(text: bytes) -> None:
+def _check_values(text: bytes | str) -> None:
     """Checks how many values a text has, before any is made of it; stops counting at the limit.
 
     Raises:
         ItemJsonError: There are more than `MAX_VALUES`.
     """
+    if len(text) <= _SMALL_BYTES:
+        return
+    text = text.encode() if isinstance(text, str) else text
     if sum(map(text.count, (b"[", b"{", b","))) < MAX_VALUES:
         return  # though some of them may stand inside of strings
     signs = (1 for match in _STRUCTURE.finditer(text) if match[0][0] != ord('"'))
@@ -65,10 +72,11 @@ def loads_checked(text: bytes) -> Json:
     Raises:
         ItemJsonError: As they do.
     """
+    _check_values(text)
     try:
-        return _loads_plain(text)
+        return _parse_plain(text)
     except _NotPlainError:
-        value = loads(text)
+        value = _parse(text)
         check(value)
         return value
 
@@ -77,7 +85,7 @@ class _NotPlainError(Exception):
     """Text that is not certainly right."""
 
 
-def _loads_plain(text: bytes) -> Json:
+def _parse_plain(text: bytes) -> Json:
     """Parses text in which every key is followed by `":`, so that counting those tells whether one is repeated.
 
     Raises:
@@ -85,8 +93,6 @@ def _loads_plain(text: bytes) -> Json:
     """
     if b"\\u" in text or any(map(text.__contains__, _SPACED_COLONS)):
         raise _NotPlainError
-    if len(text) > _SMALL_BYTES:
-        _check_values(text)
     try:
         value: Json = _DECODER.decode(text.decode())
     except (ValueError, RecursionError):
