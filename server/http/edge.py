@@ -238,7 +238,7 @@ def _read_head(route: Route, request: Request, context: HttpContext) -> None:
         RequestInvalid: One of them is not valid.
     """
     if context.query:
-        request.query, request.includes = read_query(context.query, route.parameters)
+        request.query = read_query(context.query, route.parameters)
     if route.verb != "GET":
         request.request_id = request_id_of(context.header("Idempotency-Key"))
         request.if_match = context.header("If-Match") or ""

@@ -1,7 +1,7 @@
 """The query and the headers of a request over HTTP."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from urllib.parse import parse_qsl
 from uuid import UUID, uuid5
 
@@ -11,7 +11,7 @@ from server.http.problems import RequestInvalid, clip, invalid, invalid_type
 from server.requests.page_tokens import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 
 MAX_KEY_CHARACTERS = 255  # of Idempotency-Key
-INCLUDE = ("include", "include[]")  # as SDKs spell it, and as it is written by hand
+_INCLUDE = ("include", "include[]")  # as SDKs spell it, and as it is written by hand
 INCLUDES = frozenset(
     (
         "code_interpreter_call.outputs",
@@ -34,8 +34,8 @@ _ETAG_CHARACTERS = 32
 _NO_ETAG = '"0"'  # which no conversation has
 
 
-def read_query(text: str, known: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Returns the parameters of a query by their names, and the values of `include`.
+def read_query(text: str, known: Collection[str]) -> dict[str, str]:
+    """Returns the parameters of a query by their names; not `include`, for items are always whole.
 
     Args:
         text: The query as it came.
@@ -49,18 +49,16 @@ def read_query(text: str, known: Iterable[str]) -> tuple[dict[str, str], tuple[s
     except ValueError:
         raise invalid("Invalid query: it has too many parameters.", "invalid_value") from None
     found: dict[str, str] = {}
-    includes: list[str] = []
-    names = frozenset(known)
     for name, value in pairs:
-        if name in INCLUDE and "include" in names:
-            includes.append(_one_of(INCLUDES, "include", value))
-        elif name not in names or name == "include":
+        if name in _INCLUDE and "include" in known:
+            _one_of(INCLUDES, "include", value)
+        elif name not in known:
             raise unknown_parameter(name)
         elif name in found:
             raise invalid(f"Duplicate parameter: '{name}'.", "invalid_value", name)
         else:
             found[name] = value
-    return found, tuple(includes)
+    return found
 
 
 def request_id_of(key: str | None) -> str:
@@ -116,9 +114,9 @@ def page_size_of(query: Mapping[str, str]) -> int:
     return limit
 
 
-def _one_of(values: Iterable[str], name: str, given: str) -> str:
-    known = sorted(values)
-    if given not in known:
+def _one_of(values: Collection[str], name: str, given: str) -> str:
+    if given not in values:
+        known = sorted(values)
         supported = ", ".join(f"'{each}'" for each in known[:-1])
         message = f"Invalid value: '{clip(given)}'. Supported values are: {supported} and '{known[-1]}'."
         raise invalid(message, "invalid_value", name)

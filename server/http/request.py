@@ -13,8 +13,7 @@ class Request:
     Attributes:
         verb: The method of HTTP.
         path: What stands in the places of the route's path, decoded.
-        query: The parameters that the route has, each once.
-        includes: The values of `include`, which may come more than once.
+        query: The parameters that the route has, each once; not `include`, which may come more than once.
         request_id: What `Idempotency-Key` stands for; '' without one.
         if_match: Of the header; '' without one.
         if_none_match: Likewise.
@@ -24,7 +23,6 @@ class Request:
     verb: str
     path: Mapping[str, str]
     query: Mapping[str, str] = field(default_factory=dict)
-    includes: tuple[str, ...] = ()
     request_id: str = ""
     if_match: str = ""
     if_none_match: str = ""
