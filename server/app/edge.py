@@ -62,12 +62,11 @@ def build_edge(
         return None
     from server.http.edge import Edge, Parts  # noqa: PLC0415 - a service without the edge need not load it
     from server.http.listener import Listener  # noqa: PLC0415
-    from server.http.routes import ROUTES  # noqa: PLC0415
 
     tracing: list[Interceptor] = []
     if tracer:
         from server.http.tracing import HttpTracing  # noqa: PLC0415
 
-        tracing.append(HttpTracing(tracer, ROUTES))
+        tracing.append(HttpTracing(tracer))
     edge = Edge(settings, Parts(servicer, chain, drain_gate, health, responses), tracing)
     return HttpEdge(edge, Listener(settings, edge.handle, certificate))

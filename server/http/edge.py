@@ -1,7 +1,7 @@
 """The edge: the way of one request over HTTP, from its head to the answer that its caller has taken."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any, NoReturn, TypeAlias
@@ -9,7 +9,6 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import grpc.aio
 from aiohttp import web
-from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2
 
 from server.authorization.audit_log import current_request
@@ -26,7 +25,7 @@ from server.http.problems import Problem, RequestInvalid, invalid_url, wrong_met
 from server.http.replies import Reply, Sender
 from server.http.request import Request
 from server.http.requests import read_document, unlocated
-from server.http.routes import ROUTES, Route, Router
+from server.http.routes import ROUTES, SERVICE, Route, Router
 from server.interceptors import CallerChain
 from server.interceptors.chain import Context, Interceptor
 from server.interceptors.decode import outline
@@ -90,7 +89,7 @@ class Edge:
         observe: Counts requests.
     """
 
-    def __init__(self, settings: Settings, parts: Parts, tracing: Iterable[Interceptor] = ()) -> None:
+    def __init__(self, settings: Settings, parts: Parts, tracing: Sequence[Interceptor] = ()) -> None:
         self._settings = settings
         self._parts = parts
         self._checks_tokens = settings.identity == "jwt"
@@ -98,7 +97,7 @@ class Edge:
         self._router = Router()
         self._slow_bodies = SlowBodies()
         self._sender = Sender(settings, parts.drain_gate)
-        self.observe = HttpObserve(ROUTES, access_log=settings.access_log)
+        self.observe = HttpObserve(access_log=settings.access_log)
         interceptors = (*tracing, self.observe, HttpErrorStatus(), *parts.chain.shared)
         self._handlers = {route: self._handler(route, interceptors) for route in ROUTES}
         self._limits = {route: _max_bytes(route, settings.max_message_bytes) for route in ROUTES}
@@ -154,14 +153,14 @@ class Edge:
             assert context.problem
             return context.problem
 
-    def _handler(self, route: Route, interceptors: Iterable[Interceptor]) -> Handler:
+    def _handler(self, route: Route, interceptors: Sequence[Interceptor]) -> Handler:
         """Returns what answers a route, inside of all interceptors."""
 
         async def call(body: Body, context: HttpContext) -> Answer:
             return await self._answer(route, body, context)
 
         handler: Any = grpc.unary_unary_rpc_method_handler(call)
-        for interceptor in reversed(tuple(interceptors)):
+        for interceptor in reversed(interceptors):
             handler = interceptor.wrap(route.method, handler)
         wrapped: Handler = handler.unary_unary
         return wrapped
@@ -268,8 +267,7 @@ def _not_served(verb: str, path: str, by_verb: Mapping[str, Route]) -> Problem:
 
 
 def _max_bytes(route: Route, max_message_bytes: int) -> int:
-    method = descriptor_pool.Default().FindMethodByName(route.method.removeprefix("/").replace("/", "."))
-    return max_request_bytes(method.input_type, max_message_bytes)
+    return max_request_bytes(SERVICE.methods_by_name[route.name].input_type, max_message_bytes)
 
 
 def _trace_of(raw: web.BaseRequest) -> str:

@@ -1,12 +1,11 @@
 """Counts requests by method, route and status, and writes their lines of the access log."""
 
 import time
-from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
 from server.http.context import HttpContext
-from server.http.routes import Route
+from server.http.routes import BY_METHOD, Route
 from server.interceptors.chain import Guard, Interceptor
 from server.interceptors.observe import code_of
 from server.observability import logs
@@ -29,14 +28,13 @@ class HttpObserve(Interceptor):
         seconds: Of each request, by method, route and status.
     """
 
-    def __init__(self, routes: Iterable[Route], *, access_log: bool) -> None:
-        self._routes = {route.method: route for route in routes}
+    def __init__(self, *, access_log: bool) -> None:
         self._log = AccessLog(always=access_log)
         self.seconds: dict[Words, Histogram] = {}
 
     def guard(self, method: str) -> Guard:
         """Returns a guard that counts a call when it ends."""
-        route = self._routes[method]
+        route = BY_METHOD[method]
 
         def observe(context: Any) -> _ObserveGuard:
             return _ObserveGuard(self, route, context)

@@ -84,6 +84,7 @@ ROUTES = (
     Route("GET", ITEM, "GetItem", requests.get_item, answers.item, ("include",)),
     Route("DELETE", ITEM, "DeleteItem", requests.delete_item, answers.conversation),
 )
+BY_METHOD: Mapping[str, Route] = {route.method: route for route in ROUTES}
 # Methods of the contract with a path of their own that the OpenAI API does not have: they are served over gRPC alone.
 GRPC_ONLY = frozenset(("AppendItems", "BatchGetItems", "WatchConversations", "WatchItems"))
 
