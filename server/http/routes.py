@@ -1,7 +1,6 @@
 """ROUTES: what is served, in one table."""
 
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -15,7 +14,6 @@ from server.http.request import Request
 from server.services.conversations import ConversationsServicer
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ConversationsService"]
-_PLACE = re.compile(r"\{(\w+)\}")
 
 # Runs a method of the contract on its request.
 Run: TypeAlias = Callable[[ConversationsServicer, Any, HttpContext], Awaitable[Any]]
@@ -90,17 +88,12 @@ GRPC_ONLY = frozenset(("AppendItems", "BatchGetItems", "WatchConversations", "Wa
 
 
 class Router:
-    """Finds the route of a request by the number of steps in its path, and by those that are fixed."""
+    """Finds the route of a request by the steps of its path."""
 
-    def __init__(self, routes: Iterable[Route] = ROUTES) -> None:
-        self._routes: dict[int, list[tuple[tuple[str, ...], dict[str, Route]]]] = {}
-        for route in routes:
-            steps = tuple(route.path.split("/"))
-            known = self._routes.setdefault(len(steps), [])
-            by_verb = next((verbs for other, verbs in known if other == steps), None)
-            if by_verb is None:
-                known.append((steps, by_verb := {}))
-            by_verb[route.verb] = route
+    def __init__(self) -> None:
+        self._routes: dict[tuple[str, ...], dict[str, Route]] = {}
+        for route in ROUTES:
+            self._routes.setdefault(tuple(route.path.split("/")), {})[route.verb] = route
 
     def find(self, path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
         """Returns the routes of a path by their verbs, and what stands in its variable parts; nothing if it has none.
@@ -109,15 +102,19 @@ class Router:
             path: As it came, with its escapes.
         """
         given = path.split("/")
-        for steps, by_verb in self._routes.get(len(given), ()):
-            found: dict[str, str] = {}
-            for step, part in zip(steps, given, strict=True):
-                if step == part:
-                    continue
-                place = _PLACE.fullmatch(step)
-                if not (place and part):
-                    break
-                found[place[1]] = unquote(part, errors="replace")
-            else:
+        for steps, by_verb in self._routes.items():
+            found = _places(steps, given) if len(steps) == len(given) else None
+            if found is not None:
                 return by_verb, found
         return {}, {}
+
+
+def _places(steps: Sequence[str], given: Sequence[str]) -> dict[str, str] | None:
+    """Returns what stands in the variable parts of a path; None if another part differs, or one is empty."""
+    found: dict[str, str] = {}
+    for step, part in zip(steps, given, strict=True):
+        if step.startswith("{") and part:
+            found[step[1:-1]] = unquote(part, errors="replace")
+        elif step != part:
+            return None
+    return found

@@ -10,7 +10,7 @@ from google.api import annotations_pb2
 from server.http.routes import GRPC_ONLY, ROUTES, SERVICE
 from server.items import to_json
 from tests.support.build import append, get, list_items, new_item
-from tests.support.http import CONVERSATIONS, EdgeService, HttpClient
+from tests.support.http import CONVERSATIONS, EdgeService, HttpClient, RawConnection, request_text
 from tests.support.samples import SAMPLES, as_stored, strictly
 
 HELLO = {"role": "user", "content": "hello"}
@@ -231,3 +231,10 @@ async def test_what_is_not_served(http: HttpClient) -> None:
     assert (405, None, None, "Invalid URL (PUT /v1/conversations/conv_1)") == wrong.error
     assert "DELETE, GET, POST" == wrong.headers["Allow"]
     assert 405 == (await http.call("POST", "/healthz")).status
+
+
+async def test_a_name_in_braces_is_no_place(edge: EdgeService) -> None:
+    """A path that spells a place as the table of routes does is a path with that text in it."""
+    async with RawConnection.to(edge.address) as connection:
+        await connection.send(request_text("GET", f"{CONVERSATIONS}/{{conversation_id}}", "Connection: close"))
+        assert b"'{conversation_id}'. Expected an ID that begins with 'conv'" in await connection.rest()
