@@ -62,6 +62,15 @@ def invalid_type(path: str, expected: str, given: str) -> RequestInvalid:
     return invalid(message, "invalid_type", path)
 
 
+def too_many_elements(path: str, limit: int, length: int) -> Problem:
+    """Returns the answer to an array of ``length`` elements where ``limit`` may be."""
+    message = (
+        f"Invalid '{path}': array too long. Expected an array with maximum length {limit}, "
+        f"but got an array with length {length} instead."
+    )
+    return Problem(400, message, "array_above_max_length", path)
+
+
 def clip(text: str) -> str:
     """Returns ``text``, cut to what a message has room for."""
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

@@ -8,8 +8,7 @@ from conversations.v1.item_pb2 import NewItem
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from server.http.heads import ORDERS, TIME_ORDERS, etag_of, order_of, page_size_of, unknown_parameter
-from server.http.paths import Step, shown
-from server.http.problems import RequestInvalid, clip, invalid, invalid_type, unknown_cursor
+from server.http.problems import RequestInvalid, clip, invalid, invalid_type, too_many_elements, unknown_cursor
 from server.http.request import Request
 from server.items import ItemJsonError, ItemMisfit, Misfit, RoleMissing, fill_from_client, kind_of
 from server.items.text import Json, loads_checked
@@ -58,7 +57,7 @@ def update_conversation(request: Request) -> pb.UpdateConversationRequest:
     """Returns the message of POST /v1/conversations/{conversation_id}, which replaces the metadata."""
     document = _object(request, ("metadata",))
     if "metadata" not in document:
-        raise _missing(["metadata"])
+        raise _missing("metadata")
     message = pb.UpdateConversationRequest(
         conversation=Conversation(id=request.path["conversation_id"], etag=etag_of(request.if_match)),
         update_mask=FieldMask(paths=["metadata"]),
@@ -92,9 +91,9 @@ def create_items(request: Request) -> pb.CreateItemsRequest:
     document = _object(request, ("items",))
     items = document.get("items")
     if "items" not in document:
-        raise _missing(["items"])
+        raise _missing("items")
     if items is None:
-        raise _wrong_kind(["items"], "an array", items)
+        raise _wrong_kind("items", "an array", items)
     if items == []:
         rule = "Expected an array with minimum length 1, but got an empty array instead."
         raise invalid(f"Invalid 'items': empty array. {rule}", "empty_array", "items")
@@ -149,10 +148,10 @@ def _metadata(given: Json) -> dict[str, str]:
     if given is None:
         return {}
     if not isinstance(given, dict):
-        raise _wrong_kind(["metadata"], "an object", given)
+        raise _wrong_kind("metadata", "an object", given)
     for key, value in given.items():
         if not isinstance(value, str):
-            raise _wrong_kind(["metadata", clip(key)], "a string", value)
+            raise _wrong_kind(f"metadata.{clip(key)}", "a string", value)
     return {key: value for key, value in given.items() if isinstance(value, str)}
 
 
@@ -160,38 +159,30 @@ def _add_items(message: Writes, given: Json) -> None:
     if given is None:
         return
     if not isinstance(given, list):
-        raise _wrong_kind(["items"], "an array", given)
+        raise _wrong_kind("items", "an array", given)
     if len(given) > MAX_ITEMS:
-        text = (
-            f"Invalid 'items': array too long. Expected an array with maximum length {MAX_ITEMS}, "
-            f"but got an array with length {len(given)} instead."
-        )
-        raise invalid(text, "array_above_max_length", "items")
+        raise RequestInvalid(too_many_elements("items", MAX_ITEMS, len(given)))
     for index, each in enumerate(given):
+        where = f"items[{index}]"
         if not isinstance(each, dict):
-            raise _wrong_kind(["items", index], "an object", each)
+            raise _wrong_kind(where, "an object", each)
         try:
             fill_from_client(message.items.add(), each)
         except ItemMisfit as error:
-            raise _misfit(index, error.misfit) from None
+            raise _misfit(error.misfit.inside(where)) from None
         except RoleMissing:
-            where = f"items[{index}]"
             text = f"Invalid '{where}': a message needs a role: 'assistant', 'system', 'developer', or 'user'."
             raise invalid(text, "invalid_value", where) from None
 
 
-def _misfit(index: int, misfit: Misfit) -> RequestInvalid:
-    joint = "" if misfit.path.startswith("[") else "."
-    path = clip(f"items[{index}]{joint}{misfit.path}")
-    if not misfit.given:
-        return invalid(f"Missing required parameter: '{path}'.", "missing_required_parameter", path)
-    return invalid_type(path, misfit.expected, misfit.given)
+def _misfit(misfit: Misfit) -> RequestInvalid:
+    path = clip(misfit.path)
+    return invalid_type(path, misfit.expected, misfit.given) if misfit.given else _missing(path)
 
 
-def _wrong_kind(steps: list[Step], expected: str, given: Json) -> RequestInvalid:
-    return invalid_type(shown(steps), expected, kind_of(given))
+def _wrong_kind(path: str, expected: str, given: Json) -> RequestInvalid:
+    return invalid_type(path, expected, kind_of(given))
 
 
-def _missing(steps: list[Step]) -> RequestInvalid:
-    path = shown(steps)
+def _missing(path: str) -> RequestInvalid:
     return invalid(f"Missing required parameter: '{path}'.", "missing_required_parameter", path)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from server.errors import Violation
-from server.http.paths import Step, json_steps, lookup, shown
-from server.http.problems import Problem, clip, too_large, unknown_cursor
+from server.http.paths import json_steps, lookup, shown
+from server.http.problems import Problem, clip, too_large, too_many_elements, unknown_cursor
 from server.http.request import Request
 
 _MAX_MORE = 2  # further violations in a message
@@ -32,11 +32,7 @@ def _of_violation(violation: Violation, request: Request) -> Problem:
         return by_field(request)
     steps = json_steps(violation.field)
     words = _RULES.get(violation.reason, _other)
-    return words(shown(steps), _sent(steps, request), violation)
-
-
-def _sent(steps: list[Step], request: Request) -> object:
-    return lookup(request.document, steps)
+    return words(shown(steps), lookup(request.document, steps), violation)
 
 
 def _bad_conversation_id(request: Request) -> Problem:
@@ -71,12 +67,7 @@ def _wrong_prefix(path: str, value: object, violation: Violation) -> Problem:
 
 
 def _too_many_elements(path: str, value: object, violation: Violation) -> Problem:
-    limit, length = _limit(violation), _length(value)
-    message = (
-        f"Invalid '{path}': array too long. Expected an array with maximum length {limit}, "
-        f"but got an array with length {length} instead."
-    )
-    return Problem(400, message, "array_above_max_length", path)
+    return too_many_elements(path, _limit(violation), _length(value))
 
 
 def _too_many_pairs(path: str, value: object, violation: Violation) -> Problem:
