@@ -8,6 +8,7 @@ from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.item_pb2 import Item
 
+from server.http.problems import Problem
 from server.http.request import Request
 from server.items import write_item
 from server.items.text import Json, dumps
@@ -17,15 +18,21 @@ _NO_HEADERS: Mapping[str, str] = {}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A successful answer; 304 is one."""
+    """What is sent to a caller; ``closes``: whether the connection ends with it."""
 
     body: bytes
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    closes: bool = False
 
 
 # Makes an answer of a response, or of its bytes.
 MakeAnswer: TypeAlias = Callable[[Any, Request], Answer]
+
+
+def answer_of(problem: Problem) -> Answer:
+    """Returns the answer that tells of a problem."""
+    return Answer(problem.body(), problem.status, problem.all_headers(), problem.closes)
 
 
 def conversation(message: Conversation, request: Request) -> Answer:

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from server.authorization.audit_log import current_request
 from server.errors import ItemNotFound, ServiceError, forget_frames
-from server.http.answers import Answer
+from server.http.answers import Answer, answer_of
 from server.http.body import Body, SlowBodies
 from server.http.connection import Connection
 from server.http.context import HttpContext
@@ -22,10 +22,10 @@ from server.http.heads import read_query, request_id_of
 from server.http.observe import HttpObserve
 from server.http.openapi import DOCUMENT
 from server.http.problems import Problem, RequestInvalid, invalid_url, wrong_method
-from server.http.replies import Reply, Sender
 from server.http.request import Request
 from server.http.requests import read_document, unlocated
 from server.http.routes import ROUTES, SERVICE, Route, Router
+from server.http.sender import Sender
 from server.interceptors import CallerChain
 from server.interceptors.chain import Context, Interceptor
 from server.interceptors.decode import outline
@@ -108,19 +108,19 @@ class Edge:
         assert isinstance(connection, Connection)
         current_trace.set(_trace_of(raw) or token_hex(16))
         try:
-            reply = await self._reply(raw, connection)
-            return await self._sender.send(raw, connection, reply)
+            answer = await self._answer(raw, connection)
+            return await self._sender.send(raw, connection, answer)
         finally:
             if room := current_room.get():
                 room.release()
 
-    async def _reply(self, raw: web.BaseRequest, connection: Connection) -> Reply:
+    async def _answer(self, raw: web.BaseRequest, connection: Connection) -> Answer:
         began, path = time.perf_counter(), raw.rel_url.raw_path
         if path in PROBES and raw.method in _READ_ONLY:
             return await self._probe(PROBES[path])
         refusal = self._guards.refusal(raw, is_unix=connection.is_unix)
         if refusal is None and path == OPENAPI and raw.method in _READ_ONLY:
-            return Reply(200, DOCUMENT)
+            return Answer(DOCUMENT)
         by_verb, places = self._router.find(path)
         route = by_verb.get(raw.method)
         if refusal is None and route is None:
@@ -131,10 +131,10 @@ class Edge:
             refusal = await self._early_refusal(body)
         if refusal is not None:
             self.observe.count(raw.method, route.path if route else "", refusal.status, time.perf_counter() - began)
-            return Reply.of(refusal)
+            return answer_of(refusal)
         assert route
         context = HttpContext(raw, connection, Request(raw.method, places), checks_tokens=self._checks_tokens)
-        return Reply.of(await self._call(route, body, context))
+        return await self._call(route, body, context)
 
     async def _early_refusal(self, body: Body) -> Problem | None:
         """Reads a body that is small; returns the answer to one that is refused before its caller is known."""
@@ -146,18 +146,18 @@ class Edge:
             return error.problem
         return None
 
-    async def _call(self, route: Route, body: Body, context: HttpContext) -> Answer | Problem:
+    async def _call(self, route: Route, body: Body, context: HttpContext) -> Answer:
         try:
             return await self._handlers[route](body, context)
         except grpc.aio.AbortError:
             assert context.problem
-            return context.problem
+            return answer_of(context.problem)
 
     def _handler(self, route: Route, interceptors: Sequence[Interceptor]) -> Handler:
         """Returns what answers a route, inside of all interceptors."""
 
         async def call(body: Body, context: HttpContext) -> Answer:
-            return await self._answer(route, body, context)
+            return await self._serve(route, body, context)
 
         handler: Any = grpc.unary_unary_rpc_method_handler(call)
         for interceptor in reversed(interceptors):
@@ -165,7 +165,7 @@ class Edge:
         wrapped: Handler = handler.unary_unary
         return wrapped
 
-    async def _answer(self, route: Route, body: Body, context: HttpContext) -> Answer:
+    async def _serve(self, route: Route, body: Body, context: HttpContext) -> Answer:
         """Runs the method of a route for a caller who is known and allowed."""
         request = context.request
         _read_head(route, request, context)
@@ -222,12 +222,12 @@ class Edge:
             room.shrink(len(answer.body))
         return answer
 
-    async def _probe(self, name: str) -> Reply:
+    async def _probe(self, name: str) -> Answer:
         none: Any = None  # a context is needed for names that do not exist
         status = (await self._parts.health.Check(health_pb2.HealthCheckRequest(service=name), none)).status
         word = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
         serving = status == health_pb2.HealthCheckResponse.SERVING
-        return Reply(200 if serving else 503, b'{"status":"%s"}' % word.encode())
+        return Answer(b'{"status":"%s"}' % word.encode(), 200 if serving else 503)
 
 
 def _read_head(route: Route, request: Request, context: HttpContext) -> None:

@@ -1,15 +1,12 @@
-"""Replies: what is sent to a caller, and how long that may take."""
+"""Sends answers to callers, who have so long to take them."""
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from server.http.answers import Answer
 from server.http.connection import SERVER, Connection
-from server.http.problems import Problem
 from server.interceptors.drain_gate import DrainGate
 from server.observability.trace_context import current_trace
 from server.settings.service import Settings
@@ -17,25 +14,8 @@ from server.settings.service import Settings
 _FITTING_BYTES = 16 * 1024  # a quarter of what a transport takes without anybody reading it
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What is sent to the caller."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    closes: bool = False
-
-    @classmethod
-    def of(cls, answer: Answer | Problem) -> "Reply":
-        """Returns the reply of an answer or a problem."""
-        if isinstance(answer, Answer):
-            return cls(answer.status, answer.body, answer.headers)
-        return cls(answer.status, answer.body(), answer.all_headers(), answer.closes)
-
-
 class Sender:
-    """Sends replies; ends connections that are old, and in a drain.
+    """Sends answers; ends connections that are old, and in a drain.
 
     Args:
         settings: How old a connection may be, how long a caller may take, and what is compressed.
@@ -46,10 +26,10 @@ class Sender:
         self._settings = settings
         self._drain_gate = drain_gate
 
-    async def send(self, raw: web.BaseRequest, connection: Connection, reply: Reply) -> web.StreamResponse:
-        """Sends a reply; gives up on a caller who does not take it."""
-        response = self._response(raw, connection, reply)
-        fits = len(reply.body) <= _FITTING_BYTES and raw.transport and not raw.transport.get_write_buffer_size()
+    async def send(self, raw: web.BaseRequest, connection: Connection, answer: Answer) -> web.StreamResponse:
+        """Sends an answer; gives up on a caller who does not take it."""
+        response = self._response(raw, connection, answer)
+        fits = len(answer.body) <= _FITTING_BYTES and raw.transport and not raw.transport.get_write_buffer_size()
         try:
             # A timer costs more than sending an answer for which there is room.
             async with nullcontext() if fits else asyncio.timeout(self._settings.http_idle_seconds):
@@ -63,17 +43,17 @@ class Sender:
             connection.force_close()  # aiohttp would read on for a while, and decompress what nobody wants
         return response
 
-    def _response(self, raw: web.BaseRequest, connection: Connection, reply: Reply) -> web.Response:
-        headers = {"x-request-id": f"req_{current_trace.get()}", "Server": SERVER, **reply.headers}
-        if reply.body:
+    def _response(self, raw: web.BaseRequest, connection: Connection, answer: Answer) -> web.Response:
+        headers = {"x-request-id": f"req_{current_trace.get()}", "Server": SERVER, **answer.headers}
+        if answer.body:
             headers["Content-Type"] = "application/json"
-        response = web.Response(body=reply.body, status=reply.status, headers=headers)
+        response = web.Response(body=answer.body, status=answer.status, headers=headers)
         age = asyncio.get_running_loop().time() - connection.began
         draining = self._drain_gate.draining.is_set()
-        if reply.closes or draining or age > self._settings.connection_age_seconds:
+        if answer.closes or draining or age > self._settings.connection_age_seconds:
             response.force_close()
         smallest = self._settings.http_gzip_bytes
-        if smallest and len(reply.body) >= smallest:
+        if smallest and len(answer.body) >= smallest:
             response.headers["Vary"] = "Accept-Encoding"
             if _takes_gzip(raw.headers.get("Accept-Encoding", "")):
                 response.enable_compression(web.ContentCoding.gzip)
