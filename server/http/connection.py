@@ -68,7 +68,7 @@ class Connection(RequestHandler):
             return
         self._head_bytes += len(data)  # the parser is in the middle of a head
         if self._head_bytes > self._max_head_bytes and self.transport is not None:
-            self.transport.write(written(HEAD_TOO_LARGE))
+            self.transport.write(_written(HEAD_TOO_LARGE))
             self.force_close()
 
     def handle_error(
@@ -89,7 +89,7 @@ class Connection(RequestHandler):
             self.log_exception("unexpected error", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has been sent in part")
-        return response_of(NOT_HTTP if status < 500 else UNEXPECTED)
+        return _response_of(NOT_HTTP if status < 500 else UNEXPECTED)
 
     def log_exception(self, *_args: Any, exc_info: BaseException | None = None, **_kwargs: Any) -> None:
         """Logs an error without its text, which may hold content."""
@@ -99,31 +99,27 @@ class Connection(RequestHandler):
 class Refusal(asyncio.Protocol):
     """A connection beyond the limit: it is told so, and closed."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Any) -> None:
         """Answers without a request."""
-        assert isinstance(transport, asyncio.WriteTransport) or hasattr(transport, "write")
-        transport.write(written(TOO_MANY_CONNECTIONS))
+        transport.write(_written(TOO_MANY_CONNECTIONS))
         transport.close()
 
 
-def response_of(problem: Problem) -> web.Response:
+def _headers_of(problem: Problem) -> dict[str, str]:
+    return {**problem.all_headers(), "Content-Type": "application/json", "Server": SERVER}
+
+
+def _response_of(problem: Problem) -> web.Response:
     """Returns the response to a request that nothing is known of."""
-    headers = {**problem.all_headers(), "Content-Type": "application/json", "Server": SERVER}
-    response = web.Response(status=problem.status, body=problem.body(), headers=headers)
+    response = web.Response(status=problem.status, body=problem.body(), headers=_headers_of(problem))
     response.force_close()
     return response
 
 
-def written(problem: Problem) -> bytes:
+def _written(problem: Problem) -> bytes:
     """Returns the bytes of an answer that ends its connection."""
     body = problem.body()
-    headers = {
-        **problem.all_headers(),
-        "Content-Type": "application/json",
-        "Content-Length": str(len(body)),
-        "Connection": "close",
-        "Server": SERVER,
-    }
+    headers = {**_headers_of(problem), "Content-Length": str(len(body)), "Connection": "close"}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"HTTP/1.1 {problem.status} \r\n{lines}\r\n".encode() + body
 
