@@ -14,6 +14,7 @@ from aiohttp import web
 from server.errors import cannot_listen
 from server.http.connection import Connection, Refusal
 from server.http.tls import server_context
+from server.interceptors.running import Running
 from server.settings.addresses import Address
 from server.settings.service import Settings
 from server.transport.server import clear_socket
@@ -44,9 +45,7 @@ class Connections(web.Server):
         super().__init__(self._count_in, handler_cancellation=True)  # a caller that goes ends its query
         self._handle = handle
         self._limit = settings.http_max_connections
-        self._running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._running = Running()
         self.count = 0
         self.refused = 0
         self._options: dict[str, Any] = {
@@ -88,23 +87,16 @@ class Connections(web.Server):
         super().connection_lost(handler, exc)
 
     async def _count_in(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._running += 1
-        self._idle.clear()
+        self._running.begin()
         try:
             return await self._handle(request)
         finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+            self._running.end()
 
     async def end(self, grace: float) -> None:
         """Closes idle connections, and the others when their answers are sent, or after ``grace`` seconds."""
         self.pre_shutdown()
-        try:
-            async with asyncio.timeout(grace):
-                await self._idle.wait()
-        except TimeoutError:
-            pass
+        await self._running.wait_idle(grace)
         transports = [each.transport for each in self.connections if each.transport]
         await self.shutdown(_LAST_SECONDS)
         await asyncio.sleep(_FLUSH_SECONDS)

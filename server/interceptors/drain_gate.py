@@ -10,6 +10,7 @@ from types import TracebackType
 
 from server.errors import ShuttingDown, StoreUnavailable
 from server.interceptors.chain import Guard, Interceptor, is_public_method
+from server.interceptors.running import Running
 
 
 class DrainGate(Interceptor):
@@ -20,7 +21,7 @@ class DrainGate(Interceptor):
     thousands of times a second.
 
     Attributes:
-        count: Calls that run now.
+        running: Counts the calls.
         draining: Set when the drain begins; streams of appends end then.
         refusing: Set when connections have been told to go away; watches end then, and calls that are held.
     """
@@ -28,12 +29,10 @@ class DrainGate(Interceptor):
     def __init__(self, on_refuse: Callable[[], None] = lambda: None) -> None:
         """``on_refuse``: called when `refusing` is set."""
         self._on_refuse = on_refuse
-        self.count = 0
+        self.running = Running()
         self.draining = asyncio.Event()
         self._is_open = False
         self.refusing = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def guard(self, method: str) -> Guard | None:
         """Returns this object; None for health and reflection, which answer from start to end."""
@@ -64,21 +63,9 @@ class DrainGate(Interceptor):
             raise ShuttingDown
         if not self._is_open:
             raise StoreUnavailable
-        self.count += 1
-        self._idle.clear()
+        self.running.begin()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.count -= 1
-        if not self.count:
-            self._idle.set()
-
-    async def wait_idle(self, seconds: float) -> bool:
-        """Waits for all calls to end; returns whether they did within ``seconds``."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        self.running.end()

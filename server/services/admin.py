@@ -69,7 +69,7 @@ class AdminServicer(AdminServiceServicer):
             waits_for=process.readiness.waits_for,
             draining=process.drain_gate.draining.is_set(),
             listeners=map(str, process.addresses),
-            calls=process.drain_gate.count,
+            calls=process.drain_gate.running.count,
             pool=pb.Pool(size=process.database.size, in_use=process.database.in_use),
             schema_revision=HEAD,
             policy=_policy(process.policy),

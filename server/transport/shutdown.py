@@ -55,5 +55,5 @@ async def drain(
     await asyncio.sleep(_GOAWAY_SECONDS)
     drain_gate.refuse_held()
     await asyncio.gather(*stopping)
-    if not await drain_gate.wait_idle(seconds=2):
+    if not await drain_gate.running.wait_idle(seconds=2):
         log.warning("calls were still running at the end")
