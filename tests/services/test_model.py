@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 from server.settings.addresses import Address
 from tests.support import build
 from tests.support.http import edge_service
-from tests.support.http_turns import HttpConversation, HttpItem, HttpItems, HttpRefusal, HttpTurns
+from tests.support.http_turns import HttpConversation, HttpItem, HttpItems, HttpTurns
 from tests.support.model import CODES, Entry, Log, Model, New, Page, Refused
 from tests.support.problems import problem, problem_of
 from tests.support.service import Service
@@ -84,7 +84,7 @@ class Machine(RuleBasedStateMachine):
         answer, reason, result, expected = None, "", None, ""
         try:
             answer = self.ask(method, request)
-        except HttpRefusal as refusal:
+        except Refused as refusal:
             reason = refusal.reason
         except grpc.RpcError as error:
             told = problem_of(error)  # type: ignore[arg-type] # has the same methods

@@ -13,6 +13,7 @@ from conversations.v1.item_pb2 import NewItem
 from server.settings.addresses import Address
 from tests.support.build import text_of
 from tests.support.http import CONVERSATIONS, JSON
+from tests.support.model import Refused
 
 # Status, code and param of a refusal, and its reason over gRPC; what is missing has two reasons.
 _REASONS = {
@@ -22,14 +23,6 @@ _REASONS = {
     (422, "idempotency_key_reused", None): "REQUEST_ID_REUSED",
 }
 _SECONDS = 20.0
-
-
-class HttpRefusal(Exception):
-    """A request was refused, for this reason."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class HttpTurns:
         """The answer; None if there is no such request over HTTP.
 
         Raises:
-            HttpRefusal: It is refused.
+            Refused: It is refused.
         """
         asked = _asked(method, request)
         if asked is None:
@@ -92,7 +85,7 @@ class HttpTurns:
         answer = self._connection.getresponse()
         told = json.loads(answer.read())
         if answer.status != 200:
-            raise HttpRefusal(_reason(answer.status, told["error"]))
+            raise Refused(_reason(answer.status, told["error"]))
         return _shown(told, answer.headers["ETag"])
 
 

@@ -22,7 +22,7 @@ DEFAULT_PAGE, LARGEST_PAGE = 20, 100
 
 
 class Refused(Exception):
-    """The model refuses the call; nothing changed."""
+    """The call is refused, by the model or by the edge; nothing changed."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
