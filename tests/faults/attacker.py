@@ -23,7 +23,7 @@ from conversations.v1.content_pb2 import Opaque
 from grpc_health.v1 import health_pb2
 
 from tests.faults import http2
-from tests.faults.attack import Attack, Work
+from tests.faults.attack import Attack, by_name, connection
 from tests.faults.http2 import Flag, Kind
 from tests.faults.http_attacker import HTTP_ATTACKS
 from tests.support.build import new_item, user_message
@@ -45,21 +45,9 @@ _OPTIONS = [
 
 @asynccontextmanager
 async def _connection(attack: Attack, hello: bytes) -> AsyncIterator[asyncio.StreamWriter]:
-    host, _, port = attack.address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    reading = asyncio.create_task(_read(reader))
-    try:
+    async with connection(attack) as writer:
         writer.write(hello)
         yield writer
-    finally:
-        reading.cancel()
-        writer.transport.abort()
-
-
-async def _read(reader: asyncio.StreamReader) -> None:
-    with suppress(OSError):
-        while await reader.read(256 * 1024):
-            pass
 
 
 async def _flood(attack: Attack, connections: int, chunks: Callable[[], Any]) -> int:
@@ -387,35 +375,32 @@ async def health_watches(attack: Attack) -> int:
     return 2000
 
 
-ATTACKS: dict[str, Work] = {
-    work.__name__: work
-    for work in (
-        rapid_reset,
-        ping_flood,
-        settings_flood,
-        continuation_flood,
-        empty_data_flood,
-        silent,
-        many_connections,
-        slow_drip,
-        zero_window,
-        malformed_streams,
-        partial_messages,
-        partial_messages_for_reflection,
-        empty_ids,
-        empty_permissions,
-        nested_json,
-        large_bodies,
-        many_bodies,
-        many_bodies_for_small,
-        many_bodies_for_health,
-        bombs_for_health,
-        bombs,
-        many_bodies_of_four,
-        idle_streams,
-        health_watches,
-    )
-} | HTTP_ATTACKS
+ATTACKS = HTTP_ATTACKS | by_name(
+    rapid_reset,
+    ping_flood,
+    settings_flood,
+    continuation_flood,
+    empty_data_flood,
+    silent,
+    many_connections,
+    slow_drip,
+    zero_window,
+    malformed_streams,
+    partial_messages,
+    partial_messages_for_reflection,
+    empty_ids,
+    empty_permissions,
+    nested_json,
+    large_bodies,
+    many_bodies,
+    many_bodies_for_small,
+    many_bodies_for_health,
+    bombs_for_health,
+    bombs,
+    many_bodies_of_four,
+    idle_streams,
+    health_watches,
+)
 
 
 async def launch(attack: Attack) -> int:

@@ -5,16 +5,16 @@ import gzip
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
 
-from tests.faults.attack import Attack, Work
+from tests.faults.attack import Attack, by_name, connection
 
 _MIB = 1024 * 1024
 _NOT_TAKEN = (OSError, aiohttp.ClientError, TimeoutError)  # what becomes of an attack that is ended
-_READ_BYTES = 256 * 1024
 
 
 # -- bytes that no client sends
@@ -30,26 +30,6 @@ def _items(attack: Attack) -> str:
     return f"/v1/conversations/{attack.conversation_id}/items"
 
 
-@asynccontextmanager
-async def _connection(attack: Attack, *, reads: bool = True) -> AsyncIterator[asyncio.StreamWriter]:
-    """A connection whose answers are dropped, or left where they are."""
-    host, _, port = attack.address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port), limit=_READ_BYTES if reads else 1024)
-    reading = asyncio.create_task(_drop(reader)) if reads else None
-    try:
-        yield writer
-    finally:
-        if reading:
-            reading.cancel()
-        writer.transport.abort()
-
-
-async def _drop(reader: asyncio.StreamReader) -> None:
-    with suppress(OSError):
-        while await reader.read(_READ_BYTES):
-            pass
-
-
 async def _held(attack: Attack, connections: int, drip: Callable[[int], bytes], *, reads: bool = True) -> int:
     """Connections that are kept, and made again when they are closed; what each sends in each second of its life.
 
@@ -61,7 +41,7 @@ async def _held(attack: Attack, connections: int, drip: Callable[[int], bytes], 
         nonlocal made
         while time.monotonic() < end:
             with suppress(*_NOT_TAKEN):
-                async with _connection(attack, reads=reads) as writer, asyncio.timeout(end - time.monotonic()):
+                async with connection(attack, reads=reads) as writer, asyncio.timeout(end - time.monotonic()):
                     made += 1
                     second = 0
                     while not writer.transport.is_closing():
@@ -105,10 +85,7 @@ async def http_slow_bodies(attack: Attack) -> int:
 
 async def http_pipelined(attack: Attack) -> int:
     """20 connections that send 20,000 requests ahead, and 20 that ask for 100 large pages and take no answer."""
-    small, large = (
-        _head(attack, "GET", _items(attack) + "?limit=1"),
-        _head(attack, "GET", _items(attack) + "?limit=100"),
-    )
+    small, large = (_head(attack, "GET", f"{_items(attack)}?limit={limit}") for limit in (1, 100))
     counts = await asyncio.gather(
         _held(attack, 20, lambda second: b"" if second else small * 20_000),
         _held(attack, 20, lambda second: b"" if second else large * 100, reads=False),
@@ -176,7 +153,7 @@ async def http_large_bodies(attack: Attack) -> int:
     """Items of 7 MiB twice in a request for a conversation that is not there, 30 at once."""
     item = {"role": "user", "content": "x" * (7 * _MIB)}
     body = json.dumps({"items": [item, item]}).encode()
-    nowhere = Attack(attack.name, attack.address, attack.token, "conv_nowhere", attack.seconds)
+    nowhere = replace(attack, conversation_id="conv_nowhere")
     return await _again(nowhere, 30, _posted(nowhere, lambda: body), pause=0.5)
 
 
@@ -194,16 +171,13 @@ async def http_disconnects(attack: Attack) -> int:
     return await _again(attack, 50, leave)
 
 
-HTTP_ATTACKS: dict[str, Work] = {
-    work.__name__: work
-    for work in (
-        http_silent,
-        http_slow_heads,
-        http_slow_bodies,
-        http_pipelined,
-        http_half_bodies,
-        http_bombs,
-        http_large_bodies,
-        http_disconnects,
-    )
-}
+HTTP_ATTACKS = by_name(
+    http_silent,
+    http_slow_heads,
+    http_slow_bodies,
+    http_pipelined,
+    http_half_bodies,
+    http_bombs,
+    http_large_bodies,
+    http_disconnects,
+)
