@@ -77,5 +77,4 @@ async def test_what_is_no_key(http: HttpClient, key: str) -> None:
 
 def test_keys_become_the_same_ids_for_ever() -> None:
     """What a key stands for is stored, so a later version must not change it."""
-    assert "e4a4bd0c-5b0a-5b3c-8d1f-a1a6a1b5a1a5" != request_id_of("a")
-    assert request_id_of("a") == request_id_of("a") != request_id_of("A")
+    assert "647f1b2e-a909-520c-b67f-877a2c3a1b33" == request_id_of("a") != request_id_of("A")
