@@ -65,23 +65,26 @@ class HttpClient:
 
     async def get(self, path: str, **headers: str) -> Answered:
         """Sends a GET."""
-        return await self.call("GET", path, headers=headers)
+        return await self.call("GET", path, headers=_named(headers))
 
     async def post(self, path: str, body: Any = None, **headers: str) -> Answered:
         """Sends a POST with JSON."""
-        return await self.call("POST", path, body, headers={name.replace("_", "-"): v for name, v in headers.items()})
+        return await self.call("POST", path, body, headers=_named(headers))
 
     async def delete(self, path: str, **headers: str) -> Answered:
         """Sends a DELETE."""
-        return await self.call(
-            "DELETE", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
-        )
+        return await self.call("DELETE", path, headers=_named(headers))
 
     async def create(self, *items: Any, **more: Any) -> str:
         """The path of a new conversation with these items."""
         made = await self.post(CONVERSATIONS, {"items": list(items), **more})
         assert 200 == made.status, made.body
         return f"{CONVERSATIONS}/{made.json['id']}"
+
+
+def _named(headers: Mapping[str, str]) -> dict[str, str]:
+    """Headers of which each is named by a Python identifier or as it is."""
+    return {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ async def http_client(address: Address, **options: Any) -> AsyncIterator[HttpCli
         options["connector"] = aiohttp.UnixConnector(str(address.path))
     scheme = "https" if "connector" in options and not address.path else "http"
     base = "http://localhost" if address.path else f"{scheme}://{address}"
-    async with aiohttp.ClientSession(auto_decompress=True, **options) as session:
+    async with aiohttp.ClientSession(**options) as session:
         yield HttpClient(session, base)
 
 
