@@ -7,7 +7,6 @@ time of both services and of PostgreSQL is compared (Python 3.12, or OGX_PYTHON)
 
 import argparse
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -15,11 +14,10 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-import aiohttp
 import grpc.aio
 
 from bench.grpc_target import target
-from bench.openai_target import CONNECTIONS, OpenAiTarget
+from bench.openai_target import OpenAiTarget, free_port, session_at
 from bench.postgres import private_postgres
 from bench.process import started
 from bench.rounds import Open, Run, opened, peers
@@ -33,7 +31,7 @@ WORKLOADS = ("create", "append 1", "append 20", "newest 20 of 100", "get", "get 
 @asynccontextmanager
 async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[Target]:
     """A server on the database at ``url``, and a client of the protocol that is measured."""
-    port = _free_port()
+    port = free_port()
     settings = {"CONVERSATIONS_DATABASE_URL": url, "CONVERSATIONS_LISTEN": "127.0.0.1:0"}
     if name != GRPC:
         settings["CONVERSATIONS_HTTP_LISTEN"] = f"127.0.0.1:{port}"
@@ -43,9 +41,7 @@ async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[Target
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(process.address))
             yield target(name, process.pid, channel)
             return
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS)
-        session = aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector, raise_for_status=True)
-        yield OpenAiTarget(process.pid, await stack.enter_async_context(session), name)
+        yield OpenAiTarget(process.pid, await stack.enter_async_context(session_at(port)), name)
 
 
 async def measure(rounds: int, share: float, *, with_ogx: bool) -> None:
@@ -85,12 +81,6 @@ def _print(run: Run, workload: str) -> None:
         ratios = sorted(one / other for one, other in zip(own, base, strict=True))
         line += f" {median(own):9.1f} µs {median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
     print(line)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 if __name__ == "__main__":

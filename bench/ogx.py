@@ -19,7 +19,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -32,7 +31,7 @@ import asyncpg
 import yaml
 from sqlalchemy.engine import make_url
 
-from bench.openai_target import CONNECTIONS, OpenAiTarget
+from bench.openai_target import OpenAiTarget, free_port, session_at
 from bench.target import PeerUnavailable, Target
 
 NAME = "ogx"
@@ -70,14 +69,9 @@ async def ogx(url: str, folder: Path) -> AsyncIterator[Target]:
     Raises:
         PeerUnavailable: There is no Python 3.12, or the server cannot be installed or started.
     """
-    environment, port = await _installed(), _free_port()
+    environment, port = await _installed(), free_port()
     config = _configure(folder / NAME, await _place(url), port)
-    async with (
-        _server(environment, config) as process,
-        aiohttp.ClientSession(
-            f"http://127.0.0.1:{port}", connector=aiohttp.TCPConnector(limit=CONNECTIONS), raise_for_status=True
-        ) as session,
-    ):
+    async with _server(environment, config) as process, session_at(port) as session:
         await _ready(process, session, _log(config))
         yield _Ogx(process.pid, session, NAME, peer=True, url=url)
 
@@ -186,12 +180,6 @@ def _configure(folder: Path, place: Mapping[str, str], port: int) -> Path:
     path.touch(0o600)  # may hold a password
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @asynccontextmanager

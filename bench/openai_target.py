@@ -1,5 +1,6 @@
 """A client of the OpenAI Conversations API over HTTP, for every service that offers it."""
 
+import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,21 @@ import aiohttp
 
 from bench.grpc_target import TEXT
 
-CONNECTIONS = 64
+_CONNECTIONS = 64
 _ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": TEXT}]}
+
+
+def free_port() -> int:
+    """A port for a service that has to be told one."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def session_at(port: int) -> aiohttp.ClientSession:
+    """The connections to a service; an answer that is an error is raised."""
+    connector = aiohttp.TCPConnector(limit=_CONNECTIONS)
+    return aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector, raise_for_status=True)
 
 
 @dataclass(frozen=True)
