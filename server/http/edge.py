@@ -123,18 +123,15 @@ class Edge:
             return Answer(DOCUMENT)
         by_verb, places = self._router.find(path)
         route = by_verb.get(raw.method)
-        if refusal is None and route is None:
-            refusal = _not_served(raw.method, path, by_verb)
-        if refusal is None:
-            assert route
+        if refusal is None and route is not None:
             body = Body(raw, self._limits[route])
             refusal = await self._early_refusal(body)
-        if refusal is not None:
-            self.observe.count(raw.method, route.path if route else "", refusal.status, time.perf_counter() - began)
-            return answer_of(refusal)
-        assert route
-        context = HttpContext(raw, connection, Request(raw.method, places), checks_tokens=self._checks_tokens)
-        return await self._call(route, body, context)
+            if refusal is None:
+                context = HttpContext(raw, connection, Request(raw.method, places), checks_tokens=self._checks_tokens)
+                return await self._call(route, body, context)
+        refusal = refusal or _not_served(raw.method, path, by_verb)
+        self.observe.count(raw.method, route.path if route else "", refusal.status, time.perf_counter() - began)
+        return answer_of(refusal)
 
     async def _early_refusal(self, body: Body) -> Problem | None:
         """Reads a body that is small; returns the answer to one that is refused before its caller is known."""
