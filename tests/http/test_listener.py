@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import json
-import socket
 import ssl
 import subprocess
 import sys
@@ -486,19 +485,14 @@ async def _held(address: Address) -> tuple[int, Any]:
 # -- TLS
 
 
-def _client(files: TlsFiles | None = None) -> ssl.SSLContext:
+def _client(*certificate_and_key: bytes) -> ssl.SSLContext:
     made = ssl.create_default_context(cadata=CA.pem.decode())
     made.check_hostname = False
-    if files:
-        made.load_cert_chain(files.path("tls_certificate"), files.path("tls_key"))
+    if certificate_and_key:
+        with TemporaryDirectory() as name:
+            files = TlsFiles(Path(name)).put(*certificate_and_key)
+            made.load_cert_chain(files.path("tls_certificate"), files.path("tls_key"))
     return made
-
-
-def _issued(authority: Any, *args: Any, **fields: Any) -> TlsFiles:
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-    folder.mkdir()
-    return TlsFiles(folder).put(*authority.issue(*args, **fields))
 
 
 async def _get(address: Address, context: ssl.SSLContext, path: str = CONVERSATIONS) -> int:
@@ -510,7 +504,7 @@ async def test_tls(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """New connections get new files; a certificate of a CA that was removed is refused, with and without a session."""
     monkeypatch.setattr(tls, "_POLL_SECONDS", 0.05)
     files = TlsFiles(tmp_path).put(*CA.issue("server", hosts=("localhost",)), CA.pem + OTHER_CA.pem)
-    ours, others = (_client(_issued(each, "client")) for each in (CA, OTHER_CA))
+    ours, others = (_client(*each.issue("client")) for each in (CA, OTHER_CA))
     others.maximum_version = ssl.TLSVersion.TLSv1_2  # whose sessions are resumed by their ids
     async with edge_service(service.url, **files.settings) as served:
         assert [200, 200] == [await _get(served.address, each) for each in (ours, others)]
@@ -541,9 +535,8 @@ async def test_principals_of_certificates(service: Service, tmp_path: Path) -> N
                     stub = ConversationsServiceStub(channel)
                     made = await stub.CreateConversation(create())
                     assert (await stub.GetConversation(get(made.id))).owner
-                with TemporaryDirectory() as name:
-                    context = _client(TlsFiles(Path(name)).put(certificate, key))
-                assert 200 == await _get(served.address, context, f"{CONVERSATIONS}/{made.id}")
+                path = f"{CONVERSATIONS}/{made.id}"
+                assert 200 == await _get(served.address, _client(certificate, key), path)
 
 
 async def test_two_servers_cannot_have_one_address(edge: EdgeService, service: Service) -> None:
@@ -559,11 +552,3 @@ def test_nothing_is_loaded_without_an_address() -> None:
     program = "import sys, server.app.service as _; print('aiohttp' in sys.modules, 'server.http' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "False False\n" == ran.stdout
-
-
-@pytest.fixture
-def unused_tcp_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
