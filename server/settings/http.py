@@ -1,7 +1,7 @@
 """Settings of the HTTP edge."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode
@@ -20,13 +20,7 @@ def _each_once(found: tuple[Address, ...]) -> tuple[Address, ...]:
     return found
 
 
-def _split_addresses(value: Any) -> Any:
-    return () if value is None else split(value)
-
-
-OptionalAddresses = Annotated[
-    tuple[Address, ...], NoDecode, BeforeValidator(_split_addresses), AfterValidator(_each_once)
-]
+OptionalAddresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(split), AfterValidator(_each_once)]
 
 
 class HttpSettings(BaseSettings):
