@@ -7,16 +7,17 @@ others: no content, no ids of callers or of what they ask for.
 In the chain only while tracing is on.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from opentelemetry import context as otel
 from opentelemetry import propagate
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_span_id, format_trace_id, set_span_in_context
 
-from server.interceptors.chain import Context, Guard, Interceptor, is_contract_method
+from server.interceptors.chain import Guard, Interceptor, is_contract_method
 from server.interceptors.observe import code_of
 from server.observability.trace_context import current_span, current_trace
 
@@ -44,10 +45,10 @@ class _Values(Getter[Metadata]):
 VALUES = _Values()
 
 
-def start_span(tracer: Tracer, name: str, attributes: dict[str, str], metadata: Metadata) -> Span:
+def _start_span(tracer: Tracer, name: str, attributes: dict[str, str], metadata: Metadata) -> Span:
     """Starts the span of a call, of which everything else in the call is a part; returns it."""
     parent = propagate.extract(metadata, getter=VALUES)
-    span = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+    span = tracer._start_span(name, parent, SpanKind.SERVER, attributes)
     # Never reset: a generator may be closed in another context (grpc/grpc#42295).
     # Each call has a context of its own.
     otel.attach(set_span_in_context(span, parent))
@@ -72,29 +73,50 @@ class Tracing(Interceptor):
             return None
         name = method.removeprefix("/")
         attributes = {"rpc.system.name": "grpc", "rpc.method": name}
-        return lambda context: _TracingGuard(self._tracer, name, attributes, context)
+        return lambda context: _CallSpan(self._tracer, name, attributes, context)
 
 
-class _TracingGuard:
-    __slots__ = ("_attributes", "_context", "_name", "_span", "_tracer")
+class SpanGuard(ABC):
+    """The span of one call.
 
-    def __init__(self, tracer: Tracer, name: str, attributes: dict[str, str], context: Context) -> None:
+    Args:
+        tracer: Makes it.
+        name: Of the span.
+        attributes: Known before the call.
+        context: Of the call.
+    """
+
+    __slots__ = ("_attributes", "_name", "_span", "_tracer", "context")
+
+    def __init__(self, tracer: Tracer, name: str, attributes: dict[str, str], context: Any) -> None:
+        self.context = context
         self._tracer = tracer
         self._name = name
         self._attributes = attributes
-        self._context = context
         self._span: Span
 
+    @abstractmethod
+    def result(self, error: BaseException | None) -> tuple[str, str | int, bool]:
+        """Returns the name and the value of the attribute that says how the call ended, and whether it failed."""
+
     async def __aenter__(self) -> None:
-        metadata = tuple(self._context.invocation_metadata() or ())
-        self._span = start_span(self._tracer, self._name, self._attributes, metadata)
+        metadata = tuple(self.context.invocation_metadata() or ())
+        self._span = _start_span(self._tracer, self._name, self._attributes, metadata)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        code = code_of(self._context, error)
-        self._span.set_attribute("rpc.response.status_code", code)
-        if code in _ERRORS:
-            self._span.set_attribute("error.type", code)
+        name, value, failed = self.result(error)
+        self._span.set_attribute(name, value)
+        if failed:
+            self._span.set_attribute("error.type", str(value))
             self._span.set_status(StatusCode.ERROR)
         self._span.end()
+
+
+class _CallSpan(SpanGuard):
+    __slots__ = ()
+
+    def result(self, error: BaseException | None) -> tuple[str, str | int, bool]:
+        code = code_of(self.context, error)
+        return "rpc.response.status_code", code, code in _ERRORS
