@@ -48,7 +48,7 @@ VALUES = _Values()
 def _start_span(tracer: Tracer, name: str, attributes: dict[str, str], metadata: Metadata) -> Span:
     """Starts the span of a call, of which everything else in the call is a part; returns it."""
     parent = propagate.extract(metadata, getter=VALUES)
-    span = tracer._start_span(name, parent, SpanKind.SERVER, attributes)
+    span = tracer.start_span(name, parent, SpanKind.SERVER, attributes)
     # Never reset: a generator may be closed in another context (grpc/grpc#42295).
     # Each call has a context of its own.
     otel.attach(set_span_in_context(span, parent))
