@@ -17,6 +17,7 @@
     ├── ResponseTooLarge         RESOURCE_EXHAUSTED
     ├── Overloaded               RESOURCE_EXHAUSTED
     ├── ItemExists               ALREADY_EXISTS
+    ├── ConversationExists       ALREADY_EXISTS
     ├── RequestIdReused          FAILED_PRECONDITION
     ├── ChangesNotKept           FAILED_PRECONDITION
     ├── EtagMismatch             ABORTED
@@ -326,6 +327,21 @@ class ItemExists(ServiceError):
     def details(self) -> Iterable[rpc.ResourceInfo]:
         """The item that is there."""
         return (rpc.ResourceInfo(resource_type=f"{DOMAIN}.Item", resource_name=self.metadata["itemId"]),)
+
+
+class ConversationExists(ServiceError):
+    """A conversation of this id is there; nothing was written."""
+
+    code = StatusCode.ALREADY_EXISTS
+    reason = "CONVERSATION_EXISTS"
+
+    def __init__(self, conversation_id: str) -> None:
+        super().__init__("Conversation already exists.", conversationId=conversation_id)
+
+    def details(self) -> Iterable[rpc.ResourceInfo]:
+        """The conversation that is there."""
+        name = self.metadata["conversationId"]
+        return (rpc.ResourceInfo(resource_type=f"{DOMAIN}.Conversation", resource_name=name),)
 
 
 class RequestIdReused(ServiceError):

@@ -7,25 +7,31 @@ import structlog
 
 from server.errors import OperatorError, ServiceError
 from server.observability.stats import PurgeStats
+from server.settings.retention import RetentionFile
 from server.settings.service import Settings
 from server.store.purge import purge
+from server.store.retention import mark_all_expired
 
 log = structlog.get_logger(__name__)
 
+_MARK_SECONDS = 60.0  # conversations that have expired are hidden meanwhile, but lists read past them
+_FAILURES = (ServiceError, OperatorError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
-async def purge_periodically(settings: Settings, url: str, purges: PurgeStats) -> None:
+
+async def purge_periodically(settings: Settings, url: str, retention: RetentionFile, purges: PurgeStats) -> None:
     """Purges every `purge_every_minutes` until it is cancelled; a purge that fails is logged and counted.
 
     Args:
         settings: How often to purge, and what to keep.
         url: Of PostgreSQL itself.
+        retention: Whose ceilings are applied.
         purges: Where the runs are counted.
     """
     while True:
         await asyncio.sleep(settings.purge_every_minutes * 60)
         try:
-            result = await purge(url, settings.purge_after, settings.keep_requests)
-        except (ServiceError, OperatorError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            result = await purge(url, settings.purge_after, settings.keep_requests, retention.rules())
+        except _FAILURES as error:
             purges.runs["failed"] += 1
             log.warning("purge failed", error=type(error).__name__)
             continue
@@ -35,3 +41,18 @@ async def purge_periodically(settings: Settings, url: str, purges: PurgeStats) -
         else:
             purges.done(vars(result))
             log.info("purged", **vars(result))
+
+
+async def mark_expired_periodically(url: str, purges: PurgeStats) -> None:
+    """Marks conversations that have expired, every minute, until it is cancelled; a run that fails is logged.
+
+    Args:
+        url: Of PostgreSQL itself.
+        purges: Where they are counted.
+    """
+    while True:
+        await asyncio.sleep(_MARK_SECONDS)
+        try:
+            purges.rows["expired"] += await mark_all_expired(url)
+        except _FAILURES as error:
+            log.warning("marking expired conversations failed", error=type(error).__name__)

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from server.app import instrumentation, version_check
 from server.app.admin_listener import admin
-from server.app.background import purge_periodically
+from server.app.background import mark_expired_periodically, purge_periodically
 from server.app.database import Store, open_store, prepare_schema
 from server.app.edge import HttpEdge, build_edge
 from server.app.memory import find_glibc, give_memory_back, limit_arenas
@@ -36,6 +36,7 @@ from server.services.conversations import ConversationsServicer
 from server.services.new_items import BatchBuilder
 from server.services.watch_stream import Watches
 from server.settings.addresses import Address
+from server.settings.retention import RetentionFile
 from server.settings.service import Settings
 from server.store.auditing import mark_interrupted_write
 from server.store.change_hub import ChangeHub
@@ -117,6 +118,7 @@ class _Parts:
     purges: PurgeStats
     responses: ResponseBudget
     watches: Watches
+    retention: RetentionFile
     tracer: "Tracer | None"
 
 
@@ -133,7 +135,7 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
 
     Raises:
         StartFailed: An address cannot be used.
-        IdentityConfigError, PolicyConfigError, TlsConfigError: A configured file cannot be used.
+        IdentityConfigError, PolicyConfigError, RetentionConfigError, TlsConfigError: A configured file cannot be used.
         DatabaseConfigError, MigrationFailed: Waiting would not help.
     """
     version_check.check()
@@ -181,6 +183,7 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         anonymous=settings.identity == "none",
         on_change=wake_watches,
     )
+    retention = RetentionFile(settings.retention_file)
     certificate = tls.load_credentials(settings)
     tracing = await stack.enter_async_context(instrumentation.instrument(tracing=settings.tracing))
     tasks, tenants = TaskSupervisor(), TenantRequirement(settings.proxy_require_tenant)
@@ -205,6 +208,7 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         purges=PurgeStats(),
         responses=responses,
         watches=_watches(settings, store, hub, poller, tokens, drain_gate),
+        retention=retention,
         tracer=tracing.tracer,
     )
 
@@ -229,14 +233,22 @@ def _watches(
 
 
 def _conversation_store(settings: Settings, parts: _Parts) -> ConversationStore:
-    return ConversationStore(parts.store.database, settings.max_items_bytes, parts.watches.hub)
+    return ConversationStore(parts.store.database, settings.max_items_bytes, parts.watches.hub, settings.purge_after)
 
 
 def _methods(settings: Settings, parts: _Parts, conversations: ConversationStore) -> ConversationsServicer:
     """Returns the methods of the contract, which every protocol calls."""
     items = ItemStore(parts.store.database, conversations, settings.max_items_bytes, parts.responses)
     batches = BatchBuilder(settings.max_item_bytes, settings.max_items_bytes)
-    return ConversationsServicer(conversations, items, parts.tokens, batches, parts.drain_gate.draining, parts.watches)
+    return ConversationsServicer(
+        conversations,
+        items,
+        parts.tokens,
+        batches,
+        parts.drain_gate.draining,
+        parts.watches,
+        parts.retention,
+    )
 
 
 def _build_edge(settings: Settings, parts: _Parts, methods: ConversationsServicer) -> HttpEdge | None:
@@ -325,7 +337,8 @@ def _background_work(
     if glibc := find_glibc():
         yield "memory", partial(give_memory_back, glibc)
     if settings.purge_every_minutes and not worker:
-        yield "purge", partial(purge_periodically, settings, served.store.url, parts.purges)
+        yield "purge", partial(purge_periodically, settings, served.store.url, parts.retention, parts.purges)
+        yield "expiry", partial(mark_expired_periodically, served.store.url, parts.purges)
 
 
 def _relax_garbage_collector() -> None:

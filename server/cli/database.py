@@ -67,20 +67,22 @@ def purge(
     data_dir: DataDir = None,
     after_hours: Annotated[float | None, typer.Option(help="Remove what was deleted longer ago. [720]")] = None,
 ) -> None:
-    """Remove deleted conversations and items, and old request ids."""
+    """Remove expired and deleted conversations, deleted items, and old request ids."""
     run(_purge(load_without_identity(database_url=database_url, data_dir=data_dir, purge_after_hours=after_hours)))
 
 
 async def _purge(settings: Settings) -> None:
     from server.app.database import provision_database
+    from server.settings.retention import RetentionFile
     from server.store.purge import purge as remove
 
     async with provision_database(settings) as (url, name):
-        purged = await remove(url, settings.purge_after, settings.keep_requests)
+        rules = RetentionFile(settings.retention_file).rules()
+        purged = await remove(url, settings.purge_after, settings.keep_requests, rules)
         if purged is None:
             print(f"{name}: another process is purging")
         else:
-            deleted = f"{purged.conversations} conversations, {purged.items} items"
+            deleted = f"{purged.conversations} conversations ({purged.expired} had expired), {purged.items} items"
             print(f"{name}: {deleted}, {purged.requests} request ids, {purged.changes} changes")
 
 

@@ -3,18 +3,18 @@
 In YAML, by id: `spiffe://prod.example/cart: {tenant: shop, attributes: {roles: [writer]}}`.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import structlog
-import yaml
 
 from server.errors import CredentialsInvalid
 from server.identity.principals import Principals
 from server.identity.source import IdentityConfigError
 from server.policy.principal import Principal
+from server.settings.strict_yaml import load_yaml
 from server.settings.watched_file import WatchedFile
 
 log = structlog.get_logger(__name__)
@@ -53,17 +53,6 @@ class PrincipalsFile:
             self._by_id = parse_principals(body, self._principals)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that occurs twice; PyYAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
-        """Returns the mapping of ``node``."""
-        names = [str(key.value) for key, _ in node.value]
-        if len(names) != len(set(names)):
-            raise yaml.YAMLError("a key occurs twice")
-        return super().construct_mapping(node, deep)
-
-
 def parse_principals(body: bytes, principals: Principals) -> dict[str, Principal]:
     """Returns the principals by id.
 
@@ -71,9 +60,9 @@ def parse_principals(body: bytes, principals: Principals) -> dict[str, Principal
         IdentityConfigError: Names the entry that is wrong.
     """
     try:
-        entries = yaml.load(body, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise IdentityConfigError("principals_file: not YAML, or a key occurs twice.") from None
+        entries = load_yaml(body)
+    except ValueError as error:
+        raise IdentityConfigError(f"principals_file: {error}.") from None
     if not isinstance(entries, dict):
         raise IdentityConfigError("principals_file: not a mapping of ids.")
     return {name: _principal(name, entry or {}, principals) for name, entry in entries.items()}

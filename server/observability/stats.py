@@ -91,7 +91,7 @@ class PurgeStats:
 
     def __init__(self) -> None:
         self.runs = Counter(done=0, skipped=0, failed=0)
-        self.rows = Counter(conversations=0, items=0, requests=0, changes=0)
+        self.rows = Counter(conversations=0, items=0, requests=0, changes=0, expired=0)
         self.last = 0.0
 
     def done(self, rows: Mapping[str, int]) -> None:

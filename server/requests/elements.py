@@ -52,6 +52,11 @@ def is_map(field: FieldDescriptor) -> bool:
     return bool(field.message_type and field.message_type.GetOptions().map_entry)
 
 
+def is_duration(field: FieldDescriptor) -> bool:
+    """Whether a field is a duration, which is one value although it is a message."""
+    return bool(field.message_type and field.message_type.full_name == "google.protobuf.Duration")
+
+
 def quoted(key: object) -> str:
     """Returns a key or an index as it stands in a path."""
     return f'"{key}"' if isinstance(key, str) else str(key)

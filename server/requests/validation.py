@@ -16,7 +16,7 @@ from protovalidate import Validator
 from protovalidate import Violation as ProtovalidateViolation
 
 from server.errors import FieldInvalid, Violation
-from server.requests.elements import children, has_at_most, is_map, quoted
+from server.requests.elements import children, has_at_most, is_duration, is_map, quoted
 from server.requests.validation_fast_path import FastPath
 
 FEW_ELEMENTS = 200  # of lists and maps; 3 ms of protovalidate at most
@@ -102,6 +102,8 @@ def _withoutchildren(message: Message) -> Message:
             copy.extend(type(each)() for each in value[:most])
         elif field.is_repeated:
             copy.extend(value[:most])
+        elif is_duration(field):
+            copy.CopyFrom(value)
         elif field.message_type:
             copy.SetInParent()
         else:

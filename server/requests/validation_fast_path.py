@@ -21,7 +21,10 @@ from typing import Any, TypeAlias
 from buf.validate import validate_pb2
 from buf.validate.validate_pb2 import FieldRules
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, OneofDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+
+from server.requests.elements import is_duration
 
 # Returns something true if the value keeps the rules.
 Check: TypeAlias = Callable[[Any], object]
@@ -138,7 +141,7 @@ class FastPath:
 
     def _value(self, field: FieldDescriptor, rules: FieldRules, handled: str = "") -> Check | None:
         """Returns the check of one value: the field's, an element of its list, or a key or value of its map."""
-        group = _GROUPS.get(field.type, "")
+        group = _group_of(field)
         _expect(rules, {group, handled, "cel"})
         checks = [_check(rule, limit, field) for rule, limit in getattr(rules, group).ListFields()] if group else []
         if rules.cel:
@@ -164,7 +167,18 @@ _KNOWN: dict[str, Callable[[Any, Any], Check]] = {
     "DoubleRules.finite": lambda _, __: math.isfinite,
     "Int32Rules.gte": lambda least, _: lambda number: number >= least,
     "Int64Rules.gte": lambda least, _: lambda number: number >= least,
+    "DurationRules.gte": lambda least, _: lambda duration: _nanos(duration) >= _nanos(least),
+    "DurationRules.lte": lambda most, _: lambda duration: _nanos(duration) <= _nanos(most),
 }
+
+
+def _group_of(field: FieldDescriptor) -> str:
+    """Returns the name of the rules for values of a field; '' if there are none."""
+    return "duration" if is_duration(field) else _GROUPS.get(field.type, "")
+
+
+def _nanos(duration: Duration) -> int:
+    return duration.seconds * 1_000_000_000 + duration.nanos
 
 
 def _check(rule: FieldDescriptor, limit: Any, field: FieldDescriptor) -> Check:

@@ -9,13 +9,14 @@ from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceServicer
 from google.protobuf.empty_pb2 import Empty
 
-from server.authorization.access import current_access
+from server.authorization.access import Access, current_access
 from server.authorization.audit_log import current_audit
 from server.identity.caller import current_caller
 from server.interceptors.chain import Context
 from server.policy.attributes import attribute_pairs
 from server.policy.principal import Principal
 from server.requests import filters, page_tokens
+from server.requests.expiry import expiry_of
 from server.requests.field_masks import change_of
 from server.requests.large import current_size, run_sized
 from server.requests.page_tokens import PageTokens
@@ -25,6 +26,7 @@ from server.services.item_watch import ItemWatch
 from server.services.messages import conversation_of, item_response, page_of, with_items
 from server.services.new_items import BatchBuilder
 from server.services.watch_stream import Watches
+from server.settings.retention import RetentionFile, RetentionRule
 from server.store.appends import Append
 from server.store.batch import EMPTY_BATCH
 from server.store.conversations import ConversationStore, etag_of, new_id
@@ -52,6 +54,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         batches: Checks new items and makes the batch of each request.
         draining: Set when the drain begins; streams of appends end then.
         watches: What watches need.
+        retention: For how long conversations of each tenant live.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class ConversationsServicer(ConversationsServiceServicer):
         batches: BatchBuilder,
         draining: asyncio.Event,
         watches: Watches,
+        retention: RetentionFile,
     ) -> None:
+        self._retention = retention
         self._watches = watches
         self._conversations = conversations
         self._items = items
@@ -93,7 +98,8 @@ class ConversationsServicer(ConversationsServiceServicer):
         audit, sent = current_audit.get(), request.conversation
         audit.created = conversation_id
         maps = dict(sent.metadata), _attributes(sent, access.principal)
-        create = Create(access, conversation_id, *maps, batch, reserved, now, on_stored=audit.record_created)
+        expiry = expiry_of(sent, self._rule_of(access), now)
+        create = Create(access, conversation_id, *maps, batch, reserved, now, expiry, on_stored=audit.record_created)
         return conversation_of(await self._conversations.create(create))
 
     async def GetConversation(
@@ -119,11 +125,11 @@ class ConversationsServicer(ConversationsServiceServicer):
             EtagMismatch: It has another etag than the one sent.
             RequestIdReused: The `request_id` belongs to another request.
         """
-        sent = request.conversation
+        sent, access = request.conversation, current_access.get()
         row = await self._conversations.update(
-            current_access.get(),
+            access,
             sent.id,
-            change_of(sent, request.update_mask),
+            change_of(sent, request.update_mask, self._rule_of(access), datetime.now(UTC)),
             _revision(sent.etag),
             reservation_for(Method.UPDATE_CONVERSATION, request),
         )
@@ -145,6 +151,24 @@ class ConversationsServicer(ConversationsServiceServicer):
             reservation_for(Method.DELETE_CONVERSATION, request),
         )
         return Empty()
+
+    async def UndeleteConversation(
+        self, request: pb.UndeleteConversationRequest, context: Context
+    ) -> conversation_pb2.Conversation:
+        """Takes a delete back, while the rows are there.
+
+        Raises:
+            ConversationNotFound: It is missing, expired, not readable, or was deleted too long ago.
+            ConversationExists: It is not deleted.
+            ActionDenied: The caller could read it but not delete it.
+            RequestIdReused: The `request_id` belongs to another request.
+        """
+        row = await self._conversations.undelete(
+            current_access.get(),
+            request.conversation_id,
+            reservation_for(Method.UNDELETE_CONVERSATION, request),
+        )
+        return conversation_of(row)
 
     async def ListConversations(
         self, request: pb.ListConversationsRequest, context: Context
@@ -313,6 +337,9 @@ class ConversationsServicer(ConversationsServiceServicer):
             reservation_for(Method.DELETE_ITEM, request),
         )
         return conversation_of(row)
+
+    def _rule_of(self, access: Access) -> RetentionRule:
+        return self._retention.rules().rule_of(access.principal.tenant)
 
 
 def _attributes(conversation: conversation_pb2.Conversation, principal: Principal) -> list[str]:

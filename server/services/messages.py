@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.policy.attributes import group_pairs
 from server.requests.large import run_sized
 from server.store.conversations import etag_of
+from server.store.expiry import NEVER_TIME
 from server.store.items import StoredItem
 
 ItemsResponse = TypeVar("ItemsResponse", pb.CreateItemsResponse, pb.BatchGetItemsResponse, pb.ListItemsResponse)
@@ -41,6 +42,10 @@ def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
         message.metadata.update(metadata if isinstance(metadata, dict) else json.loads(metadata))
     for name, values in group_pairs(row["attributes"]).items():
         message.attributes[name].values.extend(values)
+    if (expire_time := row["expire_time"]) != NEVER_TIME:
+        message.expire_time.CopyFrom(timestamp(expire_time))
+    if idle_ttl := row["idle_ttl"]:
+        message.idle_ttl.FromTimedelta(idle_ttl)
     return message
 
 

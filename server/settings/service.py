@@ -32,6 +32,9 @@ class Settings(OperationSettings, HttpSettings, LimitSettings, IdentitySettings,
     policy_file: Path | None = Field(
         None, description="Access policy, YAML; unset: owners and those who share an attribute, or the one user."
     )
+    retention_file: Path | None = Field(
+        None, description="For how long conversations of each tenant live, YAML; unset: until they are deleted."
+    )
     audit_permits: bool = Field(default=False, description="Log what was allowed, not only what was refused.")
     allow_anonymous: bool = Field(
         default=False,

@@ -10,6 +10,7 @@ import asyncpg
 from server.authorization.access import Access
 from server.authorization.permission import Permission
 from server.errors import LimitExceeded, Violation
+from server.store.expiry import ExpiryChange
 from server.store.sql.conversations import MAX_PAIRS
 
 
@@ -24,6 +25,7 @@ class Change:
         attributes: To add, each ``name=value``.
         drop_attributes: Names whose values are removed first; names that get new values are among them.
         replace_attributes: Whether all other attributes are removed.
+        expiry: When the conversation ends; None if that stays.
     """
 
     metadata: dict[str, str] = field(default_factory=dict)
@@ -32,6 +34,17 @@ class Change:
     attributes: Sequence[str] = ()
     drop_attributes: Sequence[str] = ()
     replace_attributes: bool = False
+    expiry: ExpiryChange | None = None
+
+    @property
+    def updates(self) -> bool:
+        """Whether it changes what the action update is about."""
+        return bool(self.replace_metadata or self.metadata or self.drop_metadata or self.expiry)
+
+    @property
+    def shares(self) -> bool:
+        """Whether it changes what the action share is about."""
+        return bool(self.replace_attributes or self.attributes or self.drop_attributes)
 
     def values(self) -> dict[str, Any]:
         """The parameters of the statement `change`."""
@@ -42,11 +55,12 @@ class Change:
             "new_attributes": self.attributes,
             "drop_attributes": self.drop_attributes,
             "replace_attributes": self.replace_attributes,
+            **(self.expiry.values() if self.expiry else {}),
         }
 
 
 def permissions_to(change: Change, access: Access) -> tuple[Permission, ...]:
-    """The permissions that a change needs: update for metadata, share for attributes.
+    """The permissions that a change needs: update for metadata and expiry, share for attributes.
 
     New attributes must be the caller's own, unless it may share every conversation.
 
@@ -54,9 +68,9 @@ def permissions_to(change: Change, access: Access) -> tuple[Permission, ...]:
         ActionDenied: The policy never lets the caller make such a change.
     """
     permissions = []
-    if change.replace_metadata or change.metadata or change.drop_metadata:
+    if change.updates:
         permissions.append(access.demand("conversation", "update"))
-    if change.replace_attributes or change.attributes or change.drop_attributes:
+    if change.shares:
         permissions.append(access.demand("conversation", "share"))
         access.decide_values(change.attributes)
     return tuple(permissions)

@@ -1,6 +1,6 @@
 """Create, read, update, delete and list conversations."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -10,6 +10,7 @@ from server.authorization.permission import Permission
 from server.errors import (
     ActionDenied,
     Conflict,
+    ConversationExists,
     ConversationNotFound,
     EtagMismatch,
     RequestIdReused,
@@ -44,18 +45,22 @@ class ConversationStore:
         max_bytes: The most bytes that the conversations of one response, or the items of one request, may
             have together.
         hub: Is told of every change; by default nobody follows any.
+        keep: How long a deleted conversation can be brought back.
 
     Attributes:
         locks: Held by every write to one conversation that may wait for a lock in the database.
         hub: As above.
     """
 
-    def __init__(self, database: Database, max_bytes: int, hub: ChangeHub | None = None) -> None:
+    def __init__(
+        self, database: Database, max_bytes: int, hub: ChangeHub | None = None, keep: timedelta = timedelta(days=30)
+    ) -> None:
         self.hub = hub or ChangeHub()
         self.locks = ConversationLocks(database.bounds.lock)
         self._creates = CreateBatcher(database, self.locks, self._run_create)
         self._database = database
         self._max_bytes = max_bytes
+        self._keep = keep
 
     async def create(self, create: Create) -> dict[str, Any] | asyncpg.Record:
         """Creates a conversation with its first items; returns its row.
@@ -84,8 +89,13 @@ class ConversationStore:
         """Runs a create in a statement of its own; whether it was stored."""
         access, batch, reserves = create.access, create.batch, create.is_repeatable
         references = _references(access) if batch.has_references else None
-        shape = {"attributes": bool(create.attributes), "items": bool(batch), "reserves": reserves}
-        statement = create_statement(references, **shape)
+        statement = create_statement(
+            references,
+            attributes=bool(create.attributes),
+            items=bool(batch),
+            expires=create.expires,
+            reserves=reserves,
+        )
         try:
             row = await self._database.fetchrow(
                 statement, create.values(self._max_bytes), repeatable=reserves, callers=create.callers
@@ -164,8 +174,13 @@ class ConversationStore:
             RequestIdReused: The request id belongs to another request.
         """
         permissions = permissions_to(change, access)
-        shares = bool(change.attributes or change.drop_attributes or change.replace_attributes)
-        statement = sql.change(_read(access), permissions, attributes=shares, reserves=reservation is not None)
+        statement = sql.change(
+            _read(access),
+            permissions,
+            attributes=change.shares,
+            expiry=change.expiry is not None,
+            reserves=reservation is not None,
+        )
         values = {
             **access.values,
             **reservation_values(access.principal, reservation),
@@ -219,9 +234,42 @@ class ConversationStore:
         if prior is None:
             await self.require(access, conversation_id, delete, revision=revision)
             raise Conflict
-        await self._require_deleted(access, conversation_id, delete)
+        await self._require_deletable(access, conversation_id, delete)
         if reservation and not prior.same_request:
             raise RequestIdReused(reservation.request_id)
+
+    async def undelete(self, access: Access, conversation_id: str, reservation: Reservation | None) -> asyncpg.Record:
+        """Takes a delete back; returns the row of the conversation, whose items are as they were.
+
+        Args:
+            access: Of the caller.
+            conversation_id: Of the conversation.
+            reservation: Of the request id; a repeated call succeeds.
+
+        Raises:
+            ConversationNotFound: It does not exist, was deleted too long ago, has expired, or may not be read.
+            ConversationExists: It is not deleted.
+            ActionDenied: The caller may not delete it.
+            RequestIdReused: The request id belongs to another request.
+        """
+        delete = access.demand("conversation", "delete")
+        statement = sql.undelete(_read(access), delete, reserves=reservation is not None)
+        values = {
+            **access.values,
+            **reservation_values(access.principal, reservation),
+            "conversation_id": conversation_id,
+            "keep": self._keep,
+        }
+        async with self.locks.hold(conversation_id):
+            row = await execute_write(self._database, statement, values, reservation)
+        if row is not None:
+            self.hub.note_change(conversation_id)
+            return row
+        if await self.prior_result(access, conversation_id, reservation):
+            return await self.require(access, conversation_id, delete)
+        if await self._require_deletable(access, conversation_id, delete):
+            raise ConversationExists(conversation_id)
+        raise ConversationNotFound(conversation_id)
 
     async def page(
         self,
@@ -305,14 +353,21 @@ class ConversationStore:
             raise EtagMismatch(etag_of(row["revision"]))
         return row
 
-    async def _require_deleted(self, access: Access, conversation_id: str, delete: Permission) -> None:
-        """Raises ConversationNotFound or ActionDenied unless the caller may repeat a delete."""
+    async def _require_deletable(self, access: Access, conversation_id: str, delete: Permission) -> bool:
+        """Whether a conversation that the caller may delete, or could before it was deleted, is alive.
+
+        Raises:
+            ConversationNotFound: It does not exist, has expired, or may not be read.
+            ActionDenied: The caller may not delete it.
+        """
         values = {**access.values, "conversation_id": conversation_id}
         row = await self._database.fetchrow(sql.get_deleted(_read(access), delete), values)
         if row is None:
             raise ConversationNotFound(conversation_id)
         if not row[delete.name]:
             raise ActionDenied("conversation", "delete")
+        alive: bool = row["alive"]
+        return alive
 
 
 def new_id(principal: Principal, reservation: Reservation | None) -> str:

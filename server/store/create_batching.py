@@ -118,8 +118,12 @@ class CreateBatcher(Turns[Create, Create]):
         if len(creates) > 1:
             self._database.stats.shared_creates.add(len(creates))
         reserves = creates[0].is_repeatable
-        attributes, items = any(each.attributes for each in creates), any(each.batch for each in creates)
-        statement = create_many(attributes=attributes, items=items, reserves=reserves)
+        statement = create_many(
+            attributes=any(each.attributes for each in creates),
+            items=any(each.batch for each in creates),
+            expires=any(each.expires for each in creates),
+            reserves=reserves,
+        )
         values = statement_parameters(creates)
         for create in creates:
             create.sent = True

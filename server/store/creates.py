@@ -10,9 +10,10 @@ from server.authorization.access import Access
 from server.policy.residual import Row
 from server.store.array_parameters import array_as_text, array_parameters
 from server.store.batch import EMPTY_BATCH, Batch
+from server.store.expiry import NEVER, Expiry
 from server.store.idempotency import Reservation, reservation_values
 from server.store.pending_write import PendingWrite
-from server.store.sql.creates import ATTRIBUTES, CREATES, ITEMS, REQUESTS
+from server.store.sql.creates import ATTRIBUTES, CREATES, EXPIRIES, ITEMS, REQUESTS
 
 MAX_ROWS = 1_000  # of a shared statement
 MAX_BYTES = 1024 * 1024  # of a shared statement; a create of more than a quarter does not share one
@@ -30,6 +31,7 @@ class Create(PendingWrite[bool]):
         batch: The first items; empty for none.
         reservation: Of the request id.
         now: The create_time.
+        expiry: When the conversation ends by itself.
         on_stored: Called with access and conversation id once it is committed, even if nobody waits for it any more.
         answer: Whether it was stored.
         key_taken: Whether it was not, because an earlier call used its request id.
@@ -45,6 +47,7 @@ class Create(PendingWrite[bool]):
     batch: Batch
     reservation: Reservation | None
     now: datetime
+    expiry: Expiry = NEVER
     on_stored: Callable[[Access, str], None] | None = None
     key_taken: bool = field(default=False, init=False)
     metadata_json: str = field(init=False)
@@ -61,6 +64,11 @@ class Create(PendingWrite[bool]):
         # An id that two of its items have would fail the statement of all.
         alone = batch.has_references or len(set(batch.item_ids)) < len(batch)
         self.can_batch = not alone and self.size <= MAX_BYTES // 4
+
+    @property
+    def expires(self) -> bool:
+        """Whether the conversation has an expiry."""
+        return self.expiry is not NEVER
 
     @property
     def is_repeatable(self) -> bool:
@@ -103,6 +111,7 @@ class Create(PendingWrite[bool]):
             "last_sequence": len(self.batch),
             "now": self.now,
             "max_bytes": max_bytes,
+            **(self.expiry.values() if self.expires else {}),
             **(self.batch.values(self.now) if self.batch else {}),
             **reservation_values(self.access.principal, self.reservation),
         }
@@ -118,13 +127,14 @@ class Create(PendingWrite[bool]):
             "revision": 1,
             "create_time": self.now,
             "update_time": self.now,
+            **self.expiry.values(),
         }
 
 
 def statement_parameters(creates: Sequence[Create]) -> dict[str, Any]:
     """The parameters of `create_many`."""
     return {
-        **array_parameters("creates", CREATES, [_create_row(create) for create in creates]),
+        **array_parameters("creates", {**CREATES, **EXPIRIES}, [_create_row(create) for create in creates]),
         **array_parameters("attributes", ATTRIBUTES, [row for create in creates for row in _attribute_rows(create)]),
         **array_parameters("items", ITEMS, [row for create in creates for row in _item_rows(create)]),
         **array_parameters("requests", REQUESTS, [row for create in creates for row in _request_rows(create)]),
@@ -135,7 +145,8 @@ def _create_row(create: Create) -> tuple[Any, ...]:
     principal = create.access.principal
     attributes = array_as_text(create.attributes)
     key = (create.conversation_id, principal.tenant, principal.id)
-    return (*key, attributes, create.metadata_json, len(create.batch), create.now)
+    ends = create.expiry.values().values()
+    return (*key, attributes, create.metadata_json, len(create.batch), create.now, *ends)
 
 
 def _attribute_rows(create: Create) -> Iterator[tuple[Any, ...]]:

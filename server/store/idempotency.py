@@ -29,6 +29,7 @@ class Method(IntEnum):
     CREATE_ITEMS = 4
     DELETE_ITEM = 5
     APPEND_ITEMS = 6
+    UNDELETE_CONVERSATION = 9
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Changes:
         items: Rows with the columns sequence, item_id, deleted, size and body, in order; a body is None if the item
             is deleted or has more than `LARGE_BYTES`.
         conversation: Its row, if its metadata or attributes have changed; else None.
-        is_last: Whether the conversation has been deleted.
+        is_last: Whether the conversation was deleted or has expired.
         position: Behind all of them.
         watermark: By the clock of the database: what was committed before has been told; None while more follows.
         version: Of the conversation.
@@ -130,8 +130,8 @@ def _check_history(row: asyncpg.Record, position: Position) -> None:
 
 def _changes(rows: Sequence[asyncpg.Record], position: Position) -> Changes:
     head = rows[0]
-    is_deleted = head["delete_time"] is not None  # then nothing else is told: its items are gone for everybody
-    found = () if is_deleted or head["sequence"] is None else rows
+    is_gone = head["gone"]  # then nothing else is told: its items are gone for everybody
+    found = () if is_gone or head["sequence"] is None else rows
     told = _that_fit(found)
     is_complete = len(told) == len(found)
     if is_complete:
@@ -140,11 +140,11 @@ def _changes(rows: Sequence[asyncpg.Record], position: Position) -> Changes:
         )
     else:
         behind = replace(_behind(told, position), revision=head["revision"])
-    changed = head["revision"] > position.revision and not is_deleted
+    changed = head["revision"] > position.revision and not is_gone
     return Changes(
         items=told,
         conversation=head if changed else None,
-        is_last=is_deleted,
+        is_last=is_gone,
         position=behind,
         watermark=head["now"] if is_complete else None,
         version=head["version"],

@@ -1,8 +1,11 @@
-"""Removes deleted conversations, deleted items, old request ids, and old changes of the log.
+"""Removes deleted and expired conversations, deleted items, old request ids, and old changes of the log.
 
 A call that deletes only sets ``delete_time``, so it is short. The rows are removed later, in small steps, so that no
 lock is held for long and no statement meets its timeout. They are found again by their keys, which a sharded database
 can route, and not by their place in a table.
+
+A conversation is marked before its rows are removed, by a ``delete_time`` of -infinity: from then on no undelete finds
+it, so that none comes back with a part of its rows.
 """
 
 from dataclasses import dataclass
@@ -10,38 +13,50 @@ from datetime import datetime, timedelta
 
 import asyncpg
 
+from server.settings.retention import NO_RETENTION, RetentionRules
 from server.store.change_log import purge_changes
 from server.store.connection.opening import direct_connection
+from server.store.purge_session import PURGE_SESSION
+from server.store.retention import apply_ceilings, mark_expired
 
 _LOCK = 0x70757267  # "purg"
 _STEP = 5000  # rows of one statement
 _FEW = 500  # of one that also locks conversations
-_SESSION = {
-    "lock_timeout": "5s",
-    "application_name": "conversations purge",
-    # Each step looks its rows up by their keys. Statistics of a table that grows would make it scan all of it (ADR 10).
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-}
-_STATEMENTS = {
-    "items of deleted conversations": """
+# Rows of conversations that are marked; each statement takes the most rows of a step.
+_MARKED = {
+    "items": """
         DELETE FROM items WHERE (conversation_id, sequence) IN (
             SELECT items.conversation_id, items.sequence
             FROM items JOIN conversations ON conversations.id = items.conversation_id
-            WHERE conversations.delete_time <= $1 LIMIT $2)""",
-    "attributes of deleted conversations": """
+            WHERE conversations.delete_time = '-infinity' LIMIT $1)""",
+    "attributes": """
         DELETE FROM conversation_attributes WHERE (conversation_id, attribute) IN (
             SELECT conversation_attributes.conversation_id, conversation_attributes.attribute
             FROM conversation_attributes
             JOIN conversations ON conversations.id = conversation_attributes.conversation_id
-            WHERE conversations.delete_time <= $1 LIMIT $2)""",
+            WHERE conversations.delete_time = '-infinity' LIMIT $1)""",
+    "expirations": """
+        DELETE FROM expirations WHERE conversation_id IN (
+            SELECT expirations.conversation_id
+            FROM expirations JOIN conversations ON conversations.id = expirations.conversation_id
+            WHERE conversations.delete_time = '-infinity' LIMIT $1)""",
     "conversations": """
         DELETE FROM conversations WHERE id IN (
-            SELECT id FROM conversations WHERE delete_time <= $1
-            AND NOT EXISTS (SELECT FROM items WHERE items.conversation_id = conversations.id) LIMIT $2)""",
-    # Watches must learn that deletions are gone, so the two go together. Rows of conversations are locked in the order
-    # of their ids, as by every statement that locks several.
+            SELECT id FROM conversations WHERE delete_time = '-infinity'
+            AND NOT EXISTS (SELECT FROM items WHERE items.conversation_id = conversations.id) LIMIT $1)""",
+}
+# Rows from before $1, $2 at most.
+_OLD = {
+    # Rows of conversations are locked in the order of their ids, as by every statement that locks several.
+    "deleted conversations": """
+        WITH old AS (
+            SELECT id FROM conversations WHERE delete_time <= $1 AND delete_time > '-infinity' LIMIT $2
+        ), locked AS (
+            SELECT id FROM conversations WHERE id IN (SELECT id FROM old) AND delete_time <= $1
+            ORDER BY id FOR NO KEY UPDATE
+        )
+        UPDATE conversations SET delete_time = '-infinity' FROM locked WHERE conversations.id = locked.id""",
+    # Watches must learn that deletions are gone, so the two go together.
     "items": """
         WITH old AS (
             SELECT conversation_id, sequence, version FROM items WHERE delete_time <= $1 LIMIT $2
@@ -63,16 +78,26 @@ _STATEMENTS = {
 
 @dataclass(frozen=True)
 class PurgeResult:
-    """How many rows were removed."""
+    """How many rows were removed.
+
+    Attributes:
+        expired: How many conversations had ended by themselves; they are among ``conversations`` too.
+    """
 
     conversations: int = 0
     items: int = 0
     requests: int = 0
     changes: int = 0
+    expired: int = 0
 
 
-async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(hours=24)) -> PurgeResult | None:
-    """Removes what was deleted more than ``keep`` ago; returns None when another process is purging.
+async def purge(
+    url: str,
+    keep: timedelta,
+    keep_requests: timedelta = timedelta(hours=24),
+    retention: RetentionRules = NO_RETENTION,
+) -> PurgeResult | None:
+    """Removes what has expired or was deleted more than ``keep`` ago; returns None when another process is purging.
 
     It takes a session advisory lock, so it has a connection of its own.
 
@@ -80,32 +105,43 @@ async def purge(url: str, keep: timedelta, keep_requests: timedelta = timedelta(
         url: Of PostgreSQL itself, not of PgBouncer.
         keep: How long conversations and items stay after they were deleted.
         keep_requests: How long a request id is remembered.
+        retention: Whose ceilings are applied to older conversations first.
 
     Raises:
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError: A statement failed; steps before it are done.
     """
-    async with direct_connection(url, settings=_SESSION) as connection:
+    async with direct_connection(url, settings=PURGE_SESSION) as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
             return None
-        # One instant for all statements, and conversations after their items: a delete may commit in between.
+        await apply_ceilings(connection, retention)
+        expired = await mark_expired(connection)
         now = await connection.fetchval("SELECT now()")
-        before = now - keep
-        await _delete_all(connection, "attributes of deleted conversations", before)
+        await _run_old(connection, "deleted conversations", now - keep, _FEW)
+        await _remove_marked(connection, "attributes")
+        await _remove_marked(connection, "expirations")
         return PurgeResult(
-            items=await _delete_all(connection, "items of deleted conversations", before)
-            + await _delete_all(connection, "items", before, step=_FEW),
-            requests=await _delete_all(connection, "requests", now - keep_requests),
-            conversations=await _delete_all(connection, "conversations", before),
+            items=await _remove_marked(connection, "items") + await _run_old(connection, "items", now - keep, _FEW),
+            requests=await _run_old(connection, "requests", now - keep_requests, _STEP),
+            conversations=await _remove_marked(connection, "conversations"),
             changes=await purge_changes(connection),
+            expired=expired,
         )
 
 
-async def _delete_all(connection: asyncpg.Connection, name: str, before: datetime, step: int = _STEP) -> int:
-    """Runs the statement of ``name``, ``step`` rows at a time, until it finds nothing more."""
+async def _remove_marked(connection: asyncpg.Connection, name: str) -> int:
+    return await _repeat(connection, _MARKED[name], _STEP)
+
+
+async def _run_old(connection: asyncpg.Connection, name: str, before: datetime, step: int) -> int:
+    return await _repeat(connection, _OLD[name], step, before)
+
+
+async def _repeat(connection: asyncpg.Connection, statement: str, step: int, *arguments: datetime) -> int:
+    """Runs a statement, ``step`` rows at a time, until it finds nothing more; returns how many rows."""
     total = 0
     while True:
-        done = await connection.execute(_STATEMENTS[name], before, step)
+        done = await connection.execute(statement, *arguments, step)
         count = int(done.rsplit(" ", 1)[1])
         total += count
         if count < step:

@@ -45,6 +45,7 @@ from tests.support.build import (
     list_items,
     plain,
     sets,
+    undelete,
     update,
     user_message,
 )
@@ -84,6 +85,7 @@ MATRIX = {
         (("conversation", "update"), ("conversation", "share")),
     ),
     "delete": Call("DeleteConversation", delete, (("conversation", "delete"),)),
+    "undelete": Call("UndeleteConversation", undelete, (("conversation", "delete"),)),
     "append": Call(
         "CreateItems", lambda row: append(row, user_message(id="msg_new")), (("item", "create"),), "msg_new"
     ),
@@ -126,7 +128,9 @@ class Oracle:
             return "PERMISSION_DENIED"
         if call.method == "ListConversations":
             return "OK"
-        what = What(self._caller.id, self._caller.attributes, "conv_0") if creates else self._seen(row)
+        brings_back = call.method == "UndeleteConversation"
+        seen = self._seen(row, deleted=brings_back)
+        what = What(self._caller.id, self._caller.attributes, "conv_0") if creates else seen
         if what is None:
             return "NOT_FOUND"
         item = What(what.owner, what.attributes, call.item)
@@ -134,16 +138,18 @@ class Oracle:
         if call.reads_item and call.item and missing:
             return "NOT_FOUND"
         acts = [self.may(resource, action, item if resource == "item" else what) for resource, action in call.acts]
-        return "OK" if all(acts) else "PERMISSION_DENIED"
+        if not all(acts):
+            return "PERMISSION_DENIED"
+        return "ALREADY_EXISTS" if brings_back and not ROWS[row].get("deleted") else "OK"
 
     def is_never(self, call: Call) -> bool:
         """Whether the call needs something that the caller may do to no row at all."""
         needs = [*call.acts, *([] if call.method == "CreateConversation" else [("conversation", "read")])]
         return any(self._never(*need) for need in [*needs, *([("item", "read")] if call.reads_item else [])])
 
-    def _seen(self, row: str) -> What | None:
+    def _seen(self, row: str, *, deleted: bool) -> What | None:
         stored = ROWS.get(row)
-        if stored is None or stored.get("deleted") or self._caller.tenant != "acme":
+        if stored is None or (stored.get("deleted") and not deleted) or self._caller.tenant != "acme":
             return None
         what = _what(stored["owner"], stored.get("attributes", {}))
         return what if self.may("conversation", "read", what) else None
@@ -224,8 +230,8 @@ async def test_what_is_hidden_is_missing(guarded: GuardedService) -> None:
         "conv_" + "9" * 16,
     ]
     for title, call in MATRIX.items():
-        if call.method in {"CreateConversation", "ListConversations"}:
-            continue
+        if call.method in {"CreateConversation", "ListConversations", "UndeleteConversation"}:
+            continue  # the last one finds what its caller has deleted
         answers = {repr(await answer(guarded, EVE, call, each)) for each in kinds}
         assert 1 == len(answers), title
 
@@ -237,6 +243,8 @@ async def test_one_statement_under_a_condition(guarded: GuardedService, title: s
     conversation_id = await guarded.row("ann", {"teams": ["red"]})
     if MATRIX[title].item == "msg_none":
         return
+    if title == "undelete":
+        await guarded.by(ANN).DeleteConversation(delete(conversation_id))
     given = await answer(guarded, ANN, MATRIX[title], conversation_id)
     assert ("OK", 1) == (given.code, given.statements)
 
@@ -383,6 +391,7 @@ REPLAYS = {
     "CreateItems": lambda row, rid, other: append(row, user_message(other, id="msg_new"), request_id=rid),
     "DeleteItem": lambda row, rid, other: delete_item(row, "msg_secret" if other else "msg_open", request_id=rid),
     "DeleteConversation": lambda row, rid, other: delete(row, etag='"7"' if other else "", request_id=rid),
+    "UndeleteConversation": lambda row, rid, _: undelete(row, request_id=rid),
 }
 
 
@@ -390,7 +399,8 @@ REPLAYS = {
 async def test_a_request_id_tells_another_tenant_nothing(guarded: GuardedService, method: str) -> None:
     """Who has the same id in another tenant, and guesses the request id too, still finds nothing."""
     request_id = str(uuid4())
-    row, missing = await guarded.row("ann", {"teams": ["red"]}), "conv_" + "9" * 16
+    row = await guarded.row("ann", {"teams": ["red"]}, deleted=method == "UndeleteConversation")
+    missing = "conv_" + "9" * 16
     await getattr(guarded.by(ANN), method)(REPLAYS[method](row, request_id, ""))
     for other in ("", "other"):
         call = Call(method, lambda target, other=other: REPLAYS[method](target, request_id, other), ())
@@ -417,7 +427,7 @@ async def test_a_replay_on_what_is_hidden_now(guarded: GuardedService, method: s
 
 async def _done_by_bob(guarded: GuardedService, method: str) -> tuple[Any, str]:
     """A request that has been answered, and the conversation it is about."""
-    row = await guarded.row("ann", {"teams": ["red"]})
+    row = await guarded.row("ann", {"teams": ["red"]}, deleted=method == "UndeleteConversation")
     request = REPLAYS[method](row, str(uuid4()), "")
     first = await getattr(guarded.by(BOB), method)(request)
     assert first == await getattr(guarded.by(BOB), method)(request)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README, LOAD, CLIENTS = ROOT / "README.md", DOCS / "load.md", DOCS / "clients.md"
 CONNECTING, OPERATIONS = DOCS / "connecting.md", DOCS / "operations.md"
-WATCH = DOCS / "watch.md"
+WATCH, LIFECYCLE = DOCS / "watch.md", DOCS / "lifecycle.md"
 INDEX = DOCS / "README.md"
 PAGES = [
     *(README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"),
@@ -77,6 +77,7 @@ TRIED = {
     (CLIENTS, "grpcurl and ghz"),
     (WATCH, "Watching conversations"),
     (WATCH, "All conversations"),
+    *((LIFECYCLE, heading) for heading in ("Retention", "Undelete")),
     *((OPERATIONS, heading) for heading in OPERATED),
 }
 # Blocks that need more than this machine has; what they have of grpcurl is printed, and tried, elsewhere too.
@@ -199,6 +200,16 @@ async def test_a_watch_of_all_conversations(own_service: Service) -> None:
     )
     script = watch.replace(PRINTED_ADDRESS, own_service.address).replace("-max-time 5", "-max-time 2")
     assert re.search(r"resume_?[tT]oken", await run(script))
+
+
+@pytest.mark.tool("grpcurl")
+async def test_the_life_of_a_conversation(own_service: Service) -> None:
+    """What docs/lifecycle.md prints sets an end, changes it, and takes a delete back."""
+    blocks = code_blocks(LIFECYCLE)
+    script = "\n".join(blocks["Retention"][:1] + blocks["Undelete"][:1]).replace(PRINTED_ADDRESS, own_service.address)
+    output = await run(script)
+    assert len(re.findall(r'"idle_ttl": "604800s"', output)) == 2, output
+    assert "{}" in output
 
 
 @pytest.mark.tool("grpcurl")

@@ -1,5 +1,6 @@
 """A field mask says exactly what an update changes, and all that is wrong with it is told at once."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import FieldInvalid
+from server.requests.expiry import FIELDS
 from server.requests.field_masks import change_of
+from server.settings.retention import RetentionRule
 from server.store.changes import Change
+from server.store.expiry import NEVER_TIME, ExpiryChange
 from tests.support.build import sets
 
 ASTRAL = "😀"
@@ -20,7 +24,7 @@ SENT = Conversation(metadata={"a": "1", "b": "2"}, attributes=sets(teams=["red",
 
 def change(*paths: str, sent: Conversation = SENT) -> Change:
     """What an update with these paths changes."""
-    return change_of(sent, FieldMask(paths=paths))
+    return change_of(sent, FieldMask(paths=paths), RetentionRule(), datetime.now(UTC))
 
 
 def violations(*paths: str, sent: Conversation = SENT) -> list[tuple[str, str]]:
@@ -34,7 +38,7 @@ def violations(*paths: str, sent: Conversation = SENT) -> list[tuple[str, str]]:
 def plain(change: Change) -> dict[str, Any]:
     """A change to compare: its lists stand for sets."""
     return {
-        name: value if isinstance(value, dict | bool) else sorted(set(value)) for name, value in vars(change).items()
+        name: sorted(set(value)) if isinstance(value, list | tuple) else value for name, value in vars(change).items()
     }
 
 
@@ -96,10 +100,11 @@ def test_changes(paths: tuple[str, ...], expected: dict[str, Any]) -> None:
     assert plain(change(*paths)) == plain(Change(**expected))
 
 
-def test_star_is_both_maps() -> None:
-    """`*` replaces both maps, as their two names do."""
+def test_star_is_everything() -> None:
+    """`*` replaces both maps and the expiry, as their names do."""
     star = change("*")
-    assert star == change("metadata", "attributes")
+    assert star == change("metadata", "attributes", "expire_time", "idle_ttl")
+    assert star.expiry == ExpiryChange(NEVER_TIME, timedelta(), None)
     assert (star.replace_metadata, star.replace_attributes) == (True, True)
     empty = change("*", sent=Conversation())
     assert (dict(empty.metadata), list(empty.attributes)) == ({}, [])
@@ -200,7 +205,7 @@ def test_number_of_paths(count: int) -> None:
             assert change(*paths).metadata == ({"a": "1"} if paths[0] == paths[1] else {})
 
 
-OUTPUT_ONLY = sorted(set(Conversation.DESCRIPTOR.fields_by_name) - {"metadata", "attributes"})
+OUTPUT_ONLY = sorted(set(Conversation.DESCRIPTOR.fields_by_name) - {"metadata", "attributes", *FIELDS})
 
 
 @pytest.mark.parametrize("paths", [OUTPUT_ONLY, *([name] for name in OUTPUT_ONLY)])

@@ -179,6 +179,7 @@ MINIMAL = {
     "GetItemRequest": 'conversation_id: "conv_a" item_id: "msg_a"',
     "ListConversationsRequest": "",
     "ListItemsRequest": 'conversation_id: "conv_a"',
+    "UndeleteConversationRequest": 'conversation_id: "conv_a"',
     "UpdateConversationRequest": 'conversation {id: "conv_a"}',
     "WatchConversationsRequest": "include_items: true",
     "WatchItemsRequest": 'conversation_id: "conv_a"',

@@ -77,6 +77,7 @@ ANY_VALUE_IS_RIGHT = {
     "jwt_tenant_claim",
     "policy_file",
     "principals_file",
+    "retention_file",
     "tls_certificate",
     "tls_key",
     "tls_client_ca",

@@ -15,6 +15,7 @@ from conversations.v1.conversations_service_pb2 import (
     WatchConversationsRequest,
     WatchItemsRequest,
 )
+from google.protobuf.duration_pb2 import Duration
 
 from server.store import change_log
 from server.store.connection.execution import Execute, Execution, Rows
@@ -54,11 +55,13 @@ CALLS: list[tuple[str, str, Any]] = [
     ("create with items", "CreateConversation", lambda _: create(user_message(), user_message())),
     ("create with id", "CreateConversation", lambda _: create(request_id=str(uuid4()))),
     ("create with items and id", "CreateConversation", lambda _: create(user_message(), request_id=str(uuid4()))),
+    ("create with an end", "CreateConversation", lambda _: create(user_message(), ttl=Duration(seconds=90))),
     ("create with a reference", "CreateConversation", lambda target: create(copy_of(target, "msg_0"))),
     ("get", "GetConversation", get),
     ("update", "UpdateConversation", lambda target: update(target, metadata={"a": "1"})),
     ("update by key", "UpdateConversation", lambda target: update(target, "metadata.a", metadata={"a": "1"})),
     ("update with etag", "UpdateConversation", lambda target: update(target, etag='"1"', metadata={"a": "1"})),
+    ("update of the end", "UpdateConversation", lambda target: update(target, ttl=Duration(seconds=90))),
     ("update with id", "UpdateConversation", lambda target: update(target, metadata={"a": "1"}, **RID)),
     ("append", "CreateItems", lambda target: append(target, user_message())),
     ("append twenty", "CreateItems", lambda target: append(target, *(user_message() for _ in range(20)))),

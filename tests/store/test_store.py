@@ -24,6 +24,7 @@ from structlog.testing import capture_logs
 
 from server.app.background import purge_periodically
 from server.observability.stats import PurgeStats
+from server.settings.retention import RetentionFile
 from server.settings.service import load
 from server.store import migrate as migrate_module
 from server.store.connection import opening
@@ -579,7 +580,8 @@ async def test_the_purge_outlives_the_database() -> None:
     settings = load(purge_every_minutes=0.0005, database_url="postgresql://127.0.0.1:1/nothing")
     with capture_logs() as lines:
         purges = PurgeStats()
-        task = asyncio.create_task(purge_periodically(settings, "postgresql://127.0.0.1:1/nothing", purges))
+        url, retention = "postgresql://127.0.0.1:1/nothing", RetentionFile(None)
+        task = asyncio.create_task(purge_periodically(settings, url, retention, purges))
         async with asyncio.timeout(20):
             while len(lines) < 2 and not task.done():  # noqa: ASYNC110 - the lines come from a task
                 await asyncio.sleep(0.02)

@@ -15,6 +15,7 @@ from conversations.v1.conversations_service_pb2 import (
     GetItemRequest,
     ListConversationsRequest,
     ListItemsRequest,
+    UndeleteConversationRequest,
     UpdateConversationRequest,
 )
 from conversations.v1.item_body_pb2 import Message
@@ -74,6 +75,11 @@ def delete(conversation_id: str, **fields: Any) -> DeleteConversationRequest:
     return DeleteConversationRequest(conversation_id=conversation_id, **fields)
 
 
+def undelete(conversation_id: str, **fields: Any) -> UndeleteConversationRequest:
+    """A request to take the delete of a conversation back."""
+    return UndeleteConversationRequest(conversation_id=conversation_id, **fields)
+
+
 def append(conversation_id: str, *items: NewItem, **fields: Any) -> CreateItemsRequest:
     """A request to append items."""
     return CreateItemsRequest(conversation_id=conversation_id, items=items, **fields)
@@ -112,6 +118,7 @@ def request_of_each_method(conversation_id: str) -> dict[str, Any]:
         "GetConversation": get(conversation_id),
         "UpdateConversation": update(conversation_id, "metadata", "attributes.teams", **everything),
         "DeleteConversation": delete("conv_nothing"),
+        "UndeleteConversation": undelete("conv_nothing"),
         "ListConversations": ListConversationsRequest(page_size=2, filter='metadata.a = "b"', order_by="create_time"),
         "CreateItems": append(conversation_id, user_message("hello"), user_message("again"), include=[1]),
         "AppendItems": ahead(conversation_id, user_message("hello"), user_message("again")),

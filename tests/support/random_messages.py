@@ -10,6 +10,8 @@ from conversations.v1 import access_service_pb2, conversations_service_pb2
 from google.protobuf.message_factory import GetMessageClass
 from protovalidate import Validator
 
+from server.requests.elements import is_duration
+
 VALIDATOR = Validator()
 REQUEST_TYPES = sorted(
     (
@@ -164,6 +166,10 @@ class MessageGenerator:
         """Sets a field that is neither a list nor a map."""
         if not field.message_type:
             setattr(message, field.name, self.value(field))
+        elif is_duration(field) and not self.odds(self.wild):
+            rules = rules_of(field).duration
+            edge = self.random.choice((rules.gte, rules.lte))
+            getattr(message, field.name).CopyFrom(edge)
         else:
             getattr(message, field.name).SetInParent()
             if depth < 9:

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -76,6 +77,9 @@ class Conversation(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    IDLE_TTL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. `conv_` and 48 lower-case hex digits, given by the server. Opaque:
     callers cannot choose it, and on input only the prefix `conv` and the characters
@@ -127,6 +131,23 @@ class Conversation(_message.Message):
         caller to share every conversation. An update needs the action share.
         """
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """At this time, which must lie ahead, by at most 100 years. Output always has this
+        one.
+        """
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Input only. This long after the call: 1 minute to 100 years."""
+
+    @_builtins.property
+    def idle_ttl(self) -> _duration_pb2.Duration:
+        """Optional. Every append moves `expire_time` to this long after the append, never to
+        an earlier time; reads do not move it. 1 minute to 100 years. Sent without
+        `expire_time` and `ttl`, it also sets `expire_time`: to this long after the call.
+        """
+
     def __init__(
         self,
         *,
@@ -138,12 +159,17 @@ class Conversation(_message.Message):
         owner: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, Global___AttributeValues] | None = ...,
         last_sequence: _builtins.int = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        idle_ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expiration", b"expiration", "expire_time", b"expire_time", "idle_ttl", b"idle_ttl", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "create_time", b"create_time", "etag", b"etag", "id", b"id", "last_sequence", b"last_sequence", "metadata", b"metadata", "owner", b"owner", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "create_time", b"create_time", "etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "id", b"id", "idle_ttl", b"idle_ttl", "last_sequence", b"last_sequence", "metadata", b"metadata", "owner", b"owner", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_expiration: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
+    _WhichOneofArgType_expiration: _TypeAlias = _typing.Literal["expiration", b"expiration"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_expiration) -> _WhichOneofReturnType_expiration | None: ...
 
 Global___Conversation: _TypeAlias = Conversation  # noqa: Y015
 

@@ -200,9 +200,12 @@ class UpdateConversationRequest(_message.Message):
           key. A key with other characters than letters, digits and `_` stands in
           backticks: metadata.`my-key`.
         - `attributes.<name>`: sets the values of one attribute, or removes it.
-        - `*`: both maps.
+        - `expire_time` or `ttl`: sets when the conversation ends; never, if neither is
+          sent.
+        - `idle_ttl`: sets it, or removes it.
+        - `*`: all of them.
 
-        Without a mask, each map that is not empty is replaced. Paths of output-only
+        Without a mask, each field that is set is replaced. Paths of output-only
         fields are ignored; unknown paths, and a mask that names nothing to change, are
         INVALID_ARGUMENT.
         """
@@ -256,6 +259,34 @@ class DeleteConversationRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteConversationRequest: _TypeAlias = DeleteConversationRequest  # noqa: Y015
+
+@_typing.final
+class UndeleteConversationRequest(_message.Message):
+    """Which deleted conversation to bring back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    conversation_id: _builtins.str
+    """Required. `Conversation.id`; begins with `conv`."""
+    request_id: _builtins.str
+    """Optional. A UUID that makes the call repeatable (AIP-155), kept for 24 hours: a
+    repeated call succeeds instead of answering ALREADY_EXISTS.
+    """
+    def __init__(
+        self,
+        *,
+        conversation_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteConversationRequest: _TypeAlias = UndeleteConversationRequest  # noqa: Y015
 
 @_typing.final
 class ListConversationsRequest(_message.Message):

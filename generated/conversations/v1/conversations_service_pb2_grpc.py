@@ -77,6 +77,11 @@ class ConversationsServiceStub:
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteConversationRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.UndeleteConversation = channel.unary_unary(
+                '/conversations.v1.ConversationsService/UndeleteConversation',
+                request_serializer=conversations_dot_v1_dot_conversations__service__pb2.UndeleteConversationRequest.SerializeToString,
+                response_deserializer=conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
+                _registered_method=True)
         self.ListConversations = channel.unary_unary(
                 '/conversations.v1.ConversationsService/ListConversations',
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.ListConversationsRequest.SerializeToString,
@@ -191,14 +196,27 @@ class ConversationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteConversation(self, request, context):
-        """Deletes a conversation with its items, for good (AIP-135). From then on every
-        call on it answers NOT_FOUND, a second delete too unless it repeats the
-        `request_id`. Copies of its items in other conversations stay. The rows are
-        removed later, by the operator's purge.
+        """Deletes a conversation with its items (AIP-135). From then on every call on it
+        answers NOT_FOUND, a second delete too unless it repeats the `request_id`; only
+        UndeleteConversation finds it. Copies of its items in other conversations stay.
+        The rows are removed later, by the operator's purge.
 
         NOT_FOUND: not readable, or deleted. PERMISSION_DENIED: readable, but not to be
         deleted. ABORTED (`ETAG_MISMATCH`): another etag. FAILED_PRECONDITION: the
         `request_id` was used for another request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteConversation(self, request, context):
+        """Takes a delete back, with all items as they were (AIP-164), as long as the rows
+        are there: 30 days, unless the operator keeps them for another time. It needs
+        what the delete needed. An expired conversation stays gone.
+
+        NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
+        could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
+        deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -367,6 +385,11 @@ def add_ConversationsServiceServicer_to_server(servicer, server):
                     servicer.DeleteConversation,
                     request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteConversationRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'UndeleteConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteConversation,
+                    request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.UndeleteConversationRequest.FromString,
+                    response_serializer=conversations_dot_v1_dot_conversation__pb2.Conversation.SerializeToString,
             ),
             'ListConversations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListConversations,
@@ -542,6 +565,33 @@ class ConversationsService:
             '/conversations.v1.ConversationsService/DeleteConversation',
             conversations_dot_v1_dot_conversations__service__pb2.DeleteConversationRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conversations.v1.ConversationsService/UndeleteConversation',
+            conversations_dot_v1_dot_conversations__service__pb2.UndeleteConversationRequest.SerializeToString,
+            conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -88,14 +88,23 @@ class ConversationsServiceStub:
     The HTTP verb is POST, as in the OpenAI API, not PATCH.
     """
     DeleteConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteConversationRequest, _empty_pb2.Empty]
-    """Deletes a conversation with its items, for good (AIP-135). From then on every
-    call on it answers NOT_FOUND, a second delete too unless it repeats the
-    `request_id`. Copies of its items in other conversations stay. The rows are
-    removed later, by the operator's purge.
+    """Deletes a conversation with its items (AIP-135). From then on every call on it
+    answers NOT_FOUND, a second delete too unless it repeats the `request_id`; only
+    UndeleteConversation finds it. Copies of its items in other conversations stay.
+    The rows are removed later, by the operator's purge.
 
     NOT_FOUND: not readable, or deleted. PERMISSION_DENIED: readable, but not to be
     deleted. ABORTED (`ETAG_MISMATCH`): another etag. FAILED_PRECONDITION: the
     `request_id` was used for another request.
+    """
+    UndeleteConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.UndeleteConversationRequest, _conversation_pb2.Conversation]
+    """Takes a delete back, with all items as they were (AIP-164), as long as the rows
+    are there: 30 days, unless the operator keeps them for another time. It needs
+    what the delete needed. An expired conversation stays gone.
+
+    NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
+    could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
+    deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
     """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.ListConversationsRequest, _conversations_service_pb2.ListConversationsResponse]
     """Lists the conversations that the caller may read, newest first, in pages
@@ -260,14 +269,23 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     The HTTP verb is POST, as in the OpenAI API, not PATCH.
     """
     DeleteConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteConversationRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a conversation with its items, for good (AIP-135). From then on every
-    call on it answers NOT_FOUND, a second delete too unless it repeats the
-    `request_id`. Copies of its items in other conversations stay. The rows are
-    removed later, by the operator's purge.
+    """Deletes a conversation with its items (AIP-135). From then on every call on it
+    answers NOT_FOUND, a second delete too unless it repeats the `request_id`; only
+    UndeleteConversation finds it. Copies of its items in other conversations stay.
+    The rows are removed later, by the operator's purge.
 
     NOT_FOUND: not readable, or deleted. PERMISSION_DENIED: readable, but not to be
     deleted. ABORTED (`ETAG_MISMATCH`): another etag. FAILED_PRECONDITION: the
     `request_id` was used for another request.
+    """
+    UndeleteConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.UndeleteConversationRequest, _conversation_pb2.Conversation]  # type: ignore[assignment]
+    """Takes a delete back, with all items as they were (AIP-164), as long as the rows
+    are there: 30 days, unless the operator keeps them for another time. It needs
+    what the delete needed. An expired conversation stays gone.
+
+    NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
+    could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
+    deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.ListConversationsRequest, _conversations_service_pb2.ListConversationsResponse]  # type: ignore[assignment]
     """Lists the conversations that the caller may read, newest first, in pages
@@ -453,14 +471,29 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _conversations_service_pb2.DeleteConversationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a conversation with its items, for good (AIP-135). From then on every
-        call on it answers NOT_FOUND, a second delete too unless it repeats the
-        `request_id`. Copies of its items in other conversations stay. The rows are
-        removed later, by the operator's purge.
+        """Deletes a conversation with its items (AIP-135). From then on every call on it
+        answers NOT_FOUND, a second delete too unless it repeats the `request_id`; only
+        UndeleteConversation finds it. Copies of its items in other conversations stay.
+        The rows are removed later, by the operator's purge.
 
         NOT_FOUND: not readable, or deleted. PERMISSION_DENIED: readable, but not to be
         deleted. ABORTED (`ETAG_MISMATCH`): another etag. FAILED_PRECONDITION: the
         `request_id` was used for another request.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteConversation(
+        self,
+        request: _conversations_service_pb2.UndeleteConversationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_conversation_pb2.Conversation, _abc.Awaitable[_conversation_pb2.Conversation]]:
+        """Takes a delete back, with all items as they were (AIP-164), as long as the rows
+        are there: 30 days, unless the operator keeps them for another time. It needs
+        what the delete needed. An expired conversation stays gone.
+
+        NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
+        could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
+        deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
         """
 
     @_abc_1.abstractmethod

@@ -121,6 +121,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The operator does not have changes kept, so nobody can follow
     all conversations. WatchItems works.
     """
+    ERROR_REASON_CONVERSATION_EXISTS: _ErrorReason.ValueType  # 25
+    """ALREADY_EXISTS; `conversationId`. A conversation with that id is there, and is not
+    deleted. Nothing was written.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: `google.rpc.ErrorInfo.reason`, without the prefix, in the domain
@@ -228,5 +232,9 @@ conversation or caller. Watch anew, without a token.
 ERROR_REASON_CHANGES_NOT_KEPT: ErrorReason.ValueType  # 24
 """FAILED_PRECONDITION. The operator does not have changes kept, so nobody can follow
 all conversations. WatchItems works.
+"""
+ERROR_REASON_CONVERSATION_EXISTS: ErrorReason.ValueType  # 25
+"""ALREADY_EXISTS; `conversationId`. A conversation with that id is there, and is not
+deleted. Nothing was written.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

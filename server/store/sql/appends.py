@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.authorization.permission import Permission
+from server.store.sql.expiry import expiry_after_append
 from server.store.sql.idempotency import REQUEST_COLUMNS
 from server.store.sql.item_batch import ITEM_COLUMNS
 from server.store.sql.schema import conversations, items, requests
@@ -117,7 +118,11 @@ def _conditions(read: Permission, create: Permission, groups: Any) -> tuple[Colu
 
 def _advance(groups: Any) -> Update:
     """The UPDATE of the counters, still without a condition that joins ``groups``."""
-    counters = {"last_sequence": _c.last_sequence + groups.c.size, "version": _c.version + groups.c.changes}
+    counters = {
+        "last_sequence": _c.last_sequence + groups.c.size,
+        "version": _c.version + groups.c.changes,
+        "expire_time": expiry_after_append(),
+    }
     base = (_c.last_sequence - groups.c.size).label("base")
     return update(conversations).values(counters).returning(groups.c.number, _c.id, base, _c.version)
 

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Integer,
+    Interval,
     Select,
     Text,
     all_,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     func,
     literal_column,
     not_,
+    null,
     or_,
     select,
     true,
@@ -34,11 +36,12 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.authorization.permission import Permission
+from server.store.sql.expiry import changed_expiry, schedule_check
 from server.store.sql.fitting import fit_in_order
 from server.store.sql.idempotency import reserve
 from server.store.sql.schema import Time, conversation_attributes, conversations
 from server.store.sql.statement import Statement, compile_statement
-from server.store.sql.visibility import allowed, readable_one, visible, visible_one
+from server.store.sql.visibility import alive, allowed, readable_one, unexpired, visible, visible_one
 
 MAX_PAIRS = 16  # of metadata, and names of attributes
 
@@ -58,6 +61,8 @@ COLUMNS = (
     _c.revision,
     _c.create_time,
     _c.update_time,
+    _c.expire_time,
+    _c.idle_ttl,
 )
 
 
@@ -70,8 +75,9 @@ def get(read: Permission, *others: Permission) -> Statement:
 
 @lru_cache(maxsize=512)
 def get_deleted(read: Permission, delete: Permission) -> Statement:
-    """Whether ``delete`` covers a conversation or tombstone that may be read: a repeated delete is authorized again."""
-    return compile_statement(select(allowed(delete).label(delete.name)).where(readable_one(read)), "read")
+    """Whether ``delete`` covers a conversation or tombstone that may be read and has not expired, and which it is."""
+    columns = (allowed(delete).label(delete.name), alive(conversations).label("alive"))
+    return compile_statement(select(*columns).where(readable_one(read), unexpired()), "read")
 
 
 def _unnest(array: ColumnElement[Any]) -> Any:
@@ -80,13 +86,16 @@ def _unnest(array: ColumnElement[Any]) -> Any:
 
 
 @lru_cache(maxsize=512)
-def change(read: Permission, permissions: tuple[Permission, ...], *, attributes: bool, reserves: bool) -> Statement:
-    """Changes metadata and attributes; no row when a map would then have more than `MAX_PAIRS` names.
+def change(
+    read: Permission, permissions: tuple[Permission, ...], *, attributes: bool, expiry: bool, reserves: bool
+) -> Statement:
+    """Changes metadata, attributes and expiry; no row when a map would then have more than `MAX_PAIRS` names.
 
     Args:
         read: To read the conversation.
         permissions: All must cover the conversation as it is before the change.
         attributes: Whether attributes change.
+        expiry: Whether it changes when the conversation ends.
         reserves: Whether there is a request id.
     """
     metadata = _merged_metadata()
@@ -101,8 +110,12 @@ def change(read: Permission, permissions: tuple[Permission, ...], *, attributes:
     if attributes:
         values["attributes"] = _merged_attributes()
         conditions.append(_count_names(values["attributes"]) <= _most)
+    if expiry:
+        values |= changed_expiry()
     changed = update(conversations).where(*conditions).values(values).returning(*COLUMNS).cte("changed")
     statement: Select[Any] = select(*changed.c)
+    if expiry:
+        statement = statement.add_cte(schedule_check(changed).cte("scheduled"))
     if attributes:
         statement = statement.add_cte(_delete_old_attributes(changed), _insert_new_attributes(changed))
     return compile_statement(statement.add_cte(reserve(changed).cte("reserved")) if reserves else statement, "write")
@@ -165,6 +178,24 @@ def delete(read: Permission, delete: Permission, *, reserves: bool) -> Statement
     )
     statement: Select[Any] = select(deleted.c.id)
     return compile_statement(statement.add_cte(reserve(deleted).cte("reserved")) if reserves else statement, "write")
+
+
+@lru_cache(maxsize=512)
+def undelete(read: Permission, delete: Permission, *, reserves: bool) -> Statement:
+    """Turns a tombstone into a conversation again, unless it has expired or was deleted longer than ``keep`` ago.
+
+    The purge marks what it removes, so that nothing comes back in part (`server.store.purge`).
+    """
+    kept = _c.delete_time > func.now() - bindparam("keep", type_=Interval)
+    undeleted = (
+        update(conversations)
+        .where(readable_one(read), allowed(delete), kept, unexpired())
+        .values(delete_time=null(), version=_c.version + _one)
+        .returning(*COLUMNS)
+        .cte("undeleted")
+    )
+    statement: Select[Any] = select(*undeleted.c)
+    return compile_statement(statement.add_cte(reserve(undeleted).cte("reserved")) if reserves else statement, "write")
 
 
 def _revision_is() -> ColumnElement[bool]:

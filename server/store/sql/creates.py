@@ -7,6 +7,7 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     ColumnElement,
+    Interval,
     Select,
     SmallInteger,
     Table,
@@ -23,6 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.authorization.permission import Permission
+from server.store.sql.expiry import schedule_check
 from server.store.sql.idempotency import REQUEST_COLUMNS, reserve
 from server.store.sql.item_batch import ITEM_COLUMNS, all_found, fit_together, insert_items, resolved_rows, sent_rows
 from server.store.sql.schema import Time, conversation_attributes, conversations, items, requests
@@ -45,6 +47,11 @@ CREATES = {
     "last_sequence": BigInteger,
     "create_time": Time,
 }
+EXPIRIES: dict[str, Any] = {
+    "expire_time": Time,
+    "idle_ttl": Interval,
+    "limit_time": Time,
+}  # further ones, if one of them expires
 ATTRIBUTES = {"conversation_id": Text, "attribute": Text, "tenant": Text, "create_time": Time}
 ITEMS = {
     "conversation_id": Text,
@@ -59,7 +66,7 @@ REQUESTS = {
 
 @lru_cache(maxsize=512)
 def create(
-    references: tuple[Permission, Permission] | None, *, attributes: bool, items: bool, reserves: bool
+    references: tuple[Permission, Permission] | None, *, attributes: bool, items: bool, expires: bool, reserves: bool
 ) -> Statement:
     """Inserts a conversation with its first items; nothing when a reference is not found.
 
@@ -68,6 +75,7 @@ def create(
             fit into ``max_bytes``.
         attributes: Whether the conversation has attributes.
         items: Whether it has first items.
+        expires: Whether it has an expiry.
         reserves: Whether there is a request id.
     """
     rows = resolved_rows(*references) if references else sent_rows() if items else None
@@ -81,12 +89,17 @@ def create(
         last_sequence=bindparam("last_sequence", type_=BigInteger),
         create_time=now,
     )
+    if expires:
+        columns |= {name: bindparam(name, type_=type_) for name, type_ in EXPIRIES.items()}
     source: Select[Any] = select(*columns.values())
     if references and rows is not None:
         source = source.where(all_found(rows), fit_together(rows))
     base = _zero.label("base")
-    created = insert(conversations).from_select(list(columns), source).returning(_c.id, _c.version, base).cte("created")
+    returned = (_c.id, _c.version, base, *((_c.expire_time,) if expires else ()))
+    created = insert(conversations).from_select(list(columns), source).returning(*returned).cte("created")
     statement: Select[Any] = select(created.c.id)
+    if expires:
+        statement = statement.add_cte(schedule_check(created).cte("scheduled"))
     if attributes:
         statement = statement.add_cte(_insert_attributes(created))
     if rows is not None:
@@ -136,23 +149,29 @@ def _insert_attributes(created: CTE) -> CTE:
 
 
 @lru_cache(maxsize=8)
-def create_many(*, attributes: bool, items: bool, reserves: bool) -> Statement:
+def create_many(*, attributes: bool, items: bool, expires: bool, reserves: bool) -> Statement:
     """Inserts several conversations with their first items; returns the ids of those it has inserted.
 
     Args:
         attributes: Whether one of them has attributes.
         items: Whether one of them has first items.
+        expires: Whether one of them has an expiry.
         reserves: Whether they have request ids: all, or none. A conversation that exists is then left out, since
             an earlier call has created it; and when another transaction is creating it, the statement fails after
             a moment (SQLSTATE 55P03).
 
     The ids of conversations without a request id are new, and those of their items are: no other session has them.
     """
-    rows = _rows("creates", CREATES)
+    rows = _rows("creates", {**CREATES, **(EXPIRIES if expires else {})})
     held = cast(rows.c.attributes, ARRAY(Text)) if attributes else literal_column("'{}'", ARRAY(Text))
     columns = _columns(**{name: rows.c[name] for name in CREATES if name != "attributes"}, attributes=held)
-    created = _insert_conversations(columns, rows, reserves=reserves).cte("created")
+    if expires:
+        columns |= {name: rows.c[name] for name in EXPIRIES}
+    returned = (_c.id, _c.expire_time) if expires else (_c.id,)
+    created = _insert_conversations(columns, rows, reserves=reserves).returning(*returned).cte("created")
     statement: Select[Any] = select(created.c.id)
+    if expires:
+        statement = statement.add_cte(schedule_check(created).cte("scheduled"))
     if attributes:
         statement = statement.add_cte(_insert_rows(conversation_attributes, "attributes", ATTRIBUTES, created))
     if items:
@@ -167,17 +186,12 @@ def create_many(*, attributes: bool, items: bool, reserves: bool) -> Statement:
 def _insert_conversations(columns: dict[str, ColumnElement[Any]], rows: Any, *, reserves: bool) -> Any:
     source = select(*columns.values())
     if not reserves:
-        return insert(conversations).from_select(list(columns), source).returning(_c.id)
+        return insert(conversations).from_select(list(columns), source)
     # Volatile, and joined: it has run before the first row is inserted. Its effect ends with the transaction.
     arguments: list[ColumnElement[str]] = [literal_column("'lock_timeout'"), literal_column(f"'{_LOCK_TIMEOUT}'")]
     bound = select(func.set_config(*arguments, true()).label("bound")).cte("bound")
     source = source.select_from(rows.join(bound, true()))
-    return (
-        pg_insert(conversations)
-        .from_select(list(columns), source)
-        .on_conflict_do_nothing(index_elements=[_c.id])
-        .returning(_c.id)
-    )
+    return pg_insert(conversations).from_select(list(columns), source).on_conflict_do_nothing(index_elements=[_c.id])
 
 
 def _insert_items(created: CTE) -> CTE:

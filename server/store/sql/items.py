@@ -29,6 +29,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from server.authorization.permission import Permission
 from server.store.sql.conversations import COLUMNS
+from server.store.sql.expiry import expiry_after_append
 from server.store.sql.fitting import fit_in_order
 from server.store.sql.idempotency import reserve
 from server.store.sql.item_batch import all_allowed, all_found, fit_together, insert_items, resolved_rows, sent_rows
@@ -68,7 +69,7 @@ def append(
     bumped = (
         update(conversations)
         .where(*conditions)
-        .values(last_sequence=_c.last_sequence + size, version=_c.version + _one)
+        .values(last_sequence=_c.last_sequence + size, version=_c.version + _one, expire_time=expiry_after_append())
         .returning(_c.id, (_c.last_sequence - size).label("base"), _c.version)
         .cte("bumped")
     )

@@ -47,6 +47,12 @@ conversations = Table(
     # The highest version of its items' tombstones that the purge has removed: a watch cannot begin before it.
     Column("purged_version", BigInteger, nullable=False, server_default=text("0")),
     Column("position", BigInteger),  # of its last change in `changes`; set while changes are kept
+    # From then on it is not found; no index may have the column, since appends move it.
+    Column("expire_time", Time, nullable=False, server_default=text("'infinity'")),
+    Column(
+        "idle_ttl", Interval, nullable=False, server_default=text("'0'")
+    ),  # appends move expire_time; 0: they do not
+    Column("limit_time", Time, nullable=False, server_default=text("'infinity'")),  # expire_time is never later
     # An append changes no indexed column, so it is a heap-only update when the
     # page has room: keep some.
     postgresql_with={"fillfactor": "70"},
@@ -93,6 +99,24 @@ Index(
     conversation_attributes.c.attribute,
     conversation_attributes.c.create_time,
     conversation_attributes.c.conversation_id,
+)
+
+# When the purge looks whether a conversation has expired: never later than its expire_time.
+expirations = Table(
+    "expirations",
+    metadata,
+    Column("conversation_id", Name, primary_key=True),
+    Column("check_time", Time, nullable=False),
+)
+Index("expirations_by_time", expirations.c.check_time)
+
+# How far the ceiling of a tenant in the retention file has been applied to its conversations.
+retention_ceilings = Table(
+    "retention_ceilings",
+    metadata,
+    Column("tenant", Name, primary_key=True),
+    Column("at_most", Interval, nullable=False),
+    Column("applied_through", Time, nullable=False),  # create_time; newer ones are looked at by the next purge
 )
 
 items = Table(

@@ -13,8 +13,11 @@ _conversation_id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
 
 
 def visible(read: Permission, table: Any = conversations) -> ColumnElement[bool]:
-    """Whether a conversation is of the caller's tenant, not deleted, and readable; any other is not found."""
-    return and_(table.c.tenant == _tenant, table.c.delete_time.is_(None), allowed(read, table))
+    """Whether a conversation is of the caller's tenant, neither deleted nor expired, and readable.
+
+    Any other is not found.
+    """
+    return and_(table.c.tenant == _tenant, table.c.delete_time.is_(None), unexpired(table), allowed(read, table))
 
 
 def visible_one(
@@ -25,11 +28,11 @@ def visible_one(
 ) -> ColumnElement[bool]:
     """As `visible`, of the conversation with that id; the primary key is the only index for it (see `alive`)."""
     own = table.c.tenant == parameter("tenant", Text)
-    return and_(table.c.id == conversation_id, own, alive(table), allowed(read, table, parameter))
+    return and_(table.c.id == conversation_id, own, alive(table), unexpired(table), allowed(read, table, parameter))
 
 
 def readable_one(read: Permission) -> ColumnElement[bool]:
-    """As `visible_one`, also of a conversation that was deleted: whether it may be read, or could be before."""
+    """As `visible_one`, also of one that was deleted or has expired: whether it may be read, or could be before."""
     return and_(conversations.c.id == _conversation_id, conversations.c.tenant == _tenant, allowed(read))
 
 
@@ -42,6 +45,12 @@ def alive(table: Any) -> ColumnElement[bool]:
     a prepared statement keeps that plan (ADR 10).
     """
     return func.num_nulls(table.c.delete_time) == literal_column("1")
+
+
+def unexpired(table: Any = conversations) -> ColumnElement[bool]:
+    """Whether a conversation has not expired, by the clock of the database."""
+    unexpired: ColumnElement[bool] = table.c.expire_time > func.now()
+    return unexpired
 
 
 def allowed(permission: Permission, table: Any = conversations, parameter: Parameter = bind) -> ColumnElement[bool]:

@@ -9,10 +9,12 @@ from sqlalchemy import (
     Integer,
     Select,
     Text,
+    and_,
     bindparam,
     false,
     func,
     literal_column,
+    not_,
     null,
     select,
     true,
@@ -26,7 +28,7 @@ from server.store.sql.conversations import COLUMNS
 from server.store.sql.fitting import told_body
 from server.store.sql.schema import conversations, items
 from server.store.sql.statement import Statement, compile_statement
-from server.store.sql.visibility import alive, item_allowed, readable_one, visible_one
+from server.store.sql.visibility import alive, item_allowed, readable_one, unexpired, visible_one
 
 MAX_CHANGES = 100  # of a message
 _c, _i = conversations.c, items.c
@@ -83,7 +85,7 @@ def changes(read: Permission, item_read: Permission) -> Statement:
         select(
             *COLUMNS,
             _c.version,
-            _c.delete_time,
+            not_(and_(alive(conversations), unexpired())).label("gone"),
             _c.purged_version,
             _last_item_id(),
             anchor.correlate(conversations).scalar_subquery().label("anchor_id"),
@@ -137,10 +139,11 @@ def _deleted(item_read: Permission) -> Select[Any]:
 
 
 def _poll() -> Statement:
-    """The versions of conversations ``ids`` that differ from ``versions``; NULL for one whose row is gone."""
+    """The versions of conversations ``ids`` that differ from ``versions``; NULL for one that is gone or has expired."""
     arrays = (bindparam("ids", type_=ARRAY(Text)), bindparam("versions", type_=ARRAY(BigInteger)))
     seen = func.unnest(*arrays).table_valued("id", "version", name="seen").render_derived()
-    query = select(seen.c.id, _c.version).select_from(seen.outerjoin(conversations, _c.id == seen.c.id))
+    found = and_(_c.id == seen.c.id, unexpired())
+    query = select(seen.c.id, _c.version).select_from(seen.outerjoin(conversations, found))
     return compile_statement(query.where(_c.version.is_distinct_from(seen.c.version)), "read")
 
 
