@@ -4,7 +4,7 @@ A call that deletes only sets ``delete_time``, so it is short. The rows are remo
 lock is held for long and no statement meets its timeout. They are found again by their keys, which a sharded database
 can route, and not by their place in a table.
 
-A conversation is marked before its rows are removed, by a ``delete_time`` of -infinity: from then on no undelete finds
+A conversation is marked before its rows are removed, by a ``delete_time`` of 1970: from then on no undelete finds
 it, so that none comes back with a part of its rows.
 """
 
@@ -28,21 +28,21 @@ _MARKED = {
         DELETE FROM items WHERE (conversation_id, sequence) IN (
             SELECT items.conversation_id, items.sequence
             FROM items JOIN conversations ON conversations.id = items.conversation_id
-            WHERE conversations.delete_time = '-infinity' LIMIT $1)""",
+            WHERE conversations.delete_time = 'epoch' LIMIT $1)""",
     "attributes": """
         DELETE FROM conversation_attributes WHERE (conversation_id, attribute) IN (
             SELECT conversation_attributes.conversation_id, conversation_attributes.attribute
             FROM conversation_attributes
             JOIN conversations ON conversations.id = conversation_attributes.conversation_id
-            WHERE conversations.delete_time = '-infinity' LIMIT $1)""",
+            WHERE conversations.delete_time = 'epoch' LIMIT $1)""",
     "expirations": """
         DELETE FROM expirations WHERE conversation_id IN (
             SELECT expirations.conversation_id
             FROM expirations JOIN conversations ON conversations.id = expirations.conversation_id
-            WHERE conversations.delete_time = '-infinity' LIMIT $1)""",
+            WHERE conversations.delete_time = 'epoch' LIMIT $1)""",
     "conversations": """
         DELETE FROM conversations WHERE id IN (
-            SELECT id FROM conversations WHERE delete_time = '-infinity'
+            SELECT id FROM conversations WHERE delete_time = 'epoch'
             AND NOT EXISTS (SELECT FROM items WHERE items.conversation_id = conversations.id) LIMIT $1)""",
 }
 # Rows from before $1, $2 at most.
@@ -50,12 +50,12 @@ _OLD = {
     # Rows of conversations are locked in the order of their ids, as by every statement that locks several.
     "deleted conversations": """
         WITH old AS (
-            SELECT id FROM conversations WHERE delete_time <= $1 AND delete_time > '-infinity' LIMIT $2
+            SELECT id FROM conversations WHERE delete_time <= $1 AND delete_time > 'epoch' LIMIT $2
         ), locked AS (
             SELECT id FROM conversations WHERE id IN (SELECT id FROM old) AND delete_time <= $1
             ORDER BY id FOR NO KEY UPDATE
         )
-        UPDATE conversations SET delete_time = '-infinity' FROM locked WHERE conversations.id = locked.id""",
+        UPDATE conversations SET delete_time = 'epoch' FROM locked WHERE conversations.id = locked.id""",
     # Watches must learn that deletions are gone, so the two go together.
     "items": """
         WITH old AS (

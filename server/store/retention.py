@@ -23,20 +23,23 @@ _MARK = """
     WITH due AS (
         SELECT conversation_id FROM expirations WHERE check_time <= now() ORDER BY check_time LIMIT $1
     ), locked AS (
-        SELECT id, expire_time FROM conversations WHERE id IN (SELECT conversation_id FROM due)
+        SELECT id, expire_time, coalesce(delete_time <= 'epoch', false) AS is_marked
+        FROM conversations WHERE id IN (SELECT conversation_id FROM due)
         ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
     ), marked AS (
-        UPDATE conversations SET delete_time = '-infinity', version = version + 1
-        FROM locked WHERE conversations.id = locked.id AND locked.expire_time <= now() RETURNING conversations.id
+        UPDATE conversations SET delete_time = 'epoch', version = version + 1
+        FROM locked WHERE conversations.id = locked.id AND locked.expire_time <= now() AND NOT is_marked
+        RETURNING conversations.id
     ), moved AS (
         UPDATE expirations SET check_time = locked.expire_time FROM locked
-        WHERE conversation_id = locked.id AND locked.expire_time > now() AND locked.expire_time < 'infinity'
+        WHERE conversation_id = locked.id AND NOT is_marked
+        AND locked.expire_time > now() AND locked.expire_time < 'infinity'
     ), removed AS (
         SELECT conversation_id AS id FROM due WHERE NOT EXISTS (SELECT FROM conversations WHERE id = conversation_id)
     ), forgotten AS (
         DELETE FROM expirations WHERE conversation_id IN (
             SELECT id FROM marked UNION SELECT id FROM removed
-            UNION SELECT id FROM locked WHERE expire_time = 'infinity')
+            UNION SELECT id FROM locked WHERE expire_time = 'infinity' OR is_marked)
     )
     SELECT (SELECT count(*) FROM locked) + (SELECT count(*) FROM removed) AS seen,
         (SELECT count(*) FROM marked) AS marked"""

@@ -25,7 +25,17 @@ VERSIONS = ("1.29", "1.35", "1.36", "1.37")  # the oldest that the chart permits
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
 OF_THE_CHART = {
-    *("database_url", "pgbouncer_url", "data_dir", "listen", "metrics_listen", "policy_file", "migrate", "profile"),
+    *(
+        "database_url",
+        "pgbouncer_url",
+        "data_dir",
+        "listen",
+        "metrics_listen",
+        "policy_file",
+        "retention_file",
+        "migrate",
+        "profile",
+    ),
     *("tls_certificate", "tls_key", "tls_client_ca", "workers", "http_listen"),
 }
 
@@ -108,8 +118,9 @@ def test_it_is_what_the_manifests_are(case: str, overlay: str) -> None:
         (one,), (other,) = of_kind(chart, kind), of_kind(manifests, kind)
         assert plain(other["spec"]) == plain(one["spec"]), kind
     assert settings_of(chart) == settings_of(manifests)
-    policies = [named(each, "ConfigMap", "conversations-policy")["data"]["policy.yaml"] for each in (chart, manifests)]
-    assert yaml.safe_load(policies[0]) == yaml.safe_load(policies[1])
+    files = [named(each, "ConfigMap", "conversations-policy")["data"] for each in (chart, manifests)]
+    for name in ("policy.yaml", "retention.yaml"):
+        assert yaml.safe_load(files[0][name]) == yaml.safe_load(files[1][name]), name
 
 
 def plain(value: Any) -> Any:

@@ -193,7 +193,9 @@ async def test_the_job_migrates(image: Image, empty: str, tmp_path: Path, name: 
 @asynccontextmanager
 async def deployed(image: Image, url: str, each: Ours, folder: Path) -> AsyncIterator[Container]:
     """A container of the manifests, on the database at ``url``; what it mounts is made in ``folder``."""
-    projected(folder / "policy", "1", (ROOT / "deploy/kubernetes/base/policy.yaml").read_bytes())
+    base = ROOT / "deploy/kubernetes/base"
+    projected(folder / "policy", "1", (base / "policy.yaml").read_bytes())
+    (folder / "policy" / "retention.yaml").write_bytes((base / "retention.yaml").read_bytes())
     certified(folder / "tls")
     mounts = {mount["mountPath"]: folder / mount["name"] for mount in each.container.get("volumeMounts", ())}
     files = {there: here for there, here in mounts.items() if there != str(SOCKETS)}

@@ -108,6 +108,7 @@ LABEL = "app.kubernetes.io/name"
         ("prod", "Deployment", (*SERVER, "volumeMounts", 0, "mountPath"), "/tls", "tls.crt is not mounted"),
         ("prod", "Deployment", (*SERVER, "volumeMounts", 1, "subPath"), "policy.yaml", "policy.yaml is not mounted"),
         ("prod", "Policy", ("data", "policy.yaml"), "- permit: {actions: [creat]}\n", "creat"),
+        ("prod", "Policy", ("data", "retention.yaml"), "'*': {tll: 90d}\n", "ttl, idle_ttl, at_most"),
         ("prod", "Deployment", (*SERVER, "envFrom", 0, "configMapRef", "name"), "x", "x: nobody makes it"),
         ("prod", "Deployment", (*POD, "serviceAccountName"), "y", "y: nobody makes it"),
         ("prod", "Job", (*SERVER, "image"), "x/conversation-service:2", "images: registry.example.com/"),

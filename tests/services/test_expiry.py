@@ -61,6 +61,11 @@ def moment(after: timedelta) -> Timestamp:
     return made
 
 
+def ahead_of_now(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a conversation, whose `expire_time` is so long from now if it is a timedelta."""
+    return {name: moment(value) if isinstance(value, timedelta) else value for name, value in fields.items()}
+
+
 def left(conversation: Conversation) -> timedelta | None:
     """How long a conversation will live, to two minutes below; None for ever."""
     if not conversation.HasField("expire_time"):
@@ -81,7 +86,7 @@ CREATES: list[tuple[str, dict[str, Any], timedelta | None, timedelta]] = [
     ("ttl", {"ttl": duration(days=2)}, 2 * DAY, timedelta()),
     ("the shortest", {"ttl": duration(minutes=1)}, timedelta(minutes=1), timedelta()),
     ("the longest", {"ttl": duration(days=36_525)}, LONGEST, timedelta()),
-    ("expire_time", {"expire_time": moment(3 * DAY)}, 3 * DAY, timedelta()),
+    ("expire_time", {"expire_time": 3 * DAY}, 3 * DAY, timedelta()),
     ("idle_ttl", {"idle_ttl": duration(days=4)}, 4 * DAY, 4 * DAY),
     ("ttl and idle_ttl", {"ttl": duration(days=2), "idle_ttl": duration(days=1)}, 2 * DAY, DAY),
 ]
@@ -93,7 +98,7 @@ async def test_create(
     stub: Any, fields: dict[str, Any], lives: timedelta | None, idle: timedelta, *, request_id: bool
 ) -> None:
     """A conversation ends when its creator says, and every answer shows it."""
-    made = await stub.CreateConversation(create(request_id=str(uuid4()) if request_id else "", **fields))
+    made = await stub.CreateConversation(create(request_id=str(uuid4()) if request_id else "", **ahead_of_now(fields)))
     assert left(made) is None if lives is None else abs((left(made) or LONGEST) - lives) <= SOON
     assert made.idle_ttl.ToTimedelta() == idle
     assert made.HasField("idle_ttl") is bool(idle)
@@ -112,8 +117,8 @@ async def test_creates_that_share_a_statement(stub: Any) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
-    ("a time that is over", {"expire_time": moment(-timedelta(seconds=1))}, "expire_time", "expire_time.range"),
-    ("beyond 100 years", {"expire_time": moment(LONGEST + DAY)}, "expire_time", "expire_time.range"),
+    ("a time that is over", {"expire_time": -timedelta(seconds=1)}, "expire_time", "expire_time.range"),
+    ("beyond 100 years", {"expire_time": LONGEST + DAY}, "expire_time", "expire_time.range"),
     ("no time of this calendar", {"expire_time": Timestamp(seconds=10**15)}, "expire_time", "expire_time.range"),
     ("59 seconds", {"ttl": Duration(seconds=59)}, "ttl", "duration.gte_lte"),
     ("just below a minute", {"ttl": Duration(seconds=59, nanos=999_999_999)}, "ttl", "duration.gte_lte"),
@@ -130,8 +135,8 @@ async def test_what_is_refused(stub: Any, fields: dict[str, Any], name: str, rul
     """Times that cannot be are refused by create and update, with the field and the rule."""
     made = await stub.CreateConversation(create())
     for call in (
-        stub.CreateConversation(create(**fields)),
-        stub.UpdateConversation(update(made.id, "expire_time", "idle_ttl", **fields)),
+        stub.CreateConversation(create(**ahead_of_now(fields))),
+        stub.UpdateConversation(update(made.id, "expire_time", "idle_ttl", **ahead_of_now(fields))),
     ):
         found = await problem(call)
         assert (found.code, found.reason, found.fields) == (
@@ -144,7 +149,7 @@ async def test_what_is_refused(stub: Any, fields: dict[str, Any], name: str, rul
 # Before, paths, sent, days left after, idle after.
 UPDATES: list[tuple[str, dict[str, Any], tuple[str, ...], dict[str, Any], int | None, int]] = [
     ("ttl", {}, ("ttl",), {"ttl": duration(days=2)}, 2, 0),
-    ("expire_time", {}, ("expire_time",), {"expire_time": moment(2 * DAY)}, 2, 0),
+    ("expire_time", {}, ("expire_time",), {"expire_time": 2 * DAY}, 2, 0),
     ("a path, and the other field", {}, ("expire_time",), {"ttl": duration(days=2)}, 2, 0),
     ("without a mask", {}, (), {"ttl": duration(days=2), "idle_ttl": duration(days=1)}, 2, 1),
     ("earlier", {"ttl": duration(days=5)}, ("ttl",), {"ttl": duration(days=2)}, 2, 0),
@@ -164,7 +169,7 @@ async def test_update(
 ) -> None:
     """The mask says what changes; the etag moves."""
     made = await stub.CreateConversation(create(metadata={"a": "1"}, **before))
-    changed = await stub.UpdateConversation(update(made.id, *paths, **sent))
+    changed = await stub.UpdateConversation(update(made.id, *paths, **ahead_of_now(sent)))
     assert left(changed) == (None if days is None else days * DAY)
     assert changed.idle_ttl.ToTimedelta() == idle * DAY
     assert changed.etag != made.etag

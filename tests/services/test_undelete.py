@@ -41,7 +41,7 @@ async def test_what_is_refused(service: Service) -> None:
     assert (living.code, living.reason) == ("ALREADY_EXISTS", "CONVERSATION_EXISTS")
     assert living.metadata == {"conversationId": made.id}
     await stub.DeleteConversation(delete(made.id))
-    states = ["delete_time = now() - interval '721 h'", "delete_time = '-infinity'", "expire_time = now()"]
+    states = ["delete_time = now() - interval '721 h'", "delete_time = 'epoch'", "expire_time = now()"]
     for state in states:
         await fetch(
             url,

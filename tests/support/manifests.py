@@ -24,6 +24,7 @@ from server.app.service import SERVICES
 from server.app.supervisor import _MARGIN as TO_CLOSE_UP
 from server.cli.commands import app
 from server.settings.environment import PREFIX
+from server.settings.retention import RetentionConfigError, parse_retention
 from server.settings.service import Settings
 from server.transport.health import LIVENESS, PATHS, READINESS, STARTUP
 
@@ -203,6 +204,16 @@ def policy_is_accepted(objects: Objects) -> Problems:
     for each in of_kind(objects, "ConfigMap"):
         texts = [text for name, text in each["data"].items() if name == "policy.yaml"]
         yield from (f"policy: {mistakes}" for text in texts if (mistakes := _mistakes(text)))
+
+
+def retention_is_accepted(objects: Objects) -> Problems:
+    """The service takes the retention file that is mounted."""
+    for each in of_kind(objects, "ConfigMap"):
+        if text := each["data"].get("retention.yaml"):
+            try:
+                parse_retention(text.encode())
+            except RetentionConfigError as error:
+                yield f"retention: {error}"
 
 
 @cache
@@ -426,6 +437,7 @@ _FIRST: tuple[Callable[[Objects], Problems], ...] = (references_exist, settings_
 _THEN: tuple[Callable[[Objects], Problems], ...] = (
     files_are_mounted,
     policy_is_accepted,
+    retention_is_accepted,
     one_image,
     commands_are_known,
     probes_ask_the_right_thing,

@@ -32,6 +32,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
       "listen" "0.0.0.0:50051"
       "metrics_listen" "0.0.0.0:9464"
       "policy_file" "/etc/conversations/policy/policy.yaml"
+      "retention_file" "/etc/conversations/policy/retention.yaml"
       "pool_size" 10
       "grace_seconds" 10
       "migrate" (not .Values.migration.enabled) -}}
