@@ -82,7 +82,7 @@ async def _purge(settings: Settings) -> None:
         if purged is None:
             print(f"{name}: another process is purging")
         else:
-            deleted = f"{purged.conversations} conversations ({purged.expired} had expired), {purged.items} items"
+            deleted = f"{purged.conversations} conversations, {purged.items} items"
             print(f"{name}: {deleted}, {purged.requests} request ids, {purged.changes} changes")
 
 

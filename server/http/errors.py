@@ -52,6 +52,7 @@ ROWS: Mapping[type[ServiceError], Row] = {
     errors.ItemExists: Row(
         400, "item_already_in_conversation", "items", wording=lambda *_: "Item already in conversation"
     ),
+    errors.ConversationExists: Row(409, "conversation_exists"),
     errors.CredentialsMissing: Row(401, "invalid_api_key", headers=_BEARER),
     errors.CredentialsInvalid: Row(401, "invalid_api_key", headers=_BEARER),
     errors.ActionDenied: Row(403, "insufficient_permissions"),

@@ -22,6 +22,7 @@ from server.store.retention import mark_all_expired
 from server.store.sql.schema import conversations
 from server.store.sql.statement import compile_statement
 from server.store.sql.visibility import unexpired
+from server.store.sql.watches import POLL
 from tests.support.build import (
     ahead,
     append,
@@ -345,12 +346,15 @@ async def test_the_instant(service: Service, microseconds: int, *, is_there: boo
 async def test_a_watch_ends(service: Service) -> None:
     """A watch that is open at the end tells, within a poll, that the conversation is gone, and is done."""
     made = await service.stub.CreateConversation(create(user_message(), ttl=duration(days=1)))
+    asked = {"ids": [made.id], "versions": [1]}
+    assert not await service.database.fetch(POLL, asked)
     watch = service.stub.WatchItems(WatchItemsRequest(conversation_id=made.id), timeout=10)
     await watch.read()
     await expire(service, made.id)
     (change,) = (await watch.read()).changes
     assert change.WhichOneof("change") == "conversation_deleted"
     assert await watch.read() is grpc.aio.EOF
+    assert [tuple(row) for row in await service.database.fetch(POLL, asked)] == [(made.id, None)]
 
 
 # --- marked and removed
@@ -519,7 +523,8 @@ async def test_a_lower_ceiling_reaches_older_conversations(own_service: Service)
 async def test_a_ceiling_reaches_a_locked_conversation_later(own_service: Service) -> None:
     """Nobody waits for it, and it is not forgotten."""
     made = await own_service.stub.CreateConversation(create())
-    rules = parse_retention(b'"*": {at_most: 2d}')
+    await fetch(own_service.url, "UPDATE conversations SET create_time = now() - interval '1 day'")
+    rules = parse_retention(b'"*": {at_most: 3d}')
     async with row_locked(own_service.url, made.id):
         await purge(own_service.url, timedelta(days=30), retention=rules)
     assert left(await own_service.stub.GetConversation(get(made.id))) is None
