@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +18,7 @@ from structlog.testing import capture_logs
 from server.app.service import run_service
 from server.settings.service import load
 from server.store.connection.database import Database
-from server.store.connection.execution import Execute, Execution, Rows
-from tests.support.batching import held_statement, queued_behind
+from tests.support.batching import held_answer, held_statement, queued_behind
 from tests.support.build import ahead, append, copy_of, create, delete, update, user_message
 from tests.support.service import Service, list_all_items
 
@@ -118,35 +116,6 @@ async def stored_ids(audited: Audited, conversation_id: str, count: int) -> list
         while len(found := await list_all_items(Stub(), conversation_id, ORDER_ASCENDING)) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return [item.id for item in found]
-
-
-class HeldAnswer:
-    """The answer of a write that is committed, and whose call does not know."""
-
-    def __init__(self) -> None:
-        self.committed = asyncio.Event()
-        self.release = asyncio.Event()
-
-
-@asynccontextmanager
-async def held_answer(database: Database, *, size: int = 0) -> AsyncIterator[HeldAnswer]:
-    """Holds back the answer of the next write, or of the next for ``size`` calls, until it is released."""
-    held = HeldAnswer()
-
-    async def hold(execute: Execute, execution: Execution) -> Rows:
-        rows = await execute(execution)
-        write = execution.statement.kind != "read" and len(execution.callers) >= size
-        if write and not held.committed.is_set():
-            held.committed.set()
-            await held.release.wait()
-        return rows
-
-    database.interceptors.insert(0, hold)  # innermost, as the network is
-    try:
-        yield held
-    finally:
-        held.release.set()
-        database.interceptors.remove(hold)
 
 
 @pytest.mark.parametrize("method", ["CreateConversation", "UpdateConversation", "DeleteConversation", "CreateItems"])

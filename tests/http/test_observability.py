@@ -1,34 +1,25 @@
-"""One metric, one line, one span and one refusal for each call, the same as over gRPC but for the protocol's words."""
+"""Metrics, lines and spans of requests in the words of HTTP; `test_both_protocols` compares them with those of gRPC."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
-import grpc.aio
 import pytest
-from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from structlog.testing import capture_logs
 
 from server.app import instrumentation
 from server.app.instrumentation import Instrumentation
 from server.interceptors.tracing import Tracing
 from server.observability import access_log, logs
-from tests.support.audit import AUDITED_POLICY, BOB, proxy_metadata
-from tests.support.build import append, create, delete_item, get, get_item, user_message
 from tests.support.http import CONVERSATIONS, HttpClient, edge_service
 from tests.support.metrics import scrape
 from tests.support.service import Service
 
 HELLO = {"role": "user", "content": "hello"}
-ALICE = proxy_metadata("alice", "teams=secret-team")
 TRACE = "a" * 32
-OWN = ("call", "peer", "trace", "ms", "protocol", "status", "code")  # what two calls never share
 
 
 async def test_metrics(service: Service) -> None:
@@ -55,79 +46,6 @@ async def test_metrics(service: Service) -> None:
         assert not {"PURGE", "/made/up", path} & found.labels()
         created = {"grpc_method": "CreateConversation"}
         assert 0 == found.value("grpc_server_started_total", **created)
-
-
-@asynccontextmanager
-async def audited(url: str, folder: Path) -> AsyncIterator[tuple[Any, HttpClient]]:
-    """A service behind a proxy under `AUDITED_POLICY`: a stub, and a client of its edge."""
-    policy = folder / "policy.yaml"
-    policy.write_text(AUDITED_POLICY, encoding="utf-8")
-    settings = {
-        "listen": f"unix:{folder}/grpc",
-        "http_listen": f"unix:{folder}/http",
-        "identity": "proxy",
-        "policy_file": policy,
-        "audit_permits": True,
-        "access_log": True,
-    }
-    async with edge_service(url, **settings) as served:
-        options = [("grpc.default_authority", "localhost")]
-        async with grpc.aio.insecure_channel(served.served.address, options=options) as channel:
-            yield ConversationsServiceStub(channel), served.http
-
-
-def _lines(entries: list[Any], log: str) -> list[Mapping[str, Any]]:
-    return [
-        {name: value for name, value in entry.items() if name not in OWN}
-        for entry in entries
-        if entry.get("log") == log
-    ]
-
-
-async def _logged(call: Any) -> list[Any]:
-    """What a call logs, whether it fails or not."""
-    with capture_logs() as entries:
-        with suppress(grpc.aio.AioRpcError):
-            await call
-        async with asyncio.timeout(5):
-            while not any(entry.get("log") == "access" for entry in entries):  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
-    return list(entries)
-
-
-async def test_lines_of_both_logs(service: Service, short_folder: Path) -> None:
-    """Audit and access log have the same lines for the same call over both protocols."""
-    async with audited(service.url, short_folder) as (stub, http):
-        made = await stub.CreateConversation(create(user_message("secret-content", id="msg_a")), metadata=ALICE)
-        path = f"{CONVERSATIONS}/{made.id}"
-        sent, missing = {"items": [{**HELLO, "id": "msg_b"}]}, f"{path}/items/msg_x"
-        for who, over_grpc, over_http in (
-            (ALICE, lambda: stub.GetConversation(get(made.id), metadata=ALICE), ("GET", path, None)),
-            (BOB, lambda: stub.GetConversation(get(made.id), metadata=BOB), ("GET", path, None)),
-            (
-                ALICE,
-                lambda: stub.GetItem(get_item(made.id, "msg_x"), metadata=ALICE),
-                ("GET", missing, None),
-            ),
-            (
-                ALICE,
-                lambda: stub.DeleteItem(delete_item(made.id, "msg_a"), metadata=ALICE),
-                ("DELETE", f"{path}/items/msg_a", None),
-            ),
-            (
-                BOB,
-                lambda: stub.CreateItems(append(made.id, user_message()), metadata=BOB),
-                ("POST", f"{path}/items", sent),
-            ),
-        ):
-            first = await _logged(over_grpc())
-            verb, where, body = over_http
-            second = await _logged(http.call(verb, where, body, headers=dict(who)))
-            for log in ("audit", "access"):
-                assert _lines(first, log) == _lines(second, log)
-            (line,) = [entry for entry in second if entry.get("log") == "access"]
-            assert "http" == line["protocol"]
-            assert "secret-content" not in repr(second)
 
 
 async def test_the_access_log_as_json(

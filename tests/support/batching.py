@@ -78,6 +78,35 @@ async def held_statement(
         turns.SLOW_SECONDS = slow
 
 
+class HeldAnswer:
+    """The answer of a write that is committed, and whose call does not know."""
+
+    def __init__(self) -> None:
+        self.committed = asyncio.Event()
+        self.release = asyncio.Event()
+
+
+@asynccontextmanager
+async def held_answer(database: Database, *, size: int = 0) -> AsyncIterator[HeldAnswer]:
+    """Holds back the answer of the next write, or of the next for ``size`` calls, until it is released."""
+    held = HeldAnswer()
+
+    async def hold(execute: Execute, execution: Execution) -> Rows:
+        rows = await execute(execution)
+        write = execution.statement.kind != "read" and len(execution.callers) >= size
+        if write and not held.committed.is_set():
+            held.committed.set()
+            await held.release.wait()
+        return rows
+
+    database.interceptors.insert(0, hold)  # innermost, as the network is
+    try:
+        yield held
+    finally:
+        held.release.set()
+        database.interceptors.remove(hold)
+
+
 @asynccontextmanager
 async def queued_behind(
     database: Database, first: Call, *calls: Call
