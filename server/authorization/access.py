@@ -8,7 +8,7 @@ from typing import Any
 from server.authorization.index_ranges import IndexRanges, index_ranges
 from server.authorization.permission import Permission
 from server.errors import ActionDenied
-from server.policy.evaluate import evaluate
+from server.policy.evaluate import evaluate, refusing_rules
 from server.policy.plan import Always, Never, plan
 from server.policy.principal import Principal, pairs
 from server.policy.residual import Row
@@ -27,6 +27,7 @@ class Access:
         self._accesses = accesses
         self.values: dict[str, Any] = {"tenant": principal.tenant}  # SQL parameters of all planned permissions
         self._permissions: dict[tuple[str, str], Permission] = {}
+        self._refusing: dict[tuple[str, str], tuple[int | None, ...]] = {}
 
     def renewed(self, principal: Principal) -> "Access":
         """Returns the access of ``principal`` under the policy in force now, for a stream that outlasts both."""
@@ -39,6 +40,16 @@ class Access:
             found = Permission(resource, action, plan(self.policy, self.principal, resource, action))
             self.values |= found.values
             self._permissions[resource, action] = found
+        return found
+
+    def refusing_rules(self, resource: str, action: str) -> tuple[int | None, ...]:
+        """Returns the rules of which one has refused, if the row did not get the permission; None: no rule matches.
+
+        Kept, because a caller who is refused may ask as often as one who is not.
+        """
+        found = self._refusing.get((resource, action))
+        if found is None:
+            found = self._refusing[resource, action] = refusing_rules(self.policy, self.principal, resource, action)
         return found
 
     def demand(self, resource: str, action: str) -> Permission:

@@ -137,8 +137,10 @@ def _decision(
         **ids,
         **_error_ids(error),
     }
-    if not isinstance(permission.plan, Conditional):  # else the row decides, inside the statement
+    if not isinstance(permission.plan, Conditional):
         found["rule"] = explain(access.policy, access.principal, resource, action, None).decided_by
+    elif isinstance(error, _REFUSALS):  # the row decided, inside the statement
+        found["rules"] = list(access.refusing_rules(resource, action))
     return found
 
 

@@ -1,14 +1,17 @@
-"""Commands about access policies: check one for mistakes, and explain what it decides.
+"""Commands about access policies: check one for mistakes, explain what it decides, and tell what was refused.
 
-Both read a file and nothing else: no database, no running service.
+All read files and nothing else: no database, no running service.
 """
 
+import sys
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from server.cli.refusals import LinesRead, Refusal, read_refusals
 from server.errors import OperatorError
 from server.observability.escaping import escape_unprintable
 from server.policy.attributes import group_pairs
@@ -79,6 +82,45 @@ def explained(
     policy = _load_policy(file, names)
     answer = explain(policy, asking, resource, action, row)
     typer.echo("\n".join(_explanation_lines(answer, policy, principal, f"{action} {_article(resource)}", resource)))
+
+
+@policy_app.command("denials")
+def denials(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Logs of the service, with log_format=json; - and none: standard input.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="The policy that was in force, YAML: its rules are printed with descriptions.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=1_000, help="How many kinds of refusals at most.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")] = False,
+    attribute_name: Names = None,
+) -> None:
+    """Tell what was refused lately, and by which rule: kubectl logs … | python -m server policy denials.
+
+    Refusals are counted by principal, action and rule. Ctrl-C ends a log that is followed, and prints the table.
+    """
+    from server.cli.denials import Denials, denial_json, denial_lines
+
+    if not files and sys.stdin.isatty():
+        raise OperatorError("give a log of the service, or pipe one into the command.")
+    in_force = _load_policy(policy, _names(attribute_name)) if policy else None
+    counted, read = Denials(), LinesRead()
+    with suppress(KeyboardInterrupt):
+        for refusal in _refusals(files or [Path("-")], read):
+            counted.add(refusal)
+    if read.total and read.unreadable == read.total:
+        raise OperatorError("no line is JSON as the service writes it with log_format=json.")
+    lines = [denial_json(counted, read, count)] if as_json else denial_lines(counted, read, count, in_force)
+    typer.echo("\n".join(lines))
+
+
+def _refusals(files: Iterable[Path], read: LinesRead) -> Iterator[Refusal]:
+    """Yields the refusals of all files, one file after the other."""
+    for file in files:
+        with ExitStack() as stack:
+            stream = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
+            yield from read_refusals(stream, read)
 
 
 def _names(more: Collection[str] | None) -> tuple[str, ...]:

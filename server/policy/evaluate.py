@@ -67,6 +67,20 @@ def explain(policy: Policy, principal: Principal, resource: str, action: str, ro
     return Explanation(_decision(planned, row), _deciding_rule(outcomes), tuple(outcomes), planned, policy.digest)
 
 
+def refusing_rules(policy: Policy, principal: Principal, resource: str, action: str) -> tuple[int | None, ...]:
+    """Returns the numbers of the rules that may refuse the action, depending on the row; None: no rule matches it."""
+    found: list[int | None] = []
+    for rule in policy.rules:
+        condition = match_rule(rule, principal, resource, action)
+        if condition is None or condition is False:
+            continue
+        if rule.effect is Effect.FORBID:
+            found.append(rule.number)
+        if condition is True:
+            return tuple(found)
+    return (*found, None)
+
+
 def _rule_outcome(rule: Rule, condition: Folded | None, row: Row | None, *, over: bool) -> RuleOutcome:
     left = None if isinstance(condition, bool) else condition
     outcome = Outcome.NOT_REACHED if over else _try_condition(condition, row)

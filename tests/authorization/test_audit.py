@@ -67,6 +67,7 @@ def refused(principal: str, resource: str, action: str, plan: str, **more: Any) 
         "outcome": "ACTION_DENIED",
         "plan": plan,
         "policy": DIGEST,
+        **({} if plan in {"always", "never"} else {"rules": [None]}),
         **more,
     }
 
@@ -95,7 +96,7 @@ async def test_a_reference_that_is_not_readable(quiet: grpc.aio.Channel, convers
 
 
 async def test_an_action_on_what_is_readable(quiet: grpc.aio.Channel, conversation: str) -> None:
-    """A refusal that depends on the conversation has no rule: the statement decided."""
+    """A refusal that depends on the conversation names the rules that may have decided; here none permits it."""
     told = refused("carol", "item", "create", "owned", conversation_id=conversation)
     sent = append(conversation, user_message("secret-content"))
     assert ("PERMISSION_DENIED", [told]) == await audit_lines(quiet, "CreateItems", sent, CAROL)
@@ -132,6 +133,7 @@ async def test_permits(loud: grpc.aio.Channel, conversation: str) -> None:
     """Switched on, each allowed call is one line, with the rule when it holds for all rows."""
     line = refused("alice", "conversation", "read", "or(shares,owned)", conversation_id=conversation)
     line |= {"event": "permitted", "log_level": "info", "outcome": "PERMITTED"}
+    del line["rules"]
     assert ("OK", [line]) == await audit_lines(loud, "GetConversation", get(conversation), ALICE)
     del line["conversation_id"]
     assert ("OK", [line]) == await audit_lines(loud, "ListConversations", ListConversationsRequest(), ALICE)

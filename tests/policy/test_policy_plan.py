@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from server.policy.attributes import attribute_pairs, group_pairs
-from server.policy.evaluate import Outcome, evaluate, explain
+from server.policy.evaluate import Outcome, evaluate, explain, refusing_rules
 from server.policy.load import load
 from server.policy.plan import Always, Conditional, Never, Plan, plan
 from server.policy.principal import Principal, pairs
@@ -322,6 +322,7 @@ def test_explanations_equal_reference() -> None:
                 allowed = reference.allowed(rules, who(principal), "item", "read", row)
                 assert told.allowed is allowed
                 assert without.allowed in {None, allowed}
+                assert allowed or told.decided_by in refusing_rules(world.policy, principal, "item", "read")
                 if rules:
                     number = reference.decider(rules, who(principal), "item", "read", row)
                     assert told.decided_by == number
@@ -362,6 +363,21 @@ def test_explanation() -> None:
     assert (everyone.allowed, everyone.decided_by) == (True, 1)
     no_one = explain(load(permit("")), ANN, "conversation", "delete", None)
     assert (no_one.allowed, no_one.decided_by) == (False, None)
+
+
+@pytest.mark.parametrize(
+    "rules, expected",
+    [
+        (permit("when: user is owner"), (None,)),
+        (forbid("unless: user is owner") + permit(""), (1,)),
+        (permit("when: user is owner") + forbid("") + forbid(""), (2,)),
+        (forbid("when: user with z in roles") + forbid("", "item::*") + permit("when: user is owner"), (None,)),
+        (forbid("", "conversation::x") + permit("when: user is owner"), (1, None)),
+    ],
+)
+def test_rules_that_refuse(rules: str, expected: tuple[int | None, ...]) -> None:
+    """Those that forbid, up to the first that matches every row; none if a row may pass them all."""
+    assert expected == refusing_rules(load(rules), ANN, "conversation", "read")
 
 
 def test_the_policy_has_no_rows() -> None:
