@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.cli.progress import Bar, progress_bar
 from server.errors import OperatorError
 from server.settings.service import Settings, load
 
@@ -58,8 +59,25 @@ async def _migrate(settings: Settings, *, check: bool) -> None:
             if found != HEAD:
                 raise typer.Exit(1)
         else:
-            done = await bring_up_to_date(url)
+            with progress_bar("migration") as bar:
+                done = await _followed(bring_up_to_date(url), url, bar)
             print(f"{name}: schema {'brought to' if done else 'was at'} {HEAD}")
+
+
+async def _followed(migration: Coroutine[Any, Any, bool], url: str, bar: Bar) -> bool:
+    """Runs a migration, and shows how far it is meanwhile."""
+    from server.store.migration_progress import follow_migration
+
+    if not bar.is_shown:
+        return await migration
+    following = asyncio.create_task(
+        follow_migration(url, lambda step: bar.show(f"{step.table}: {step.phase}", step.done, step.total or None))
+    )
+    try:
+        return await migration
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
 
 
 def purge(
@@ -75,10 +93,13 @@ async def _purge(settings: Settings) -> None:
     from server.app.database import provision_database
     from server.settings.retention import RetentionFile
     from server.store.purge import purge as remove
+    from server.store.removal_progress import on_removed
 
     async with provision_database(settings) as (url, name):
         rules = RetentionFile(settings.retention_file).rules()
-        purged = await remove(url, settings.purge_after, settings.keep_requests, rules)
+        with progress_bar("rows removed") as bar:
+            on_removed.set(bar.advance)
+            purged = await remove(url, settings.purge_after, settings.keep_requests, rules)
         if purged is None:
             print(f"{name}: another process is purging")
         else:

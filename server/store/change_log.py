@@ -17,6 +17,7 @@ from server.errors import OperatorError
 from server.store.connection.opening import direct_connection
 from server.store.lock_retries import LOCK_TIMEOUT, try_until_locked
 from server.store.migrate import require_schema
+from server.store.removal_progress import on_removed
 from server.store.sql.schema import EPOCH_BITS
 
 _SESSION = {"lock_timeout": LOCK_TIMEOUT, "application_name": "conversations changes"}
@@ -192,6 +193,7 @@ async def purge_changes(connection: asyncpg.Connection) -> int:
         done = await connection.execute(_PURGE, _STEP)
         count = int(done.rsplit(" ", 1)[1])
         total += count
+        on_removed.get()("changes", count)
         if count < _STEP:
             return total
 

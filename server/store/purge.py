@@ -17,6 +17,7 @@ from server.settings.retention import NO_RETENTION, RetentionRules
 from server.store.change_log import purge_changes
 from server.store.connection.opening import direct_connection
 from server.store.purge_session import PURGE_SESSION
+from server.store.removal_progress import on_removed
 from server.store.retention import apply_ceilings, mark_expired
 
 _LOCK = 0x70757267  # "purg"
@@ -144,5 +145,6 @@ async def _repeat(connection: asyncpg.Connection, statement: str, step: int, *ar
         done = await connection.execute(statement, *arguments, step)
         count = int(done.rsplit(" ", 1)[1])
         total += count
+        on_removed.get()(count)
         if count < step:
             return total
