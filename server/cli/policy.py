@@ -20,7 +20,7 @@ from server.policy.load import PolicyInvalid, load
 from server.policy.plan import Always, Conditional, Never, Plan
 from server.policy.principal import Principal, pairs
 from server.policy.residual import And, HasId, IdMatches, Not, Or, Owned, Residual, Row, Shares, Unowned
-from server.policy.rules import ACTIONS, ATTRIBUTES, DEFAULT, RESOURCES, Policy
+from server.policy.rules import ACTIONS, ATTRIBUTES, DEFAULT, RESOURCES, SINGLETONS, Policy
 from server.settings.service import load as load_settings
 
 policy_app = typer.Typer(no_args_is_help=True, help="Look at access policies.")
@@ -168,8 +168,8 @@ def _row(resource: str, owner: str | None, attributes: dict[str, frozenset[str]]
         if attributes or row_id is not None:
             raise OperatorError("--row-attribute and --id need --owner; '' is the owner of what nobody owns.")
         return None
-    if resource == "policy":
-        raise OperatorError("the policy has no owner; leave --owner out.")
+    if resource in SINGLETONS:
+        raise OperatorError(f"the {resource} has no owner; leave --owner out.")
     return Row(owner, pairs(attributes), row_id or "")
 
 
@@ -181,7 +181,7 @@ def _summary(policy: Policy) -> str:
 def _explanation_lines(answer: Explanation, policy: Policy, who: str, what: str, resource: str) -> Iterator[str]:
     yield f"May {_quoted(who)} {what}? {_decision(answer)}"
     yield ""
-    if resource != "policy":  # there is only one
+    if resource not in SINGLETONS:
         yield f"Of all {resource}s:"
         yield from _indented(_plan(answer.plan, resource))
         yield ""
@@ -192,7 +192,7 @@ def _explanation_lines(answer: Explanation, policy: Policy, who: str, what: str,
 
 
 def _article(resource: str) -> str:
-    return {"conversation": "a conversation", "item": "an item", "policy": "the policy"}[resource]
+    return {"conversation": "a conversation", "item": "an item"}.get(resource, f"the {resource}")
 
 
 def _decision(answer: Explanation) -> str:

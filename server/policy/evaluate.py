@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from server.policy.plan import POLICY_ROW, Always, Conditional, Never, Plan, match_rule, plan
+from server.policy.plan import SINGLETON_ROW, Always, Conditional, Never, Plan, match_rule, plan
 from server.policy.principal import Principal
 from server.policy.residual import Folded, Residual, Row, holds
-from server.policy.rules import Effect, Policy, Rule
+from server.policy.rules import SINGLETONS, Effect, Policy, Rule
 
 
 def evaluate(plan_or_residual: Plan | Residual, row: Row) -> bool:
@@ -56,8 +56,8 @@ class Explanation:
 
 def explain(policy: Policy, principal: Principal, resource: str, action: str, row: Row | None) -> Explanation:
     """Returns the decision on ``row``, or on all rows if it is None, rule by rule."""
-    if resource == "policy":
-        row = POLICY_ROW
+    if resource in SINGLETONS:
+        row = SINGLETON_ROW
     outcomes: list[RuleOutcome] = []
     over = False
     for rule in policy.rules:

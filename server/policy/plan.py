@@ -25,6 +25,7 @@ from server.policy.residual import (
     values,
 )
 from server.policy.rules import (
+    SINGLETONS,
     AnyId,
     Condition,
     Effect,
@@ -42,8 +43,8 @@ from server.policy.rules import (
     UserWithout,
 )
 
-# The policy as a row: it has no owner and no attributes, so a decision about it never depends on a row.
-POLICY_ROW = Row("", frozenset(), "")
+# The policy, or the tenant, as a row: it has no owner and no attributes, so a decision about it never depends on a row.
+SINGLETON_ROW = Row("", frozenset(), "")
 
 # More steps than this are halved, again and again, instead of nested one in the other: residuals become SQL by
 # recursion, and PostgreSQL parses SQL by recursion.
@@ -102,8 +103,8 @@ def _to_plan(residual: Folded, resource: str) -> Plan:
     match residual:
         case bool():
             return Always() if residual else Never()
-        case _ if resource == "policy":
-            return Always() if holds(residual, POLICY_ROW) else Never()
+        case _ if resource in SINGLETONS:
+            return Always() if holds(residual, SINGLETON_ROW) else Never()
         case _:
             return Conditional(residual)
 

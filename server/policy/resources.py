@@ -11,7 +11,7 @@ from functools import partial
 
 from server.policy import patterns
 from server.policy.grammar import ID_CHARACTERS, Pattern, PatternInvalid, Term, parse
-from server.policy.rules import EVERYTHING, RESOURCES, AnyId, ExactId, Ids, IdsLike
+from server.policy.rules import EVERYTHING, RESOURCES, SINGLETONS, AnyId, ExactId, Ids, IdsLike
 
 MAX_ID = 64
 
@@ -20,6 +20,7 @@ NAMES = {
     "conversation": ("conversation::", "sql_record::openai_conversations::"),
     "item": ("item::", "sql_record::conversation_items::"),
     "policy": ("policy::",),
+    "tenant": ("tenant::",),
 }
 _ALL_NAMES = tuple(name for names in NAMES.values() for name in names)
 _NEAR = 0.7  # of difflib: 1 is the same word, and from here on a spelling mistake
@@ -66,8 +67,8 @@ def _parse_id(text: str) -> Mapping[str, Ids]:
 
 
 def _check_id(kind: str, text: str) -> str:
-    if kind == "policy":
-        raise ResourceInvalid(text, "there is one policy: policy::*")
+    if kind in SINGLETONS:
+        raise ResourceInvalid(text, f"a caller has one {kind}: {kind}::*")
     if not 0 < len(text) <= MAX_ID or not ID_CHARACTERS.issuperset(text):
         raise ResourceInvalid(text, f"an id is 1 to {MAX_ID} of A-Z, a-z, 0-9, _ and -")
     return text

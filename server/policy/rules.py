@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-RESOURCES = ("conversation", "item", "policy")
-ACTIONS = ("create", "read", "update", "delete", "share", "explain")
+RESOURCES = ("conversation", "item", "policy", "tenant")
+# A caller has one of each: the policy in force and its own tenant. They have no owner, no attributes and no id.
+SINGLETONS = ("policy", "tenant")
+ACTIONS = ("create", "read", "update", "delete", "share", "explain", "import", "erase")
 ATTRIBUTES = ("roles", "teams", "projects", "namespaces")
 
 MAX_RULES = 256
@@ -130,11 +132,13 @@ class Policy:
 
 
 _DEFAULT: tuple[Condition, ...] = (*map(UserInOwners, ATTRIBUTES), UserIsOwner(), ResourceIsUnowned())
+# Named, and not all: the tenant is unowned, so the last rule would permit every caller to import and to erase.
+_DEFAULT_ACTIONS = frozenset({"create", "read", "update", "delete", "share", "explain"})
 
 # An empty list of rules means this policy.
 DEFAULT = Policy(
     tuple(
-        Rule(number, Effect.PERMIT, Scope(frozenset(ACTIONS)), (condition,))
+        Rule(number, Effect.PERMIT, Scope(_DEFAULT_ACTIONS), (condition,))
         for number, condition in enumerate(_DEFAULT, 1)
     ),
     digest="default",

@@ -193,7 +193,7 @@ async def purge_changes(connection: asyncpg.Connection) -> int:
         done = await connection.execute(_PURGE, _STEP)
         count = int(done.rsplit(" ", 1)[1])
         total += count
-        on_removed.get()("changes", count)
+        on_removed.get()(count)
         if count < _STEP:
             return total
 

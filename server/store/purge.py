@@ -145,6 +145,7 @@ async def _repeat(connection: asyncpg.Connection, statement: str, step: int, *ar
         done = await connection.execute(statement, *arguments, step)
         count = int(done.rsplit(" ", 1)[1])
         total += count
-        on_removed.get()(count)
+        if done.startswith("DELETE"):
+            on_removed.get()(count)
         if count < step:
             return total

@@ -277,6 +277,7 @@ def test_explain(tmp_path: Path, arguments: str, expected: str) -> None:
         ((*ALICE, *READ, "--row-attribute", "teams=a"), "need --owner"),
         ((*ALICE, *READ, "--id", "conv_a"), "need --owner"),
         ((*ALICE, "--resource", "policy", "--action", "explain", "--owner", "bob"), "the policy has no owner"),
+        ((*ALICE, "--resource", "tenant", "--action", "erase", "--owner", "bob"), "the tenant has no owner"),
     ],
 )
 def test_wrong_questions_are_told(arguments: tuple[str, ...], expected: str) -> None:
@@ -377,10 +378,10 @@ def test_the_policies_decide_as_the_page_says(
     policy: str, attributes: dict[str, set[str]], owner: str, row: dict[str, set[str]], allowed: str
 ) -> None:
     """Of all that RPCs ask for, each kind of caller may do what the sentences promise, and nothing else."""
-    asked = "c.create c.read c.update c.delete c.share i.create i.read i.delete p.explain"
+    asked = "c.create c.read c.update c.delete c.share i.create i.read i.delete p.explain t.import t.erase"
     loaded, me = load(POLICIES[policy].read_text(encoding="utf-8")), Principal("", "me", _frozen(attributes))
     stored = Row(owner, pairs(row), "conv_a")
-    kinds: dict[str, Any] = {"c": "conversation", "i": "item", "p": "policy"}
+    kinds: dict[str, Any] = {"c": "conversation", "i": "item", "p": "policy", "t": "tenant"}
     found = {each for each in asked.split() if explain(loaded, me, kinds[each[0]], each[2:], stored).allowed}
     assert set(allowed.split()) == found
 

@@ -1,10 +1,12 @@
 """Plans: exact for every policy, small, and split into a shape and values."""
 
 from collections import Counter
+from itertools import product
 from random import Random
 
 import pytest
 
+from server.authorization.policy_file import ONE_USER
 from server.policy.attributes import attribute_pairs, group_pairs
 from server.policy.evaluate import Outcome, evaluate, explain, refusing_rules
 from server.policy.load import load
@@ -29,7 +31,7 @@ from server.policy.residual import (
 )
 from server.policy.rules import DEFAULT
 from tests.support import reference
-from tests.support.worlds import ACTIONS, KINDS, World, random_world, stored, who
+from tests.support.worlds import ACTIONS, KINDS, SINGLETON, SINGLETON_ACTIONS, World, random_world, stored, who
 
 ANN = Principal("", "ann", {"teams": frozenset({"b", "a"}), "roles": frozenset({"user"}), "projects": frozenset()})
 BOB = Principal("", "bob", {"teams": frozenset({"c"}), "namespaces": frozenset({"n"})})
@@ -387,6 +389,30 @@ def test_the_policy_has_no_rows() -> None:
     assert Never() == planned(explained, resource="policy", action="explain")
     told = explain(load(explained), ANN, "policy", "explain", Row("ann", frozenset(), "x"))
     assert (told.allowed, told.rules[0].outcome) == (False, Outcome.NO_MATCH)
+
+
+@pytest.mark.parametrize("action", ["import", "erase"])
+def test_only_a_rule_that_names_it_permits_an_action_on_the_tenant(action: str) -> None:
+    """Not the default policy, although the tenant is unowned; the one user without identity may do it."""
+    assert Never() == plan(DEFAULT, ANN, "tenant", action)
+    assert Always() == plan(ONE_USER, Principal("", "local"), "tenant", action)
+    named = permit("", "tenant::*").replace("read", action)
+    assert Always() == planned(named, resource="tenant", action=action)
+    for other in (permit(""), permit("when: user is owner").replace("read", action)):
+        assert Never() == planned(other, resource="tenant", action=action)
+
+
+def test_singletons_equal_reference() -> None:
+    """For random policies and callers, engine and reference agree about the policy and the tenant."""
+    seen: Counter[bool] = Counter()
+    for seed in range(400):
+        rng = Random(seed)
+        world = random_world(rng)
+        for principal, kind, action in product(world.principals, ("policy", "tenant"), SINGLETON_ACTIONS):
+            expected = reference.allowed(world.rules, who(principal), kind, action, SINGLETON)
+            assert expected == explain(world.policy, principal, kind, action, None).allowed
+            seen[expected] += 1
+    assert min(seen.values()) > 1_000, seen
 
 
 def test_evaluate_takes_plans_and_residuals() -> None:

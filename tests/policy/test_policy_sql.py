@@ -14,7 +14,7 @@ from server.store.sql import changes, conversations, items, predicate
 from tests.support.postgres import fresh_database
 from tests.support.proof import Mismatch, Proof, proof_on
 
-SEED = 20260101
+SEED = 2
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from sqlalchemy import Text, bindparam, select
 from server.authorization.access import Access, AccessCache
 from server.authorization.permission import Permission
 from server.errors import ConversationNotFound, ItemNotFound
-from server.policy.plan import Never
+from server.policy.plan import Always, Never
 from server.policy.principal import Principal, pairs
 from server.store import change_log
 from server.store.comparison import EARLIEST, LATEST
@@ -43,7 +43,7 @@ from tests.support import reference
 from tests.support.database import verified_database
 from tests.support.log_proof import LogProof
 from tests.support.reference import What
-from tests.support.worlds import ACTIONS, World, random_world, who
+from tests.support.worlds import ACTIONS, SINGLETON, SINGLETON_ACTIONS, World, random_world, who
 
 CASES = 400_000
 TENANT, THEIRS = "ours", "theirs"
@@ -140,6 +140,7 @@ class Proof:
         accesses = AccessCache(world.policy)
         for known in world.principals:
             access = accesses.of(Principal(TENANT, known.id, known.attributes))
+            self._singletons_decided(world, access)
             await self._decided(world, access, rows)
             await self._items_decided(world, access, parents)
             await self._listed(world, access, rows)
@@ -194,6 +195,13 @@ class Proof:
                 for number, item_id in enumerate(ITEM_IDS, 1)
             ],
         )
+
+    def _singletons_decided(self, world: World, access: Access) -> None:
+        """Each action on the policy and on the tenant, which the plan alone decides."""
+        for kind, action in product(("policy", "tenant"), SINGLETON_ACTIONS):
+            permission = access.may(kind, action)
+            expected = _allowed(world, access, kind, action, SINGLETON)
+            self._compare(world, access, permission, {"": expected}, {"": isinstance(permission.plan, Always)})
 
     async def _decided(self, world: World, access: Access, rows: Sequence[Placed]) -> None:
         """Each action on each conversation, by the predicate that the statements carry."""

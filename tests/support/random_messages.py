@@ -36,7 +36,8 @@ TEXTS = sorted(
         *(UUID, UUID.upper(), UUID[:-1], UUID + "0", UUID + "\n", "\n" + UUID),
         *(UUID.replace("-", ""), "g" + UUID[1:], "{" + UUID + "}"),
         *("create_time", "create_time asc", "create_time desc", "create_time  desc", "CREATE_TIME"),
-        *("conversation", "item", "policy", "create", "read", "update", "delete", "share", "explain", "item\n"),
+        *("conversation", "item", "policy", "tenant", "item\n"),
+        *("create", "read", "update", "delete", "share", "explain", "import", "erase"),
     }
 )
 NUMBERS = (0, 1, -1, 2, 3, 4, 5, 8, 9, 10, 11, 99, 2**31 - 1, -(2**31))

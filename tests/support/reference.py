@@ -12,6 +12,7 @@ KINDS = {
     "conversation": ("conversation", "sql_record::openai_conversations"),
     "item": ("item", "sql_record::conversation_items"),
     "policy": ("policy",),
+    "tenant": ("tenant",),
 }
 
 
@@ -35,6 +36,8 @@ class What:
 def allowed(rules: Sequence[Mapping[str, Any]], who: Who, kind: str, action: str, what: What) -> bool:
     """Whether the first rule that matches is a permit."""
     number = decider(rules, who, kind, action, what)
+    if not rules and action in ("import", "erase"):
+        return False
     if not rules:
         shared = any(_in_owners(who, what, name) for name in ("roles", "teams", "projects", "namespaces"))
         return shared or (what.owner == who.id != "") or what.owner == ""

@@ -46,6 +46,9 @@ PEOPLE = ("ann", "bob", "Ann", "a'; --", "%", "a", "teams=a", "ä", "x" * 256)
 IDS = ("conv_a", "conv_b", "conv_A", "conv_ab", "a", "b", "_", "-", "a-b", "0", "aab", "z" * 64)
 ACTIONS = ("read", "update", "delete", "create", "share")
 KINDS = ("conversation", "item")
+# The policy and the tenant, which no row stands for, and their actions.
+SINGLETON = What("", {}, "")
+SINGLETON_ACTIONS = ("explain", "import", "erase")
 
 
 class World(NamedTuple):
@@ -78,7 +81,7 @@ def stored(what: What) -> Row:
 
 
 def _rule(rng: Random) -> dict[str, Any]:
-    scope: dict[str, Any] = {"actions": _some(rng, ACTIONS, 3)}
+    scope: dict[str, Any] = {"actions": _actions(rng)}
     if rng.random() < 0.25:
         scope["principal"] = rng.choice(PEOPLE)
     if rng.random() < 0.6:
@@ -90,6 +93,14 @@ def _rule(rng: Random) -> dict[str, Any]:
             conditions if len(conditions) > 1 else rng.choice((conditions, conditions[0]))
         )
     return rule
+
+
+def _actions(rng: Random) -> str | list[str]:
+    """Actions on rows, with actions on the policy and the tenant among them now and then."""
+    chosen = _some(rng, ACTIONS, 3)
+    if isinstance(chosen, list) and rng.random() < 0.4:
+        chosen += rng.sample(SINGLETON_ACTIONS, rng.randint(1, 2))
+    return chosen
 
 
 def _some(rng: Random, among: tuple[str, ...], most: int) -> str | list[str]:
@@ -109,6 +120,7 @@ def _resource(rng: Random) -> str:
             f"sql_record::{table}::*",
             f"sql_record::{table}::{row_id}",
             "model::*",
+            "regex:(tenant|policy|item)::.*",
             f"regex:{kind}::{pattern(rng)}",
             f"regex:^sql_record::{table}::({pattern(rng)})$",
             f"regex:(item|conversation)::({pattern(rng)})",

@@ -29,7 +29,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%conversations/v1/access_service.proto\x12\x10\x63onversations.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#conversations/v1/conversation.proto\x1a\x1e\x63onversations/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x8e\x01\n\nPermission\x12\x37\n\x08resource\x18\x01 \x01(\tB%\xe2\x41\x01\x02\xbaH\x1er\x1cR\x0c\x63onversationR\x04itemR\x06policy\x12G\n\x06\x61\x63tion\x18\x02 \x01(\tB7\xe2\x41\x01\x02\xbaH0r.R\x06\x63reateR\x04readR\x06updateR\x06\x64\x65leteR\x05shareR\x07\x65xplain\"\xc6\x01\n\x12\x43heckAccessRequest\x12:\n\x0f\x63onversation_id\x18\x01 \x01(\tB!\xe2\x41\x01\x02\xbaH\x1ar\x18\x18@2\x14^conv[A-Za-z0-9_-]*$\x12\x31\n\x07item_id\x18\x02 \x01(\tB \xe2\x41\x01\x01\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{0,64}$\x12\x41\n\x0bpermissions\x18\x03 \x03(\x0b\x32\x1c.conversations.v1.PermissionB\x0e\xe2\x41\x01\x02\xbaH\x07\x92\x01\x04\x08\x01\x10\x14\"D\n\x13\x43heckAccessResponse\x12-\n\x07\x61llowed\x18\x01 \x03(\x0b\x32\x1c.conversations.v1.Permission\"\xf8\x01\n\x14\x45xplainAccessRequest\x12<\n\npermission\x18\x01 \x01(\x0b\x32\x1c.conversations.v1.PermissionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x30\n\x07subject\x18\x02 \x01(\x0b\x32\x19.conversations.v1.SubjectB\x04\xe2\x41\x01\x01\x12=\n\x0f\x63onversation_id\x18\x03 \x01(\tB$\xe2\x41\x01\x01\xbaH\x1dr\x1b\x18@2\x17^(conv[A-Za-z0-9_-]*)?$\x12\x31\n\x07item_id\x18\x04 \x01(\tB \xe2\x41\x01\x01\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{0,64}$\"\xe4\x01\n\x07Subject\x12\x1a\n\x02id\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05 \x01(\x80\x02\x12g\n\nattributes\x18\x02 \x03(\x0b\x32).conversations.v1.Subject.AttributesEntryB(\xe2\x41\x01\x01\xbaH!\x9a\x01\x1e\x10\x10\"\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x1aT\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.conversations.v1.AttributeValues:\x02\x38\x01\"\xc7\x01\n\x15\x45xplainAccessResponse\x12,\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1a.conversations.v1.Decision\x12$\n\x04plan\x18\x02 \x01(\x0b\x32\x16.conversations.v1.Plan\x12,\n\x05rules\x18\x03 \x03(\x0b\x32\x1d.conversations.v1.RuleOutcome\x12\x15\n\rpolicy_digest\x18\x04 \x01(\t\x12\x15\n\rdeciding_rule\x18\x05 \x01(\x05\"a\n\x04Plan\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.conversations.v1.PlanKind\x12/\n\tcondition\x18\x02 \x01(\x0b\x32\x1c.conversations.v1.Expression\"\xa4\x02\n\nExpression\x12\x12\n\x08is_owner\x18\x01 \x01(\x08H\x00\x12\x14\n\nis_unowned\x18\x02 \x01(\x08H\x00\x12\x33\n\x07has_any\x18\x03 \x01(\x0b\x32 .conversations.v1.AttributeMatchH\x00\x12\x10\n\x06has_id\x18\x04 \x01(\tH\x00\x12\x14\n\nid_matches\x18\x05 \x01(\tH\x00\x12+\n\x03not\x18\x06 \x01(\x0b\x32\x1c.conversations.v1.ExpressionH\x00\x12,\n\x03\x61ll\x18\x07 \x01(\x0b\x32\x1d.conversations.v1.ExpressionsH\x00\x12,\n\x03\x61ny\x18\x08 \x01(\x0b\x32\x1d.conversations.v1.ExpressionsH\x00\x42\x06\n\x04node\"=\n\x0b\x45xpressions\x12.\n\x08operands\x18\x01 \x03(\x0b\x32\x1c.conversations.v1.Expression\"3\n\x0e\x41ttributeMatch\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"\x82\x01\n\x0bRuleOutcome\x12\x0c\n\x04rule\x18\x01 \x01(\x05\x12(\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x0e\x32\x18.conversations.v1.Effect\x12&\n\x05truth\x18\x03 \x01(\x0e\x32\x17.conversations.v1.Truth\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t*k\n\x08PlanKind\x12\x19\n\x15PLAN_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10PLAN_KIND_ALWAYS\x10\x01\x12\x13\n\x0fPLAN_KIND_NEVER\x10\x02\x12\x19\n\x15PLAN_KIND_CONDITIONAL\x10\x03*F\n\x06\x45\x66\x66\x65\x63t\x12\x16\n\x12\x45\x46\x46\x45\x43T_UNSPECIFIED\x10\x00\x12\x11\n\rEFFECT_PERMIT\x10\x01\x12\x11\n\rEFFECT_FORBID\x10\x02*R\n\x05Truth\x12\x15\n\x11TRUTH_UNSPECIFIED\x10\x00\x12\x0e\n\nTRUTH_TRUE\x10\x01\x12\x0f\n\x0bTRUTH_FALSE\x10\x02\x12\x11\n\rTRUTH_DEPENDS\x10\x03*e\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_ALLOWED\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_DENIED\x10\x02\x12\x14\n\x10\x44\x45\x43ISION_DEPENDS\x10\x03\x32\xa5\x02\n\rAccessService\x12}\n\x0b\x43heckAccess\x12$.conversations.v1.CheckAccessRequest\x1a%.conversations.v1.CheckAccessResponse\"!\xca\xc1\x18\x02 \x01\x82\xd3\xe4\x93\x02\x15\"\x10/v1/access:check:\x01*\x12\x94\x01\n\rExplainAccess\x12&.conversations.v1.ExplainAccessRequest\x1a\'.conversations.v1.ExplainAccessResponse\"2\xca\xc1\x18\x11\n\x06policy\x12\x07\x65xplain\x82\xd3\xe4\x93\x02\x17\"\x12/v1/access:explain:\x01*B\x84\x01\n\x10\x63onversations.v1B\x12\x41\x63\x63\x65ssServiceProtoP\x01Z conversations/v1;conversationsv1\xaa\x02\x10\x43onversations.V1\xca\x02\x10\x43onversations\\V1\xea\x02\x11\x43onversations::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%conversations/v1/access_service.proto\x12\x10\x63onversations.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#conversations/v1/conversation.proto\x1a\x1e\x63onversations/v1/options.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xa5\x01\n\nPermission\x12?\n\x08resource\x18\x01 \x01(\tB-\xe2\x41\x01\x02\xbaH&r$R\x0c\x63onversationR\x04itemR\x06policyR\x06tenant\x12V\n\x06\x61\x63tion\x18\x02 \x01(\tBF\xe2\x41\x01\x02\xbaH?r=R\x06\x63reateR\x04readR\x06updateR\x06\x64\x65leteR\x05shareR\x07\x65xplainR\x06importR\x05\x65rase\"\xc6\x01\n\x12\x43heckAccessRequest\x12:\n\x0f\x63onversation_id\x18\x01 \x01(\tB!\xe2\x41\x01\x02\xbaH\x1ar\x18\x18@2\x14^conv[A-Za-z0-9_-]*$\x12\x31\n\x07item_id\x18\x02 \x01(\tB \xe2\x41\x01\x01\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{0,64}$\x12\x41\n\x0bpermissions\x18\x03 \x03(\x0b\x32\x1c.conversations.v1.PermissionB\x0e\xe2\x41\x01\x02\xbaH\x07\x92\x01\x04\x08\x01\x10\x14\"D\n\x13\x43heckAccessResponse\x12-\n\x07\x61llowed\x18\x01 \x03(\x0b\x32\x1c.conversations.v1.Permission\"\xf8\x01\n\x14\x45xplainAccessRequest\x12<\n\npermission\x18\x01 \x01(\x0b\x32\x1c.conversations.v1.PermissionB\n\xe2\x41\x01\x02\xbaH\x03\xc8\x01\x01\x12\x30\n\x07subject\x18\x02 \x01(\x0b\x32\x19.conversations.v1.SubjectB\x04\xe2\x41\x01\x01\x12=\n\x0f\x63onversation_id\x18\x03 \x01(\tB$\xe2\x41\x01\x01\xbaH\x1dr\x1b\x18@2\x17^(conv[A-Za-z0-9_-]*)?$\x12\x31\n\x07item_id\x18\x04 \x01(\tB \xe2\x41\x01\x01\xbaH\x19r\x17\x32\x15^[A-Za-z0-9_-]{0,64}$\"\xe4\x01\n\x07Subject\x12\x1a\n\x02id\x18\x01 \x01(\tB\x0e\xe2\x41\x01\x02\xbaH\x07r\x05 \x01(\x80\x02\x12g\n\nattributes\x18\x02 \x03(\x0b\x32).conversations.v1.Subject.AttributesEntryB(\xe2\x41\x01\x01\xbaH!\x9a\x01\x1e\x10\x10\"\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x1aT\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.conversations.v1.AttributeValues:\x02\x38\x01\"\xc7\x01\n\x15\x45xplainAccessResponse\x12,\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1a.conversations.v1.Decision\x12$\n\x04plan\x18\x02 \x01(\x0b\x32\x16.conversations.v1.Plan\x12,\n\x05rules\x18\x03 \x03(\x0b\x32\x1d.conversations.v1.RuleOutcome\x12\x15\n\rpolicy_digest\x18\x04 \x01(\t\x12\x15\n\rdeciding_rule\x18\x05 \x01(\x05\"a\n\x04Plan\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.conversations.v1.PlanKind\x12/\n\tcondition\x18\x02 \x01(\x0b\x32\x1c.conversations.v1.Expression\"\xa4\x02\n\nExpression\x12\x12\n\x08is_owner\x18\x01 \x01(\x08H\x00\x12\x14\n\nis_unowned\x18\x02 \x01(\x08H\x00\x12\x33\n\x07has_any\x18\x03 \x01(\x0b\x32 .conversations.v1.AttributeMatchH\x00\x12\x10\n\x06has_id\x18\x04 \x01(\tH\x00\x12\x14\n\nid_matches\x18\x05 \x01(\tH\x00\x12+\n\x03not\x18\x06 \x01(\x0b\x32\x1c.conversations.v1.ExpressionH\x00\x12,\n\x03\x61ll\x18\x07 \x01(\x0b\x32\x1d.conversations.v1.ExpressionsH\x00\x12,\n\x03\x61ny\x18\x08 \x01(\x0b\x32\x1d.conversations.v1.ExpressionsH\x00\x42\x06\n\x04node\"=\n\x0b\x45xpressions\x12.\n\x08operands\x18\x01 \x03(\x0b\x32\x1c.conversations.v1.Expression\"3\n\x0e\x41ttributeMatch\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"\x82\x01\n\x0bRuleOutcome\x12\x0c\n\x04rule\x18\x01 \x01(\x05\x12(\n\x06\x65\x66\x66\x65\x63t\x18\x02 \x01(\x0e\x32\x18.conversations.v1.Effect\x12&\n\x05truth\x18\x03 \x01(\x0e\x32\x17.conversations.v1.Truth\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t*k\n\x08PlanKind\x12\x19\n\x15PLAN_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10PLAN_KIND_ALWAYS\x10\x01\x12\x13\n\x0fPLAN_KIND_NEVER\x10\x02\x12\x19\n\x15PLAN_KIND_CONDITIONAL\x10\x03*F\n\x06\x45\x66\x66\x65\x63t\x12\x16\n\x12\x45\x46\x46\x45\x43T_UNSPECIFIED\x10\x00\x12\x11\n\rEFFECT_PERMIT\x10\x01\x12\x11\n\rEFFECT_FORBID\x10\x02*R\n\x05Truth\x12\x15\n\x11TRUTH_UNSPECIFIED\x10\x00\x12\x0e\n\nTRUTH_TRUE\x10\x01\x12\x0f\n\x0bTRUTH_FALSE\x10\x02\x12\x11\n\rTRUTH_DEPENDS\x10\x03*e\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_ALLOWED\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_DENIED\x10\x02\x12\x14\n\x10\x44\x45\x43ISION_DEPENDS\x10\x03\x32\xa5\x02\n\rAccessService\x12}\n\x0b\x43heckAccess\x12$.conversations.v1.CheckAccessRequest\x1a%.conversations.v1.CheckAccessResponse\"!\xca\xc1\x18\x02 \x01\x82\xd3\xe4\x93\x02\x15\"\x10/v1/access:check:\x01*\x12\x94\x01\n\rExplainAccess\x12&.conversations.v1.ExplainAccessRequest\x1a\'.conversations.v1.ExplainAccessResponse\"2\xca\xc1\x18\x11\n\x06policy\x12\x07\x65xplain\x82\xd3\xe4\x93\x02\x17\"\x12/v1/access:explain:\x01*B\x84\x01\n\x10\x63onversations.v1B\x12\x41\x63\x63\x65ssServiceProtoP\x01Z conversations/v1;conversationsv1\xaa\x02\x10\x43onversations.V1\xca\x02\x10\x43onversations\\V1\xea\x02\x11\x43onversations::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020conversations.v1B\022AccessServiceProtoP\001Z conversations/v1;conversationsv1\252\002\020Conversations.V1\312\002\020Conversations\\V1\352\002\021Conversations::V1'
   _globals['_PERMISSION'].fields_by_name['resource']._loaded_options = None
-  _globals['_PERMISSION'].fields_by_name['resource']._serialized_options = b'\342A\001\002\272H\036r\034R\014conversationR\004itemR\006policy'
+  _globals['_PERMISSION'].fields_by_name['resource']._serialized_options = b'\342A\001\002\272H&r$R\014conversationR\004itemR\006policyR\006tenant'
   _globals['_PERMISSION'].fields_by_name['action']._loaded_options = None
-  _globals['_PERMISSION'].fields_by_name['action']._serialized_options = b'\342A\001\002\272H0r.R\006createR\004readR\006updateR\006deleteR\005shareR\007explain'
+  _globals['_PERMISSION'].fields_by_name['action']._serialized_options = b'\342A\001\002\272H?r=R\006createR\004readR\006updateR\006deleteR\005shareR\007explainR\006importR\005erase'
   _globals['_CHECKACCESSREQUEST'].fields_by_name['conversation_id']._loaded_options = None
   _globals['_CHECKACCESSREQUEST'].fields_by_name['conversation_id']._serialized_options = b'\342A\001\002\272H\032r\030\030@2\024^conv[A-Za-z0-9_-]*$'
   _globals['_CHECKACCESSREQUEST'].fields_by_name['item_id']._loaded_options = None
@@ -65,38 +65,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCESSSERVICE'].methods_by_name['CheckAccess']._serialized_options = b'\312\301\030\002 \001\202\323\344\223\002\025\"\020/v1/access:check:\001*'
   _globals['_ACCESSSERVICE'].methods_by_name['ExplainAccess']._loaded_options = None
   _globals['_ACCESSSERVICE'].methods_by_name['ExplainAccess']._serialized_options = b'\312\301\030\021\n\006policy\022\007explain\202\323\344\223\002\027\"\022/v1/access:explain:\001*'
-  _globals['_PLANKIND']._serialized_start=1963
-  _globals['_PLANKIND']._serialized_end=2070
-  _globals['_EFFECT']._serialized_start=2072
-  _globals['_EFFECT']._serialized_end=2142
-  _globals['_TRUTH']._serialized_start=2144
-  _globals['_TRUTH']._serialized_end=2226
-  _globals['_DECISION']._serialized_start=2228
-  _globals['_DECISION']._serialized_end=2329
+  _globals['_PLANKIND']._serialized_start=1986
+  _globals['_PLANKIND']._serialized_end=2093
+  _globals['_EFFECT']._serialized_start=2095
+  _globals['_EFFECT']._serialized_end=2165
+  _globals['_TRUTH']._serialized_start=2167
+  _globals['_TRUTH']._serialized_end=2249
+  _globals['_DECISION']._serialized_start=2251
+  _globals['_DECISION']._serialized_end=2352
   _globals['_PERMISSION']._serialized_start=221
-  _globals['_PERMISSION']._serialized_end=363
-  _globals['_CHECKACCESSREQUEST']._serialized_start=366
-  _globals['_CHECKACCESSREQUEST']._serialized_end=564
-  _globals['_CHECKACCESSRESPONSE']._serialized_start=566
-  _globals['_CHECKACCESSRESPONSE']._serialized_end=634
-  _globals['_EXPLAINACCESSREQUEST']._serialized_start=637
-  _globals['_EXPLAINACCESSREQUEST']._serialized_end=885
-  _globals['_SUBJECT']._serialized_start=888
-  _globals['_SUBJECT']._serialized_end=1116
-  _globals['_SUBJECT_ATTRIBUTESENTRY']._serialized_start=1032
-  _globals['_SUBJECT_ATTRIBUTESENTRY']._serialized_end=1116
-  _globals['_EXPLAINACCESSRESPONSE']._serialized_start=1119
-  _globals['_EXPLAINACCESSRESPONSE']._serialized_end=1318
-  _globals['_PLAN']._serialized_start=1320
-  _globals['_PLAN']._serialized_end=1417
-  _globals['_EXPRESSION']._serialized_start=1420
-  _globals['_EXPRESSION']._serialized_end=1712
-  _globals['_EXPRESSIONS']._serialized_start=1714
-  _globals['_EXPRESSIONS']._serialized_end=1775
-  _globals['_ATTRIBUTEMATCH']._serialized_start=1777
-  _globals['_ATTRIBUTEMATCH']._serialized_end=1828
-  _globals['_RULEOUTCOME']._serialized_start=1831
-  _globals['_RULEOUTCOME']._serialized_end=1961
-  _globals['_ACCESSSERVICE']._serialized_start=2332
-  _globals['_ACCESSSERVICE']._serialized_end=2625
+  _globals['_PERMISSION']._serialized_end=386
+  _globals['_CHECKACCESSREQUEST']._serialized_start=389
+  _globals['_CHECKACCESSREQUEST']._serialized_end=587
+  _globals['_CHECKACCESSRESPONSE']._serialized_start=589
+  _globals['_CHECKACCESSRESPONSE']._serialized_end=657
+  _globals['_EXPLAINACCESSREQUEST']._serialized_start=660
+  _globals['_EXPLAINACCESSREQUEST']._serialized_end=908
+  _globals['_SUBJECT']._serialized_start=911
+  _globals['_SUBJECT']._serialized_end=1139
+  _globals['_SUBJECT_ATTRIBUTESENTRY']._serialized_start=1055
+  _globals['_SUBJECT_ATTRIBUTESENTRY']._serialized_end=1139
+  _globals['_EXPLAINACCESSRESPONSE']._serialized_start=1142
+  _globals['_EXPLAINACCESSRESPONSE']._serialized_end=1341
+  _globals['_PLAN']._serialized_start=1343
+  _globals['_PLAN']._serialized_end=1440
+  _globals['_EXPRESSION']._serialized_start=1443
+  _globals['_EXPRESSION']._serialized_end=1735
+  _globals['_EXPRESSIONS']._serialized_start=1737
+  _globals['_EXPRESSIONS']._serialized_end=1798
+  _globals['_ATTRIBUTEMATCH']._serialized_start=1800
+  _globals['_ATTRIBUTEMATCH']._serialized_end=1851
+  _globals['_RULEOUTCOME']._serialized_start=1854
+  _globals['_RULEOUTCOME']._serialized_end=1984
+  _globals['_ACCESSSERVICE']._serialized_start=2355
+  _globals['_ACCESSSERVICE']._serialized_end=2648
 # @@protoc_insertion_point(module_scope)

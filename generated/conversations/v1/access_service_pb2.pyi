@@ -143,11 +143,13 @@ class Permission(_message.Message):
     RESOURCE_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
-    """Required. `conversation`, `item` or `policy`; anything else is INVALID_ARGUMENT."""
+    """Required. `conversation`, `item`, `policy` or `tenant`; anything else is
+    INVALID_ARGUMENT.
+    """
     action: _builtins.str
-    """Required. `create`, `read`, `update`, `delete`, `share` or `explain`; anything else
-    is INVALID_ARGUMENT. `share` is the change of attributes, `explain` the use of
-    ExplainAccess.
+    """Required. `create`, `read`, `update`, `delete`, `share`, `explain`, `import` or
+    `erase`; anything else is INVALID_ARGUMENT. `share` is the change of attributes,
+    `explain` the use of ExplainAccess; `import` and `erase` concern the tenant.
     """
     def __init__(
         self,

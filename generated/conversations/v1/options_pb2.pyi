@@ -34,10 +34,10 @@ class Access(_message.Message):
     OTHER_ACTION_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
-    """What the method touches: `conversation`, `item` or `policy`."""
+    """What the method touches: `conversation`, `item`, `policy` or `tenant`."""
     action: _builtins.str
-    """What it does there: `create`, `read`, `update`, `delete`, `share` or
-    `explain`.
+    """What it does there: `create`, `read`, `update`, `delete`, `share`, `explain`,
+    `import` or `erase`.
     """
     other_action: _builtins.str
     """Another action that a request may need instead or as well, as the method
