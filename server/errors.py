@@ -239,8 +239,8 @@ class LimitExceeded(_BadRequest):
 
     reason = "LIMIT_EXCEEDED"
 
-    def __init__(self, violation: Violation, limit: int) -> None:
-        super().__init__(f"{violation.field}: {violation.rule}.", (violation,), limit=str(limit))
+    def __init__(self, violation: Violation, limit: int, **metadata: str) -> None:
+        super().__init__(f"{violation.field}: {violation.rule}.", (violation,), limit=str(limit), **metadata)
 
 
 class PageTokenInvalid(_BadRequest):

@@ -46,6 +46,7 @@ from server.store.conversations import ConversationStore
 from server.store.item_changes import ItemChanges
 from server.store.items import ItemStore
 from server.store.response_budget import ResponseBudget
+from server.store.rewinds import RewindStore
 from server.store.tenants import has_tenants
 from server.transport import tls
 from server.transport.health import Health
@@ -243,6 +244,7 @@ def _methods(settings: Settings, parts: _Parts, conversations: ConversationStore
     return ConversationsServicer(
         conversations,
         items,
+        RewindStore(parts.store.database, conversations),
         parts.tokens,
         batches,
         parts.drain_gate.draining,

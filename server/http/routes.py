@@ -84,7 +84,16 @@ ROUTES = (
 )
 BY_METHOD: Mapping[str, Route] = {route.method: route for route in ROUTES}
 # Methods of the contract with a path of their own that the OpenAI API does not have: they are served over gRPC alone.
-GRPC_ONLY = frozenset(("AppendItems", "BatchGetItems", "UndeleteConversation", "WatchConversations", "WatchItems"))
+GRPC_ONLY = frozenset(
+    (
+        "AppendItems",
+        "BatchGetItems",
+        "RewindConversation",
+        "UndeleteConversation",
+        "WatchConversations",
+        "WatchItems",
+    )
+)
 
 
 class Router:

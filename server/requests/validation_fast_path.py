@@ -94,8 +94,8 @@ class FastPath:
         for field in descriptor.fields:
             rules = field.GetOptions().Extensions[validate_pb2.field]
             check = self._field(field, rules)
-            if field.containing_oneof:
-                arms[field.containing_oneof.name] |= {field.name: check} if check else {}
+            if oneof := _oneof_of(field):
+                arms[oneof.name] |= {field.name: check} if check else {}
             elif field.has_presence and (check or rules.required):
                 yield _present(field.name, check, needed=rules.required)
             elif check:
@@ -112,7 +112,7 @@ class FastPath:
             return self._map(field.message_type, rules)
         if field.is_repeated:
             return self._list(field, rules)
-        if field.has_presence and not field.containing_oneof:
+        if field.has_presence and not _oneof_of(field):
             return self._value(field, rules, "required")
         if field.type == FieldDescriptor.TYPE_STRING and rules.ignore == validate_pb2.IGNORE_IF_ZERO_VALUE:
             check = self._value(field, rules, "ignore")
@@ -267,6 +267,12 @@ def _all(checks: list[Check]) -> Check | None:
     assert head
     assert tail
     return lambda value: head(value) and tail(value)
+
+
+def _oneof_of(field: FieldDescriptor) -> OneofDescriptor | None:
+    """Returns the oneof of a field; None also for an ``optional`` one, for which protoc makes one of its own."""
+    oneof = field.containing_oneof
+    return None if oneof is None or oneof.name == f"_{field.name}" else oneof
 
 
 def _is_required(oneof: OneofDescriptor) -> bool:

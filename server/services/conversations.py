@@ -33,6 +33,7 @@ from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.creates import Create
 from server.store.idempotency import Method, reservation_for
 from server.store.items import ItemStore
+from server.store.rewinds import Rewind, RewindStore
 
 _DESCENDING = ("", "create_time desc")  # order_by, and the default
 _CONVERSATIONS, _ITEMS = "ListConversations", "ListItems"  # what a page token is bound to
@@ -50,6 +51,7 @@ class ConversationsServicer(ConversationsServiceServicer):
     Args:
         conversations: Store of conversations.
         items: Store of items.
+        rewinds: Deletes the items behind a place.
         tokens: Signs and verifies page tokens.
         batches: Checks new items and makes the batch of each request.
         draining: Set when the drain begins; streams of appends end then.
@@ -61,6 +63,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         self,
         conversations: ConversationStore,
         items: ItemStore,
+        rewinds: RewindStore,
         tokens: PageTokens,
         batches: BatchBuilder,
         draining: asyncio.Event,
@@ -71,6 +74,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         self._watches = watches
         self._conversations = conversations
         self._items = items
+        self._rewinds = rewinds
         self._tokens = tokens
         self._batches = batches
         self._draining = draining
@@ -337,6 +341,23 @@ class ConversationsServicer(ConversationsServiceServicer):
             reservation_for(Method.DELETE_ITEM, request),
         )
         return conversation_of(row)
+
+    async def RewindConversation(
+        self, request: pb.RewindConversationRequest, context: Context
+    ) -> conversation_pb2.Conversation:
+        """Deletes the items behind a place, all or none, and returns the conversation.
+
+        Raises:
+            ConversationNotFound: It is missing, deleted, or not readable for the caller.
+            ActionDenied: The caller may not read or not delete one of the items.
+            SequenceMismatch: `expected_last_sequence` is not the last one.
+            LimitExceeded: There are more items than one call deletes.
+            RequestIdReused: The `request_id` belongs to another request.
+        """
+        expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
+        reserved = reservation_for(Method.REWIND_CONVERSATION, request)
+        rewind = Rewind(current_access.get(), request.conversation_id, request.sequence, expected, reserved)
+        return conversation_of(await self._rewinds.rewind(rewind))
 
     def _rule_of(self, access: Access) -> RetentionRule:
         return self._retention.rules().rule_of(access.principal.tenant)

@@ -30,6 +30,7 @@ class Method(IntEnum):
     DELETE_ITEM = 5
     APPEND_ITEMS = 6
     UNDELETE_CONVERSATION = 9
+    REWIND_CONVERSATION = 8
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from tests.support.build import (
     get_item,
     list_items,
     plain,
+    rewind,
     sets,
     undelete,
     update,
@@ -65,6 +66,7 @@ class Call:
     acts: tuple[tuple[str, str], ...]  # resource and action, beside the reading of the conversation
     item: str = ""  # that is acted upon
     reads_item: bool = False
+    rewinds: tuple[str, ...] = ()  # items that are acted upon together, and that must be readable
 
 
 MATRIX = {
@@ -103,6 +105,20 @@ MATRIX = {
     "delete secret": Call(
         "DeleteItem", lambda row: delete_item(row, "msg_secret"), (("item", "delete"),), "msg_secret", reads_item=True
     ),
+    "rewind": Call(
+        "RewindConversation",
+        lambda row: rewind(row, 0),
+        (("item", "delete"),),
+        reads_item=True,
+        rewinds=("msg_open", "msg_secret"),
+    ),
+    "rewind secret": Call(
+        "RewindConversation",
+        lambda row: rewind(row, 1),
+        (("item", "delete"),),
+        reads_item=True,
+        rewinds=("msg_secret",),
+    ),
 }
 ITEMS = ("msg_open", "msg_secret", "msg_new", "msg_none")
 
@@ -138,6 +154,9 @@ class Oracle:
         if call.reads_item and call.item and missing:
             return "NOT_FOUND"
         acts = [self.may(resource, action, item if resource == "item" else what) for resource, action in call.acts]
+        if call.rewinds:
+            each = [What(what.owner, what.attributes, name) for name in call.rewinds]
+            acts = [self.may("item", action, one) for one in each for action in ("read", "delete")]
         if not all(acts):
             return "PERMISSION_DENIED"
         return "ALREADY_EXISTS" if brings_back and not ROWS[row].get("deleted") else "OK"
@@ -390,6 +409,7 @@ REPLAYS = {
     "UpdateConversation": lambda row, rid, other: update(row, metadata={"a": other}, request_id=rid),
     "CreateItems": lambda row, rid, other: append(row, user_message(other, id="msg_new"), request_id=rid),
     "DeleteItem": lambda row, rid, other: delete_item(row, "msg_secret" if other else "msg_open", request_id=rid),
+    "RewindConversation": lambda row, rid, other: rewind(row, 1 if other else 0, request_id=rid),
     "DeleteConversation": lambda row, rid, other: delete(row, etag='"7"' if other else "", request_id=rid),
     "UndeleteConversation": lambda row, rid, _: undelete(row, request_id=rid),
 }

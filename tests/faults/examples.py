@@ -24,6 +24,7 @@ from tests.support.build import (
     get,
     get_item,
     list_items,
+    rewind,
     update,
     user_message,
 )
@@ -64,6 +65,7 @@ class Examples:
             "BatchGetItems": batch_get(id_, ITEM),
             "ListItems": list_items(id_, page_size=20, after=ITEM),
             "DeleteItem": delete_item(id_, ITEM),
+            "RewindConversation": rewind(id_, 1, expected_last_sequence=self._random.randrange(3)),
             "WatchItems": WatchItemsRequest(conversation_id=id_, newest=20),
             "WatchConversations": WatchConversationsRequest(include_items=True),
             "CheckAccess": CheckAccessRequest(conversation_id=id_, permissions=[permission]),

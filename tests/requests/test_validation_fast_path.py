@@ -180,6 +180,7 @@ MINIMAL = {
     "ListConversationsRequest": "",
     "ListItemsRequest": 'conversation_id: "conv_a"',
     "UndeleteConversationRequest": 'conversation_id: "conv_a"',
+    "RewindConversationRequest": 'conversation_id: "conv_a" sequence: 0',
     "UpdateConversationRequest": 'conversation {id: "conv_a"}',
     "WatchConversationsRequest": "include_items: true",
     "WatchItemsRequest": 'conversation_id: "conv_a"',

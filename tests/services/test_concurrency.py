@@ -23,6 +23,7 @@ from tests.support.build import (
     delete_item,
     get,
     list_items,
+    rewind,
     text_of,
     update,
     user_message,
@@ -165,6 +166,18 @@ async def test_one_request_id_deletes_an_item_once(service: Service) -> None:
         ended, answers = await all_outcomes(clients[n % CHANNELS].DeleteItem(request) for n in range(CROWD))
         assert {"OK": CROWD} == ended
         assert 1 == len(keys(answers))
+
+
+async def test_one_request_id_rewinds_once(service: Service) -> None:
+    """Fifty rewinds under one request id all succeed, and delete once."""
+    async with stubs(service) as clients:
+        made = await clients[0].CreateConversation(create(user_message("a"), user_message("b")))
+        request = rewind(made.id, 1, request_id=str(uuid4()))
+        ended, answers = await all_outcomes(clients[n % CHANNELS].RewindConversation(request) for n in range(CROWD))
+        assert {"OK": CROWD} == ended
+        assert 1 == len(keys(answers))
+        version = "SELECT version FROM conversations WHERE id = $1"
+        assert 2 == await service.database.pool.fetchval(version, made.id)
 
 
 async def test_one_request_id_deletes_a_conversation_once(service: Service) -> None:

@@ -16,6 +16,7 @@ from conversations.v1.conversations_service_pb2 import (
     CreateItemsRequest,
     DeleteItemRequest,
     ListItemsResponse,
+    RewindConversationRequest,
 )
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from conversations.v1.item_pb2 import Item, NewItem
@@ -69,6 +70,7 @@ class Machine(RuleBasedStateMachine):
     creations: Bundle[CreateConversationRequest] = Bundle("creations")
     appends: Bundle[CreateItemsRequest] = Bundle("appends")
     deletions: Bundle[DeleteItemRequest] = Bundle("deletions")
+    rewinds: Bundle[RewindConversationRequest] = Bundle("rewinds")
     cursors: Bundle[Cursor] = Bundle("cursors")
 
     def __init__(self, stub: Any, http_address: Address | None = None) -> None:
@@ -236,6 +238,35 @@ class Machine(RuleBasedStateMachine):
         )
         if both:
             self.same_conversation(both[0], request.conversation_id, both[1])
+
+    @rule(target=rewinds, conversation_id=conversations, pick=picks, offset=offsets, retries=st.booleans())
+    def rewind(
+        self, conversation_id: str, pick: int, offset: int | None, *, retries: bool
+    ) -> RewindConversationRequest:
+        """Rewinds to a place that is there or not, at times expecting a last sequence, at times the wrong one."""
+        log = self.model.logs.get(conversation_id)
+        last = log.last_sequence if log else 0
+        fields: dict[str, Any] = {"request_id": str(uuid4()) if retries else ""}
+        if offset is not None:
+            fields["expected_last_sequence"] = max(0, last + offset)
+        request = build.rewind(conversation_id, max(0, last - pick % 8) if pick % 2 else pick % (last + 2), **fields)
+        self.send_rewind(request)
+        return request
+
+    @rule(request=rewinds)
+    def send_rewind(self, request: RewindConversationRequest) -> None:
+        """Sends a rewind, perhaps again."""
+        body = request.SerializeToString(deterministic=True)
+        expected = request.expected_last_sequence if request.HasField("expected_last_sequence") else None
+        name = request.conversation_id
+        self.touched.add(name)
+        both = self.both(
+            "RewindConversation",
+            request,
+            lambda: self.model.rewind(name, request.sequence, expected, request.request_id, body),
+        )
+        if both:
+            self.same_conversation(both[0], name, both[1])
 
     @rule(conversation_id=conversations, some=st.lists(picks, min_size=1, max_size=6))
     def batch_get(self, conversation_id: str, some: list[int]) -> None:

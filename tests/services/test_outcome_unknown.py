@@ -16,7 +16,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 
 from tests.support.batching import outcome
-from tests.support.build import append, create, delete, delete_item, get, list_items, update, user_message
+from tests.support.build import append, create, delete, delete_item, get, list_items, rewind, update, user_message
 from tests.support.postgres import fresh_database
 from tests.support.problems import Problem, problem, problem_of
 from tests.support.service import running_service
@@ -84,14 +84,15 @@ async def test_an_append_is_not_doubled(proxied: Proxied) -> None:
 
 
 async def test_every_write_says_so(proxied: Proxied) -> None:
-    """Create, update, delete and delete item without a request id are written once, and answered likewise."""
+    """Create, update, rewind and the deletes without a request id are written once, and answered likewise."""
     stub, proxy = proxied.stub, proxied.proxy
-    kept, gone = [await stub.CreateConversation(create(user_message(id=f"msg_{NEEDLE}"))) for _ in range(2)]
+    kept, gone, back = [await stub.CreateConversation(create(user_message(id=f"msg_{NEEDLE}"))) for _ in range(3)]
     for call, lost in (
         (lambda: stub.CreateConversation(create(metadata={"a": NEEDLE})), NEEDLE),
         (lambda: stub.UpdateConversation(update(kept.id, metadata={"a": NEEDLE})), NEEDLE),
         (lambda: stub.DeleteItem(delete_item(kept.id, f"msg_{NEEDLE}")), NEEDLE),
         (lambda: stub.DeleteConversation(delete(gone.id)), gone.id),
+        (lambda: stub.RewindConversation(rewind(back.id, 0)), back.id),
     ):
         proxy.lose_answers(lost.encode())
         await unknown(call())
@@ -99,7 +100,7 @@ async def test_every_write_says_so(proxied: Proxied) -> None:
     listed = await stub.ListConversations(ListConversationsRequest(filter=f'metadata.a = "{NEEDLE}"'))
     assert 2 == len(listed.conversations)
     assert '"2"' == (await stub.GetConversation(get(kept.id))).etag
-    assert [] == await texts(stub, kept.id)
+    assert [[], []] == [await texts(stub, each.id) for each in (kept, back)]
     assert "NOT_FOUND" == (await problem(stub.GetConversation(get(gone.id)))).code
 
 

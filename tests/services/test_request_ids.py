@@ -18,6 +18,7 @@ from tests.support.build import (
     delete_item,
     get,
     list_items,
+    rewind,
     text_of,
     update,
     user_message,
@@ -32,6 +33,7 @@ WRITES: dict[str, Callable[[str, str], Any]] = {
     "DeleteConversation": lambda target, request_id: delete(target, request_id=request_id),
     "CreateItems": lambda target, request_id: append(target, user_message("new"), request_id=request_id),
     "DeleteItem": lambda target, request_id: delete_item(target, "msg_1", request_id=request_id),
+    "RewindConversation": lambda target, request_id: rewind(target, 1, request_id=request_id),
 }
 # Another request of the same method.
 OTHERS: dict[str, Callable[[str, str], Any]] = {
@@ -40,6 +42,7 @@ OTHERS: dict[str, Callable[[str, str], Any]] = {
     "DeleteConversation": lambda target, request_id: delete(target, etag='"9"', request_id=request_id),
     "CreateItems": lambda target, request_id: append(target, user_message("other"), request_id=request_id),
     "DeleteItem": lambda target, request_id: delete_item(target, "msg_2", request_id=request_id),
+    "RewindConversation": lambda target, request_id: rewind(target, 0, request_id=request_id),
 }
 each_write = pytest.mark.parametrize("method", list(WRITES))
 
@@ -144,6 +147,8 @@ async def test_two_ids_are_two_writes(stub: Any, conversation: Conversation, req
     again = call(WRITES[method](conversation.id, str(uuid4())))
     if method.startswith("Delete"):
         assert (await problem(again)).code == "NOT_FOUND"
+    elif method == "RewindConversation":
+        assert await again == first  # there is nothing more to delete
     else:
         assert await again != first
 
@@ -152,7 +157,7 @@ async def test_one_id_serves_every_method(stub: Any, conversation: Conversation,
     """An id is kept for one method and one conversation, so all may use the same one."""
     other = await stub.CreateConversation(create(user_message(id="msg_1"), metadata={"a": "1"}))
     for target in (conversation, other):
-        for method in ("CreateItems", "UpdateConversation", "DeleteItem", "DeleteConversation"):
+        for method in ("CreateItems", "UpdateConversation", "DeleteItem", "RewindConversation", "DeleteConversation"):
             await getattr(stub, method)(WRITES[method](target.id, request_id))
     made = await stub.CreateConversation(WRITES["CreateConversation"]("", request_id))
     assert made.id not in (conversation.id, other.id)
@@ -177,6 +182,11 @@ FAILURES: list[tuple[str, Callable[[str, str], Any], str]] = [
         "SEQUENCE_MISMATCH",
     ),
     ("DeleteItem", lambda target, rid: delete_item(target, "msg_never", request_id=rid), "ITEM_NOT_FOUND"),
+    (
+        "RewindConversation",
+        lambda target, rid: rewind(target, 1, expected_last_sequence=9, request_id=rid),
+        "SEQUENCE_MISMATCH",
+    ),
 ]
 
 

@@ -18,7 +18,7 @@ from server.store.conversation_locks import ConversationLocks
 from server.store.ids import conversation_id_for
 from server.store.turns import MAX_SLOW, SLOW_SECONDS
 from tests.support.batching import held_statement, outcome, queued_behind
-from tests.support.build import append, copy_of, create, delete, delete_item, get, text_of, update, user_message
+from tests.support.build import append, copy_of, create, delete, delete_item, get, rewind, text_of, update, user_message
 from tests.support.postgres import fresh_database, row_locked
 from tests.support.service import Service, intercepted, list_all_items, running_service
 
@@ -99,6 +99,7 @@ WRITES: dict[str, Callable[[Any, str, str], Awaitable[Any]]] = {
     "update": lambda stub, target, _: stub.UpdateConversation(update(target, metadata={"a": "1"})),
     "delete": lambda stub, target, _: stub.DeleteConversation(delete(target)),
     "delete item": lambda stub, target, _: stub.DeleteItem(delete_item(target, "msg_1")),
+    "rewind": lambda stub, target, _: stub.RewindConversation(rewind(target, 0)),
 }
 
 
@@ -118,8 +119,8 @@ async def test_one_locked_conversation(service: Service, write: str) -> None:
 async def test_many_locked_conversations(service: Service) -> None:
     """However many conversations are locked, some connections remain for everything else."""
     stub = service.stub
-    source, *conversations = [await new(stub, "msg_1") for _ in range(19)]
-    locked, targets = conversations[:14], conversations[14:]  # a call to each in each way is fewer than 100 streams
+    source, *conversations = [await new(stub, "msg_1") for _ in range(17)]
+    locked, targets = conversations[:12], conversations[12:]  # a call to each in each way is fewer than 100 streams
     async with in_turn(*others(stub, targets)) as seconds, transaction(service.url) as connection:
         await connection.execute("SELECT 1 FROM conversations WHERE id = ANY($1) FOR UPDATE", locked)
         waiting = [

@@ -31,6 +31,7 @@ from tests.support.build import (
     get,
     get_item,
     list_items,
+    rewind,
     text_of,
     update,
     user_message,
@@ -153,7 +154,7 @@ def message(item_id: str = "", text: str = "hi") -> Any:
 
 
 async def test_every_unary_method(behind: Service) -> None:
-    """Each of the ten does what it does without PgBouncer, one call after another on changing connections."""
+    """Each of them does what it does without PgBouncer, one call after another on changing connections."""
     stub = behind.stub
     for _ in range(3):
         made = await stub.CreateConversation(create(message("msg_a", "one"), metadata={"topic": "x"}))
@@ -170,6 +171,8 @@ async def test_every_unary_method(behind: Service) -> None:
         assert [3, 2, 1] == [item.sequence for item in (await stub.ListItems(list_items(made.id))).items]
         await stub.DeleteItem(delete_item(made.id, "msg_a"))
         assert "ITEM_NOT_FOUND" == (await problem(stub.GetItem(get_item(made.id, "msg_a")))).reason
+        assert 3 == (await stub.RewindConversation(rewind(made.id, 2, request_id=str(uuid4())))).last_sequence
+        assert [2] == [item.sequence for item in (await stub.ListItems(list_items(made.id))).items]
         await stub.DeleteConversation(delete(made.id))
         assert "CONVERSATION_NOT_FOUND" == (await problem(stub.GetConversation(get(made.id)))).reason
 

@@ -15,6 +15,7 @@ from conversations.v1.conversations_service_pb2 import (
     GetItemRequest,
     ListConversationsRequest,
     ListItemsRequest,
+    RewindConversationRequest,
     UndeleteConversationRequest,
     UpdateConversationRequest,
 )
@@ -110,6 +111,11 @@ def delete_item(conversation_id: str, item_id: str, **fields: Any) -> DeleteItem
     return DeleteItemRequest(conversation_id=conversation_id, item_id=item_id, **fields)
 
 
+def rewind(conversation_id: str, sequence: int, **fields: Any) -> RewindConversationRequest:
+    """A request to delete the items behind a place."""
+    return RewindConversationRequest(conversation_id=conversation_id, sequence=sequence, **fields)
+
+
 def request_of_each_method(conversation_id: str) -> dict[str, Any]:
     """A request of each method that works on a conversation with the item `msg_1`; the deletes find nothing."""
     everything: dict[str, Any] = {"metadata": {"topic": "demo"}, "attributes": sets(teams=["a"])}
@@ -126,4 +132,5 @@ def request_of_each_method(conversation_id: str) -> dict[str, Any]:
         "BatchGetItems": batch_get(conversation_id, "msg_1", "msg_1"),
         "ListItems": list_items(conversation_id, page_size=2, after="msg_1", filter='type = "message"'),
         "DeleteItem": delete_item(conversation_id, "msg_nothing"),
+        "RewindConversation": rewind("conv_nothing", 1, expected_last_sequence=2),
     }

@@ -185,6 +185,21 @@ class Model:
             log.requests[request_id] = (fingerprint, [])
         return log
 
+    def rewind(
+        self, conversation_id: str, sequence: int, expected: int | None, request_id: str, fingerprint: bytes
+    ) -> Log:
+        """Empties all places behind one."""
+        log = self.log(conversation_id)
+        if request_id in log.requests and log.requests[request_id][0] == fingerprint:
+            return log
+        if expected is not None and expected != log.last_sequence:
+            raise Refused("SEQUENCE_MISMATCH")
+        for entry in log.entries[sequence:]:
+            entry.deleted = True
+        if request_id:
+            log.requests[request_id] = (fingerprint, [])
+        return log
+
     def page(self, conversation_id: str, start: int | str | None, size: int, *, descending: bool) -> Page:
         """The entries behind a place, an id or the beginning."""
         log = self.log(conversation_id)

@@ -144,6 +144,9 @@ async def test_a_conversation_from_begin_to_end(service: Service) -> None:
     assert "Hello ☃" == second["items"][0]["message"]["content"][0]["input_text"]["text"]
 
     assert "3" == (await call(service, "DeleteItem", {"conversation_id": name, "item_id": "fc_1"}))["last_sequence"]
+    rewound = {"conversation_id": name, "sequence": 0, "expected_last_sequence": 3}
+    assert "3" == (await call(service, "RewindConversation", rewound))["last_sequence"]
+    assert {} == await call(service, "ListItems", {"conversation_id": name})
     assert {} == await call(service, "DeleteConversation", {"conversation_id": name})
     told = await call(service, "GetConversation", {"conversation_id": name}, code=64 + 5)
     assert "Code: NotFound" in told

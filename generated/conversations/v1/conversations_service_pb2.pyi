@@ -806,6 +806,56 @@ class DeleteItemRequest(_message.Message):
 Global___DeleteItemRequest: _TypeAlias = DeleteItemRequest  # noqa: Y015
 
 @_typing.final
+class RewindConversationRequest(_message.Message):
+    """How far to rewind a conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    EXPECTED_LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    conversation_id: _builtins.str
+    """Required. `Conversation.id`; begins with `conv`."""
+    sequence: _builtins.int
+    """Required. `Item.sequence` of the last item to keep. 0 keeps none, and has to be
+    sent. At or above `last_sequence` there is nothing to delete, and the call
+    succeeds.
+    """
+    expected_last_sequence: _builtins.int
+    """Optional. As in CreateItemsRequest: no item that somebody appended meanwhile is
+    deleted unseen.
+    """
+    request_id: _builtins.str
+    """Optional. A UUID, kept for 24 hours unless the server is configured otherwise:
+    a repeated call under it succeeds and deletes nothing more. With another request
+    it is FAILED_PRECONDITION. Without it, a repeated call deletes what has been
+    appended in between, unless `expected_last_sequence` is sent.
+    """
+    def __init__(
+        self,
+        *,
+        conversation_id: _builtins.str = ...,
+        sequence: _builtins.int | None = ...,
+        expected_last_sequence: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence", "_sequence", b"_sequence", "expected_last_sequence", b"expected_last_sequence", "sequence", b"sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence", "_sequence", b"_sequence", "conversation_id", b"conversation_id", "expected_last_sequence", b"expected_last_sequence", "request_id", b"request_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_last_sequence: _TypeAlias = _typing.Literal["expected_last_sequence"]  # noqa: Y015
+    _WhichOneofArgType__expected_last_sequence: _TypeAlias = _typing.Literal["_expected_last_sequence", b"_expected_last_sequence"]  # noqa: Y015
+    _WhichOneofReturnType__sequence: _TypeAlias = _typing.Literal["sequence"]  # noqa: Y015
+    _WhichOneofArgType__sequence: _TypeAlias = _typing.Literal["_sequence", b"_sequence"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_last_sequence) -> _WhichOneofReturnType__expected_last_sequence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence) -> _WhichOneofReturnType__sequence | None: ...
+
+Global___RewindConversationRequest: _TypeAlias = RewindConversationRequest  # noqa: Y015
+
+@_typing.final
 class WatchItemsRequest(_message.Message):
     """Which conversation to follow, and where to begin."""
 

@@ -117,6 +117,11 @@ class ConversationsServiceStub:
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteItemRequest.SerializeToString,
                 response_deserializer=conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
                 _registered_method=True)
+        self.RewindConversation = channel.unary_unary(
+                '/conversations.v1.ConversationsService/RewindConversation',
+                request_serializer=conversations_dot_v1_dot_conversations__service__pb2.RewindConversationRequest.SerializeToString,
+                response_deserializer=conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
+                _registered_method=True)
         self.WatchItems = channel.unary_stream(
                 '/conversations.v1.ConversationsService/WatchItems',
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.WatchItemsRequest.SerializeToString,
@@ -327,6 +332,25 @@ class ConversationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RewindConversation(self, request, context):
+        """Deletes all items behind one, at most 1,000, so that the conversation goes on
+        from there: all of them or none, and `last_sequence` stays as it is. Their
+        content is gone at once, as after DeleteItem, and their positions stay taken.
+        Needs read and delete on each of them.
+
+        NOT_FOUND: the conversation. PERMISSION_DENIED: one of the items is not to be
+        deleted, or not to be read. ABORTED (`SEQUENCE_MISMATCH`):
+        `expected_last_sequence` is not the last one. INVALID_ARGUMENT
+        (`LIMIT_EXCEEDED`): there are more than 1,000 items; `sequence` in ErrorInfo is
+        the lowest that would do. FAILED_PRECONDITION: the `request_id` was used for
+        another request.
+
+        Not in the OpenAI API.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchItems(self, request, context):
         """Follows one conversation: its items as they are appended and deleted, and its own
         changes, in the order of commits, each once for a caller that resumes by token.
@@ -424,6 +448,11 @@ def add_ConversationsServiceServicer_to_server(servicer, server):
             'DeleteItem': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteItem,
                     request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteItemRequest.FromString,
+                    response_serializer=conversations_dot_v1_dot_conversation__pb2.Conversation.SerializeToString,
+            ),
+            'RewindConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewindConversation,
+                    request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.RewindConversationRequest.FromString,
                     response_serializer=conversations_dot_v1_dot_conversation__pb2.Conversation.SerializeToString,
             ),
             'WatchItems': grpc.unary_stream_rpc_method_handler(
@@ -780,6 +809,33 @@ class ConversationsService:
             target,
             '/conversations.v1.ConversationsService/DeleteItem',
             conversations_dot_v1_dot_conversations__service__pb2.DeleteItemRequest.SerializeToString,
+            conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewindConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conversations.v1.ConversationsService/RewindConversation',
+            conversations_dot_v1_dot_conversations__service__pb2.RewindConversationRequest.SerializeToString,
             conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
             options,
             channel_credentials,

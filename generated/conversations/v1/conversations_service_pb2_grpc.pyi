@@ -183,6 +183,21 @@ class ConversationsServiceStub:
     to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
     request.
     """
+    RewindConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.RewindConversationRequest, _conversation_pb2.Conversation]
+    """Deletes all items behind one, at most 1,000, so that the conversation goes on
+    from there: all of them or none, and `last_sequence` stays as it is. Their
+    content is gone at once, as after DeleteItem, and their positions stay taken.
+    Needs read and delete on each of them.
+
+    NOT_FOUND: the conversation. PERMISSION_DENIED: one of the items is not to be
+    deleted, or not to be read. ABORTED (`SEQUENCE_MISMATCH`):
+    `expected_last_sequence` is not the last one. INVALID_ARGUMENT
+    (`LIMIT_EXCEEDED`): there are more than 1,000 items; `sequence` in ErrorInfo is
+    the lowest that would do. FAILED_PRECONDITION: the `request_id` was used for
+    another request.
+
+    Not in the OpenAI API.
+    """
     WatchItems: _grpc.UnaryStreamMultiCallable[_conversations_service_pb2.WatchItemsRequest, _conversations_service_pb2.WatchItemsResponse]
     """Follows one conversation: its items as they are appended and deleted, and its own
     changes, in the order of commits, each once for a caller that resumes by token.
@@ -363,6 +378,21 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     NOT_FOUND: the conversation, or the item. PERMISSION_DENIED: readable, but not
     to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
     request.
+    """
+    RewindConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.RewindConversationRequest, _conversation_pb2.Conversation]  # type: ignore[assignment]
+    """Deletes all items behind one, at most 1,000, so that the conversation goes on
+    from there: all of them or none, and `last_sequence` stays as it is. Their
+    content is gone at once, as after DeleteItem, and their positions stay taken.
+    Needs read and delete on each of them.
+
+    NOT_FOUND: the conversation. PERMISSION_DENIED: one of the items is not to be
+    deleted, or not to be read. ABORTED (`SEQUENCE_MISMATCH`):
+    `expected_last_sequence` is not the last one. INVALID_ARGUMENT
+    (`LIMIT_EXCEEDED`): there are more than 1,000 items; `sequence` in ErrorInfo is
+    the lowest that would do. FAILED_PRECONDITION: the `request_id` was used for
+    another request.
+
+    Not in the OpenAI API.
     """
     WatchItems: _aio.UnaryStreamMultiCallable[_conversations_service_pb2.WatchItemsRequest, _conversations_service_pb2.WatchItemsResponse]  # type: ignore[assignment]
     """Follows one conversation: its items as they are appended and deleted, and its own
@@ -613,6 +643,27 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND: the conversation, or the item. PERMISSION_DENIED: readable, but not
         to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
         request.
+        """
+
+    @_abc_1.abstractmethod
+    def RewindConversation(
+        self,
+        request: _conversations_service_pb2.RewindConversationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_conversation_pb2.Conversation, _abc.Awaitable[_conversation_pb2.Conversation]]:
+        """Deletes all items behind one, at most 1,000, so that the conversation goes on
+        from there: all of them or none, and `last_sequence` stays as it is. Their
+        content is gone at once, as after DeleteItem, and their positions stay taken.
+        Needs read and delete on each of them.
+
+        NOT_FOUND: the conversation. PERMISSION_DENIED: one of the items is not to be
+        deleted, or not to be read. ABORTED (`SEQUENCE_MISMATCH`):
+        `expected_last_sequence` is not the last one. INVALID_ARGUMENT
+        (`LIMIT_EXCEEDED`): there are more than 1,000 items; `sequence` in ErrorInfo is
+        the lowest that would do. FAILED_PRECONDITION: the `request_id` was used for
+        another request.
+
+        Not in the OpenAI API.
         """
 
     @_abc_1.abstractmethod

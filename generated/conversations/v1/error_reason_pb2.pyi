@@ -48,7 +48,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     the rule.
     """
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 7
-    """`limit`. INVALID_ARGUMENT: what is stored and what was sent are too much together.
+    """`limit`. INVALID_ARGUMENT: what is stored and what was sent are too much together,
+    or more than one call may change; of RewindConversation also `sequence`.
     RESOURCE_EXHAUSTED: the items that were asked for do not fit into one message.
     The same call does not succeed later.
     """
@@ -160,7 +161,8 @@ BadRequest lists the violations, each with the path of its field and the id of
 the rule.
 """
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 7
-"""`limit`. INVALID_ARGUMENT: what is stored and what was sent are too much together.
+"""`limit`. INVALID_ARGUMENT: what is stored and what was sent are too much together,
+or more than one call may change; of RewindConversation also `sequence`.
 RESOURCE_EXHAUSTED: the items that were asked for do not fit into one message.
 The same call does not succeed later.
 """

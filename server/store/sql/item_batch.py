@@ -110,11 +110,11 @@ def fit_together(rows: CTE) -> ColumnElement[bool]:
     return size <= bindparam("max_bytes", type_=BigInteger)
 
 
-def all_allowed(create: Permission, rows: CTE) -> ColumnElement[bool]:
-    """Whether ``create`` covers every one of ``rows`` in the conversation of the statement."""
-    if not create.reads_row_id:
-        return item_allowed(create, literal_column("''"))
-    denied = select(rows.c.ordinal).where(not_(item_allowed(create, rows.c.item_id))).correlate(conversations)
+def all_allowed(permission: Permission, rows: CTE) -> ColumnElement[bool]:
+    """Whether ``permission`` covers every one of ``rows``, by their ``item_id``, in the statement's conversation."""
+    if not permission.reads_row_id:
+        return item_allowed(permission, literal_column("''"))
+    denied = select(rows.c.item_id).where(not_(item_allowed(permission, rows.c.item_id))).correlate(conversations)
     return not_(denied.exists())
 
 
