@@ -18,7 +18,7 @@ from conversations.v1.conversations_service_pb2_grpc import ConversationsService
 from server.errors import ShuttingDown
 from server.transport.shutdown import HOLD_SECONDS
 from tests.support.build import append, create, get, list_items, text_of, user_message
-from tests.support.commands import address_in, environment, start_command
+from tests.support.commands import address_in, environment, start_interpreter
 from tests.support.postgres import fresh_database
 
 SERVICE_CONFIG = (Path(__file__).parents[2] / "deploy" / "service_config.json").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ class Replica:
     async def start(self) -> None:
         """Starts it, and waits until it serves."""
         variables = environment(self.url, listen=self.address, purge_every_minutes="0")
-        self.process = await start_command("serve", **variables)
+        self.process = await start_interpreter("serve", **variables)
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         line = (await self.process.stdout.readline()).decode()

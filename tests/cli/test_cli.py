@@ -27,8 +27,10 @@ from tests.support.commands import (
     finish,
     output_of,
     run_command,
+    server_interpreter,
     server_process,
     start_command,
+    start_interpreter,
 )
 from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database
 from tests.support.problems import problem
@@ -45,7 +47,7 @@ NOBODY = "127.0.0.1:1"  # nothing listens there
 async def test_serve_starts_and_stops(service: Service, number: signal.Signals) -> None:
     """It says where it is, answers at once, and a signal ends it with 0 and no traceback."""
     began = time.monotonic()
-    async with server_process(service.url) as (process, line):
+    async with server_interpreter(service.url) as (process, line):
         assert time.monotonic() - began < 10
         address = address_in(line)
         assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d*", address)
@@ -164,7 +166,7 @@ async def test_a_unix_socket_is_served(service: Service, short_folder: Path) -> 
 async def test_a_left_socket_is_used_again(service: Service, short_folder: Path) -> None:
     """The socket of a process that was killed does not keep the next one from starting."""
     path = short_folder / "socket"
-    async with server_process(service.url, f"unix:{path}") as (process, _):
+    async with server_interpreter(service.url, f"unix:{path}") as (process, _):
         process.kill()
         await process.wait()
     assert path.exists()
@@ -370,7 +372,8 @@ def test_there_are_commands() -> None:
 
 async def test_help_of_the_process() -> None:
     """`python -m server --help` names the commands and starts nothing."""
-    told = await output_of("--help")
+    code, told, errors = await finish(await start_interpreter("--help", **environment()))
+    assert (0, "") == (code, errors)
     assert [] == [name for name, *_ in commands()[1:] if name not in told]
 
 

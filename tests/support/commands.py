@@ -1,12 +1,17 @@
 """The command line, and the service as a process of its own."""
 
 import asyncio
+import atexit
 import os
 import re
+import shutil
+import subprocess
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ import grpc.aio
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 
 ROOT = Path(__file__).parents[2]
+FORK_CLIENT = str(Path(__file__).with_name("fork_client.py"))
 
 
 START = re.compile(r"Conversation Service on (\S+), PostgreSQL at (\S+)\n")
@@ -33,9 +39,30 @@ def program_path() -> str:
 
 
 async def start_command(*arguments: str, **variables: str) -> Process:
-    """Starts `python -m server` with these arguments and this environment."""
-    command = (sys.executable, "-m", "server", *arguments)
+    """Starts what `python -m server` does with these arguments and this environment, without its imports."""
+    return await _start(sys.executable, "-IS", FORK_CLIENT, _fork_server(), *arguments, **variables)
+
+
+async def start_interpreter(*arguments: str, **variables: str) -> Process:
+    """Starts `python -m server` itself: for tests of the start, and of what is imported, and those that kill."""
+    return await _start(sys.executable, "-m", "server", *arguments, **variables)
+
+
+async def _start(*command: str, **variables: str) -> Process:
     return await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=variables, cwd=ROOT)
+
+
+@cache
+def _fork_server() -> str:
+    """The socket of this process's `tests.support.fork_server`, which ends with this process."""
+    path = str(Path(tempfile.mkdtemp()) / "forks")
+    command = (sys.executable, "-m", "tests.support.fork_server", path)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    atexit.register(shutil.rmtree, Path(path).parent)
+    atexit.register(process.communicate)
+    return path
 
 
 async def finish(process: Process, given: str = "") -> tuple[int, str, str]:
@@ -71,7 +98,21 @@ async def error_line_of(*arguments: str, **more: Any) -> str:
 @asynccontextmanager
 async def server_process(url: str, listen: str = "127.0.0.1:0", **settings: str) -> AsyncIterator[tuple[Process, str]]:
     """A server process and its start line; the process is killed at the end if it still runs."""
-    process = await start_command("serve", "--listen", listen, **environment(url, grace_seconds="1", **settings))
+    variables = environment(url, grace_seconds="1", **settings)
+    async with _until_the_end(await start_command("serve", "--listen", listen, **variables)) as (process, line):
+        yield process, line
+
+
+@asynccontextmanager
+async def server_interpreter(url: str, listen: str = "127.0.0.1:0") -> AsyncIterator[tuple[Process, str]]:
+    """The same, started by `start_interpreter`."""
+    variables = environment(url, grace_seconds="1")
+    async with _until_the_end(await start_interpreter("serve", "--listen", listen, **variables)) as (process, line):
+        yield process, line
+
+
+@asynccontextmanager
+async def _until_the_end(process: Process) -> AsyncIterator[tuple[Process, str]]:
     assert process.stdout is not None
     assert process.stderr is not None
     try:
