@@ -19,6 +19,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from tests.support.build import create, get
+from tests.support.commands import forked_command
 from tests.support.service import Service
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ async def started(url: str, folder: Path, **settings: str) -> AsyncIterator[Path
     errors = folder / "errors"
     with errors.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "server", stdout=asyncio.subprocess.PIPE, stderr=file, env=environment
+            *forked_command(), stdout=asyncio.subprocess.PIPE, stderr=file, env=environment
         )
         assert process.stdout is not None
         assert b"Conversation Service on" in await process.stdout.readline(), errors.read_text()

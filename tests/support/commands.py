@@ -40,7 +40,12 @@ def program_path() -> str:
 
 async def start_command(*arguments: str, **variables: str) -> Process:
     """Starts what `python -m server` does with these arguments and this environment, without its imports."""
-    return await _start(sys.executable, "-IS", FORK_CLIENT, _fork_server(), *arguments, **variables)
+    return await _start(*forked_command(*arguments), **variables)
+
+
+def forked_command(*arguments: str) -> tuple[str, ...]:
+    """The command line that does what `python -m server` does with these arguments."""
+    return (sys.executable, "-IS", FORK_CLIENT, _fork_server(), *arguments)
 
 
 async def start_interpreter(*arguments: str, **variables: str) -> Process:
