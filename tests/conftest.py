@@ -9,6 +9,7 @@ import os
 # Before gRPC is imported: tests start processes while calls run, and its fork handlers crash the child now and then.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,11 +29,18 @@ from tests.support.tools import required_tools, search_path
 
 def pytest_configure(config: pytest.Config) -> None:
     """Lets tests find the tools that they need, and checks the names of those that must be there."""
+    gc.disable()  # until all tests are collected: modules and tests are no garbage
     os.environ["PATH"] = search_path()
     try:
         required_tools(os.environ)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Lets later collections of garbage leave out what lives as long as the tests."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
