@@ -190,6 +190,7 @@ async def _created(address: str) -> str:
         return (await stub.CreateConversation(large).code()).name  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
     """Killed, it takes them along and leaves the private PostgreSQL to the next, whose end stops it."""
     data = data_folder()
