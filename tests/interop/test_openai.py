@@ -1,4 +1,4 @@
-"""OpenAI's own SDKs in other languages, against the HTTP edge: they change their base URL and nothing else."""
+"""OpenAI's own SDKs in other languages and OGX's client, against the HTTP edge: they change nothing but its address."""
 
 from dataclasses import dataclass
 
@@ -48,9 +48,18 @@ async def test_the_sdk(service: Service, language: Language) -> None:
 @pytest.mark.slow
 async def test_a_session_of_openai_agents(service: Service) -> None:
     """Its session alone, and two turns with reasoning, a search and a tool; the first of them feeds the second."""
-    folder = PROGRAMS / "agents"
-    programs = await python_environment("openai-agents", folder / "requirements.txt")
+    assert ["session ok", "turns ok"] == await _output_in_python(service, "openai-agents", "agents")
+
+
+@pytest.mark.slow
+async def test_the_client_of_ogx(service: Service) -> None:
+    """Objects, pages in both directions, items of several types, and exceptions with the body of the answer."""
+    assert ["create ok", "pages ok", "items ok", "errors ok"] == await _output_in_python(service, "ogx-client", "ogx")
+
+
+async def _output_in_python(service: Service, environment: str, folder: str) -> list[str]:
+    """The lines of a program with packages of its own."""
+    programs = await python_environment(environment, PROGRAMS / folder / "requirements.txt")
     async with edge_service(service.url) as served:
         command = (str(programs / "python"), "main.py", f"http://{served.address}/v1")
-        output = await run_program(*command, seconds=60, folder=folder)
-    assert ["session ok", "turns ok"] == output.splitlines()
+        return (await run_program(*command, seconds=60, folder=PROGRAMS / folder)).splitlines()
