@@ -43,6 +43,7 @@ from server.store.change_hub import ChangeHub
 from server.store.change_log_poller import ChangeLogPoller
 from server.store.conversation_changes import ConversationChanges
 from server.store.conversations import ConversationStore
+from server.store.forks import ForkStore
 from server.store.item_changes import ItemChanges
 from server.store.items import ItemStore
 from server.store.response_budget import ResponseBudget
@@ -244,6 +245,7 @@ def _methods(settings: Settings, parts: _Parts, conversations: ConversationStore
     return ConversationsServicer(
         conversations,
         items,
+        ForkStore(parts.store.database, conversations),
         RewindStore(parts.store.database, conversations),
         parts.tokens,
         batches,

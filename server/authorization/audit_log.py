@@ -94,6 +94,8 @@ class CallAudit:
             return
         ids = _request_ids(current_request.get())
         if found := conversation_id or ("" if refused else self.created):
+            if self.created and "conversation_id" in ids:
+                ids["forked_from"] = ids["conversation_id"]
             ids["conversation_id"] = escape_unprintable(found)
         self._write(access, resource, action, error, ids)
 
@@ -147,7 +149,7 @@ def _decision(
 def _request_ids(request: Any) -> dict[str, Any]:
     """The ids that a request names."""
     ids = {name: getattr(request, name, "") for name in _IDS}
-    if conversation := getattr(request, "conversation", None):
+    if not ids["conversation_id"] and (conversation := getattr(request, "conversation", None)):
         ids["conversation_id"] = conversation.id
     return {name: escape_unprintable(value) for name, value in ids.items() if value}
 

@@ -88,6 +88,7 @@ GRPC_ONLY = frozenset(
     (
         "AppendItems",
         "BatchGetItems",
+        "ForkConversation",
         "RewindConversation",
         "UndeleteConversation",
         "WatchConversations",

@@ -48,6 +48,7 @@ CONVERSATION_FIELDS = {
     "create_time": Field(ORDERING, time=True),
     "metadata": Field(EQUALITY, _METADATA_KEY),
     "attributes": Field(EQUALITY, ATTRIBUTE_NAME),
+    "forked_from": Field(("=",)),
 }
 ITEM_FIELDS = {
     "type": Field(EQUALITY),

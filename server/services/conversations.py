@@ -31,6 +31,7 @@ from server.store.appends import Append
 from server.store.batch import EMPTY_BATCH
 from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.creates import Create
+from server.store.forks import Fork, ForkStore
 from server.store.idempotency import Method, reservation_for
 from server.store.items import ItemStore
 from server.store.rewinds import Rewind, RewindStore
@@ -51,6 +52,7 @@ class ConversationsServicer(ConversationsServiceServicer):
     Args:
         conversations: Store of conversations.
         items: Store of items.
+        forks: Copies the beginnings of conversations.
         rewinds: Deletes the items behind a place.
         tokens: Signs and verifies page tokens.
         batches: Checks new items and makes the batch of each request.
@@ -63,6 +65,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         self,
         conversations: ConversationStore,
         items: ItemStore,
+        forks: ForkStore,
         rewinds: RewindStore,
         tokens: PageTokens,
         batches: BatchBuilder,
@@ -74,6 +77,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         self._watches = watches
         self._conversations = conversations
         self._items = items
+        self._forks = forks
         self._rewinds = rewinds
         self._tokens = tokens
         self._batches = batches
@@ -341,6 +345,30 @@ class ConversationsServicer(ConversationsServiceServicer):
             reservation_for(Method.DELETE_ITEM, request),
         )
         return conversation_of(row)
+
+    async def ForkConversation(
+        self, request: pb.ForkConversationRequest, context: Context
+    ) -> conversation_pb2.Conversation:
+        """Makes a conversation with a copy of the beginning of another one.
+
+        Raises:
+            ConversationNotFound: The source is missing, deleted, or not readable for the caller.
+            ItemNotFound: The source has no item `through_item_id`.
+            ActionDenied: The caller may not create it, or not give it these attributes.
+            LimitExceeded: It would have too many items, bytes, metadata pairs or attributes.
+            RequestIdReused: The `request_id` belongs to another request.
+        """
+        access, sent = current_access.get(), request.conversation
+        if not sent.ByteSize():
+            request.ClearField("conversation")  # an empty one is none, as in CreateConversation
+        reserved = reservation_for(Method.FORK_CONVERSATION, request)
+        conversation_id = new_id(access.principal, reserved)
+        current_audit.get().created = conversation_id
+        through = getattr(request, request.WhichOneof("through") or "", None)
+        attributes = attribute_pairs({name: list(values.values) for name, values in sent.attributes.items()})
+        maps = dict(sent.metadata), attributes, list(sent.attributes)
+        fork = Fork(access, request.conversation_id, conversation_id, through, *maps, reserved, datetime.now(UTC))
+        return conversation_of(await self._forks.fork(fork))
 
     async def RewindConversation(
         self, request: pb.RewindConversationRequest, context: Context

@@ -46,6 +46,9 @@ def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
         message.expire_time.CopyFrom(timestamp(expire_time))
     if idle_ttl := row["idle_ttl"]:
         message.idle_ttl.FromTimedelta(idle_ttl)
+    if (source := row["forked_from"]) is not None:
+        message.forked_from.conversation_id = source
+        message.forked_from.sequence = row["forked_sequence"]
     return message
 
 

@@ -57,6 +57,7 @@ def conversation_filter(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     values: dict[str, Any] = {"start_time": start, "end_time": end}
     for name in ("owners", "other_owners", "metadata", "other_metadata", "with_attributes", "other_attributes"):
         values[name] = []
+    values["sources"] = [each.value for each in comparisons if each.name == "forked_from"]
     for comparison in comparisons:
         equal = comparison.operator == "="
         match comparison.name:
@@ -69,6 +70,7 @@ def conversation_filter(comparisons: Sequence[Comparison]) -> dict[str, Any]:
                 pair = f"{comparison.key}={comparison.value}"
                 values["with_attributes" if equal else "other_attributes"].append(pair)
     values["filter_owner"] = next(iter(values["owners"]), "")
+    values["filter_source"] = next(iter(values["sources"]), "")
     return values
 
 

@@ -25,7 +25,14 @@ from server.store.connection.failures import KeyTaken
 from server.store.conversation_locks import ConversationLocks
 from server.store.create_batching import CreateBatcher
 from server.store.creates import Create
-from server.store.idempotency import PriorResult, Reservation, execute_write, find_prior_result, reservation_values
+from server.store.idempotency import (
+    Method,
+    PriorResult,
+    Reservation,
+    execute_write,
+    find_prior_result,
+    reservation_values,
+)
 from server.store.ids import conversation_id_for, new_conversation_id
 from server.store.sql import conversations as sql
 from server.store.sql.creates import CONSTRAINT as CONVERSATION_ID
@@ -115,13 +122,13 @@ class ConversationStore:
         """
         access, conversation_id = create.access, create.conversation_id
         if create.reservation:
-            if (existing := await self._find_existing(access, conversation_id, create.reservation)) is not None:
+            if (existing := await self.find_created(access, conversation_id, create.reservation)) is not None:
                 return existing
             if create.key_taken:
                 raise ConversationNotFound(conversation_id)
         raise await explain_batch(self._database, access, conversation_id, create.batch, self._max_bytes)
 
-    async def _find_existing(
+    async def find_created(
         self, access: Access, conversation_id: str, reservation: Reservation
     ) -> asyncpg.Record | None:
         """The row of the conversation that an earlier call with the request id created; None if none did.
@@ -293,7 +300,9 @@ class ConversationStore:
         """
         start = (LATEST, "") if descending else (EARLIEST, "")
         after_time, after_id = position or start
-        read, ranges = access.demand("conversation", "read"), access.index_ranges
+        read = access.demand("conversation", "read")
+        filters_source = any(each.name == "forked_from" for each in comparisons)
+        ranges = None if filters_source else access.index_ranges  # the forks of one conversation are a range themselves
         values = {
             **access.values,
             "after_time": after_time,
@@ -309,6 +318,7 @@ class ConversationStore:
             filters_owner=filters_owner if comparisons else None,
             covered=ranges is not None,
             descending=descending,
+            filters_source=filters_source,
         )
         rows = await self._database.fetch(statement, values)
         page = [row for row in rows[:count] if row["metadata"] is not None]
@@ -374,7 +384,8 @@ def new_id(principal: Principal, reservation: Reservation | None) -> str:
     """The id of a conversation that is about to be created; with a request id, every retry has the same."""
     if reservation is None:
         return new_conversation_id()
-    return conversation_id_for(principal.tenant, principal.id, reservation.request_id)
+    forks = reservation.method is Method.FORK_CONVERSATION
+    return conversation_id_for(principal.tenant, principal.id, reservation.request_id, forks=forks)
 
 
 def etag_of(revision: int) -> str:

@@ -128,6 +128,7 @@ class Create(PendingWrite[bool]):
             "create_time": self.now,
             "update_time": self.now,
             **self.expiry.values(),
+            "forked_from": None,
         }
 
 

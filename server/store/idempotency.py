@@ -29,8 +29,9 @@ class Method(IntEnum):
     CREATE_ITEMS = 4
     DELETE_ITEM = 5
     APPEND_ITEMS = 6
-    UNDELETE_CONVERSATION = 9
+    FORK_CONVERSATION = 7
     REWIND_CONVERSATION = 8
+    UNDELETE_CONVERSATION = 9
 
 
 @dataclass(frozen=True)

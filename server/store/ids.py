@@ -22,13 +22,14 @@ def new_conversation_id() -> str:
     return f"{CONVERSATION_PREFIX}_{int(time.time()):08x}{os.urandom(20).hex()}"
 
 
-def conversation_id_for(tenant: str, principal: str, request_id: str) -> str:
-    """The id of the conversation that ``request_id`` creates: the same at every retry.
+def conversation_id_for(tenant: str, principal: str, request_id: str, *, forks: bool = False) -> str:
+    """The id of the conversation that ``request_id`` creates, or ``forks``: the same at every retry.
 
     So a retry meets the first call in the primary key of conversations, and no
     other key is needed that does not begin with a conversation id.
     """
-    digest = blake2b(f"{tenant}\0{principal}\0{request_id}".encode(), digest_size=24, person=b"create-conv")
+    person = b"fork-conv" if forks else b"create-conv"
+    digest = blake2b(f"{tenant}\0{principal}\0{request_id}".encode(), digest_size=24, person=person)
     return f"{CONVERSATION_PREFIX}_{digest.hexdigest()}"
 
 

@@ -40,6 +40,7 @@ from tests.support.build import (
     create,
     delete,
     delete_item,
+    fork,
     get,
     get_item,
     list_items,
@@ -67,6 +68,7 @@ class Call:
     item: str = ""  # that is acted upon
     reads_item: bool = False
     rewinds: tuple[str, ...] = ()  # items that are acted upon together, and that must be readable
+    forks: tuple[str, ...] = ()  # items that are copied, if they are readable
 
 
 MATRIX = {
@@ -105,6 +107,25 @@ MATRIX = {
     "delete secret": Call(
         "DeleteItem", lambda row: delete_item(row, "msg_secret"), (("item", "delete"),), "msg_secret", reads_item=True
     ),
+    "fork": Call(
+        "ForkConversation", fork, (("conversation", "create"),), reads_item=True, forks=("msg_open", "msg_secret")
+    ),
+    "fork of open": Call(
+        "ForkConversation",
+        lambda row: fork(row, through_item_id="msg_open"),
+        (("conversation", "create"),),
+        "msg_open",
+        reads_item=True,
+        forks=("msg_open",),
+    ),
+    "fork of secret": Call(
+        "ForkConversation",
+        lambda row: fork(row, through_item_id="msg_secret"),
+        (("conversation", "create"),),
+        "msg_secret",
+        reads_item=True,
+        forks=("msg_open", "msg_secret"),
+    ),
     "rewind": Call(
         "RewindConversation",
         lambda row: rewind(row, 0),
@@ -140,6 +161,7 @@ class Oracle:
         creates = call.method == "CreateConversation"
         needs = [*call.acts, *([] if creates else [("conversation", "read")])]
         needs += [("item", "read")] if call.reads_item else []
+        needs += [("item", "create")] if call.forks else []
         if any(self._never(*need) for need in needs):
             return "PERMISSION_DENIED"
         if call.method == "ListConversations":
@@ -154,6 +176,8 @@ class Oracle:
         if call.reads_item and call.item and missing:
             return "NOT_FOUND"
         acts = [self.may(resource, action, item if resource == "item" else what) for resource, action in call.acts]
+        if call.forks:
+            acts = self._forks(call, what)
         if call.rewinds:
             each = [What(what.owner, what.attributes, name) for name in call.rewinds]
             acts = [self.may("item", action, one) for one in each for action in ("read", "delete")]
@@ -161,9 +185,18 @@ class Oracle:
             return "PERMISSION_DENIED"
         return "ALREADY_EXISTS" if brings_back and not ROWS[row].get("deleted") else "OK"
 
+    def _forks(self, call: Call, source: What) -> list[bool]:
+        """Whether the caller may create the fork, and each of the items that it may read."""
+        mine = self._caller.attributes
+        both = {name: values & mine.get(name, frozenset()) for name, values in source.attributes.items()}
+        seen = [name for name in call.forks if self.may("item", "read", What(source.owner, source.attributes, name))]
+        acts = [self.may("item", "create", What(self._caller.id, both, name)) for name in seen]
+        return [self.may("conversation", "create", What(self._caller.id, both, "conv_0")), *acts]
+
     def is_never(self, call: Call) -> bool:
         """Whether the call needs something that the caller may do to no row at all."""
         needs = [*call.acts, *([] if call.method == "CreateConversation" else [("conversation", "read")])]
+        needs += [("item", "create")] if call.forks else []
         return any(self._never(*need) for need in [*needs, *([("item", "read")] if call.reads_item else [])])
 
     def _seen(self, row: str, *, deleted: bool) -> What | None:

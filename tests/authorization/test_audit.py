@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from server.policy.load import load as loaded
 from tests.support.audit import AUDITED_POLICY, BOB, Metadata, audit_lines, audited_service, proxy_metadata
-from tests.support.build import append, copy_of, create, delete, get, get_item, list_items, update, user_message
+from tests.support.build import append, copy_of, create, delete, fork, get, get_item, list_items, update, user_message
 from tests.support.service import Service
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +142,19 @@ async def test_permits(loud: grpc.aio.Channel, conversation: str) -> None:
     code, (told,) = await audit_lines(loud, "CreateConversation", sent, ROOT_USER)
     assert re.fullmatch(r"conv_[0-9a-f]+", told.pop("conversation_id"))
     assert ("OK", line) == (code, told)
+
+
+async def test_a_fork(loud: grpc.aio.Channel, quiet: grpc.aio.Channel, conversation: str) -> None:
+    """A fork that was made is audited with its id and that of its source; one that was refused with the latter."""
+    line = refused("root", "conversation", "create", "always", rule=1, forked_from=conversation)
+    line |= {"event": "permitted", "log_level": "info", "outcome": "PERMITTED"}
+    code, (told,) = await audit_lines(loud, "ForkConversation", fork(conversation), ROOT_USER)
+    assert re.fullmatch(r"conv_[0-9a-f]+", told.pop("conversation_id"))
+    assert line == told
+    assert "OK" == code
+    code, (told,) = await audit_lines(quiet, "ForkConversation", fork("conv_missing"), ROOT_USER)
+    assert ("NOT_FOUND", "conv_missing") == (code, told["conversation_id"])
+    assert "forked_from" not in told
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ OPERATED = {
 LIFECYCLES = {
     "Retention": [r'"idle_ttl": "604800s"', r'"expire_time": "2'],
     "Undelete": [r"^\{\}$", r'"last_?[sS]equence": "6"'],
+    "Fork": [r'"metadata": \{\s*"branch": "b"', r'"forked_?[fF]rom"', r'"conversations": \['],
     "Rewind": [r'"last_?[sS]equence": "6"'],
 }
 TRIED = {

@@ -175,6 +175,7 @@ MINIMAL = {
     "DeleteConversationRequest": 'conversation_id: "conv_a"',
     "DeleteItemRequest": 'conversation_id: "conv_a" item_id: "msg_a"',
     "ExplainAccessRequest": 'permission {resource: "item" action: "read"}',
+    "ForkConversationRequest": 'conversation_id: "conv_a"',
     "GetConversationRequest": 'conversation_id: "conv_a"',
     "GetItemRequest": 'conversation_id: "conv_a" item_id: "msg_a"',
     "ListConversationsRequest": "",

@@ -21,6 +21,7 @@ from tests.support.build import (
     create,
     delete,
     delete_item,
+    fork,
     get,
     list_items,
     rewind,
@@ -166,6 +167,18 @@ async def test_one_request_id_deletes_an_item_once(service: Service) -> None:
         ended, answers = await all_outcomes(clients[n % CHANNELS].DeleteItem(request) for n in range(CROWD))
         assert {"OK": CROWD} == ended
         assert 1 == len(keys(answers))
+
+
+async def test_one_request_id_forks_once(service: Service) -> None:
+    """Fifty forks under one request id are one conversation."""
+    async with stubs(service) as clients:
+        made = await clients[0].CreateConversation(create(user_message("a"), user_message("b")))
+        request = fork(made.id, str(uuid4()))
+        ended, answers = await all_outcomes(clients[n % CHANNELS].ForkConversation(request) for n in range(CROWD))
+        assert {"OK": CROWD} == ended
+        assert 1 == len(keys(answers))
+        count = "SELECT count(*) FROM conversations WHERE forked_from = $1"
+        assert 1 == await service.database.pool.fetchval(count, made.id)
 
 
 async def test_one_request_id_rewinds_once(service: Service) -> None:

@@ -16,6 +16,7 @@ from tests.support.build import (
     create,
     delete,
     delete_item,
+    fork,
     get,
     list_items,
     rewind,
@@ -33,6 +34,7 @@ WRITES: dict[str, Callable[[str, str], Any]] = {
     "DeleteConversation": lambda target, request_id: delete(target, request_id=request_id),
     "CreateItems": lambda target, request_id: append(target, user_message("new"), request_id=request_id),
     "DeleteItem": lambda target, request_id: delete_item(target, "msg_1", request_id=request_id),
+    "ForkConversation": lambda target, request_id: fork(target, request_id, metadata={"a": "2"}),
     "RewindConversation": lambda target, request_id: rewind(target, 1, request_id=request_id),
 }
 # Another request of the same method.
@@ -42,6 +44,7 @@ OTHERS: dict[str, Callable[[str, str], Any]] = {
     "DeleteConversation": lambda target, request_id: delete(target, etag='"9"', request_id=request_id),
     "CreateItems": lambda target, request_id: append(target, user_message("other"), request_id=request_id),
     "DeleteItem": lambda target, request_id: delete_item(target, "msg_2", request_id=request_id),
+    "ForkConversation": lambda target, request_id: fork(target, request_id, through_sequence=1),
     "RewindConversation": lambda target, request_id: rewind(target, 0, request_id=request_id),
 }
 each_write = pytest.mark.parametrize("method", list(WRITES))
@@ -159,8 +162,10 @@ async def test_one_id_serves_every_method(stub: Any, conversation: Conversation,
     for target in (conversation, other):
         for method in ("CreateItems", "UpdateConversation", "DeleteItem", "RewindConversation", "DeleteConversation"):
             await getattr(stub, method)(WRITES[method](target.id, request_id))
+    source = await stub.CreateConversation(create(user_message(id="msg_1")))
+    forked = await stub.ForkConversation(WRITES["ForkConversation"](source.id, request_id))
     made = await stub.CreateConversation(WRITES["CreateConversation"]("", request_id))
-    assert made.id not in (conversation.id, other.id)
+    assert 5 == len({made.id, forked.id, source.id, conversation.id, other.id})
 
 
 FAILURES: list[tuple[str, Callable[[str, str], Any], str]] = [
@@ -182,6 +187,8 @@ FAILURES: list[tuple[str, Callable[[str, str], Any], str]] = [
         "SEQUENCE_MISMATCH",
     ),
     ("DeleteItem", lambda target, rid: delete_item(target, "msg_never", request_id=rid), "ITEM_NOT_FOUND"),
+    ("ForkConversation", lambda target, rid: fork(target, rid, through_item_id="msg_never"), "ITEM_NOT_FOUND"),
+    ("ForkConversation", lambda target, rid: fork("conv_x", rid), "CONVERSATION_NOT_FOUND"),
     (
         "RewindConversation",
         lambda target, rid: rewind(target, 1, expected_last_sequence=9, request_id=rid),
@@ -292,7 +299,7 @@ async def test_many_at_once_are_one_write(
     call, request = getattr(service.stub, method), WRITES[method](conversation.id, request_id)
     answers = await asyncio.gather(*(call(request) for _ in range(8)))
     assert answers == answers[:1] * 8
-    made = answers[0].id if method == "CreateConversation" else conversation.id
+    made = answers[0].id if method in ("CreateConversation", "ForkConversation") else conversation.id
     pool = service.database.pool
     count = "SELECT count(*) FROM requests WHERE conversation_id = $1"
     assert await pool.fetchval(count, made) == 1

@@ -250,9 +250,11 @@ async def test_watches_see_deletes(service: Service) -> None:
     stub, count = service.stub, 250
     name = (await made(stub, 1)).id
     await grow(service.database.pool, name, count)
-    gone = [f"{sequence} is gone" for sequence in range(2, count + 1)]
+    gone = [f"{sequence} is gone" for sequence in range(2, count + 1) if sequence != 10]
     async with watching(service, name) as watch:
         await watch.next()
+        await stub.DeleteItem(delete_item(name, "msg_10"))
+        assert await watch.next() == ["10 is gone"]
         await stub.RewindConversation(rewind(name, 1))
         first = await watch.next()
         token = watch.token

@@ -28,6 +28,7 @@ from tests.support.build import (
     create,
     delete,
     delete_item,
+    fork,
     get,
     get_item,
     list_items,
@@ -171,6 +172,8 @@ async def test_every_unary_method(behind: Service) -> None:
         assert [3, 2, 1] == [item.sequence for item in (await stub.ListItems(list_items(made.id))).items]
         await stub.DeleteItem(delete_item(made.id, "msg_a"))
         assert "ITEM_NOT_FOUND" == (await problem(stub.GetItem(get_item(made.id, "msg_a")))).reason
+        forked = await stub.ForkConversation(fork(made.id, str(uuid4()), through_item_id="msg_b"))
+        assert [2] == [item.sequence for item in (await stub.ListItems(list_items(forked.id))).items]
         assert 3 == (await stub.RewindConversation(rewind(made.id, 2, request_id=str(uuid4())))).last_sequence
         assert [2] == [item.sequence for item in (await stub.ListItems(list_items(made.id))).items]
         await stub.DeleteConversation(delete(made.id))

@@ -28,6 +28,7 @@ from tests.support.build import (
     create,
     delete,
     delete_item,
+    fork,
     get,
     get_item,
     list_items,
@@ -81,6 +82,9 @@ CALLS: list[tuple[str, str, Any]] = [
     ("batch get", "BatchGetItems", lambda target: batch_get(target, "msg_2", "msg_0", "msg_2")),
     ("delete item", "DeleteItem", lambda target: delete_item(target, "msg_2")),
     ("delete item with id", "DeleteItem", lambda target: delete_item(target, "msg_2", **RID)),
+    ("fork", "ForkConversation", fork),
+    ("fork through an item", "ForkConversation", lambda target: fork(target, through_item_id="msg_2")),
+    ("fork with id", "ForkConversation", lambda target: fork(target, str(uuid4()), through_sequence=2)),
     ("rewind", "RewindConversation", lambda target: rewind(target, 2)),
     ("rewind of nothing", "RewindConversation", lambda target: rewind(target, 5)),
     (
@@ -179,6 +183,7 @@ LISTS: list[tuple[str, str, Any]] = [
     ("conversations", "ListConversations", ListConversationsRequest()),
     ("conversations ascending", "ListConversations", ListConversationsRequest(order_by="create_time", page_size=100)),
     ("conversations by owner", "ListConversations", ListConversationsRequest(filter='owner = "local"')),
+    ("conversations by source", "ListConversations", ListConversationsRequest(filter='forked_from = "conv_1"')),
     (
         "conversations by time",
         "ListConversations",

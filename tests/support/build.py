@@ -11,6 +11,7 @@ from conversations.v1.conversations_service_pb2 import (
     CreateItemsRequest,
     DeleteConversationRequest,
     DeleteItemRequest,
+    ForkConversationRequest,
     GetConversationRequest,
     GetItemRequest,
     ListConversationsRequest,
@@ -111,6 +112,13 @@ def delete_item(conversation_id: str, item_id: str, **fields: Any) -> DeleteItem
     return DeleteItemRequest(conversation_id=conversation_id, item_id=item_id, **fields)
 
 
+def fork(conversation_id: str, request_id: str = "", **fields: Any) -> ForkConversationRequest:
+    """A request to fork a conversation; ``fields`` are of the request if it has them, else of the new conversation."""
+    own = {name: fields.pop(name) for name in ("through_item_id", "through_sequence") if name in fields}
+    sent = Conversation(**fields) if fields else None
+    return ForkConversationRequest(conversation_id=conversation_id, conversation=sent, request_id=request_id, **own)
+
+
 def rewind(conversation_id: str, sequence: int, **fields: Any) -> RewindConversationRequest:
     """A request to delete the items behind a place."""
     return RewindConversationRequest(conversation_id=conversation_id, sequence=sequence, **fields)
@@ -132,5 +140,6 @@ def request_of_each_method(conversation_id: str) -> dict[str, Any]:
         "BatchGetItems": batch_get(conversation_id, "msg_1", "msg_1"),
         "ListItems": list_items(conversation_id, page_size=2, after="msg_1", filter='type = "message"'),
         "DeleteItem": delete_item(conversation_id, "msg_nothing"),
+        "ForkConversation": fork(conversation_id, through_sequence=1, **everything),
         "RewindConversation": rewind("conv_nothing", 1, expected_last_sequence=2),
     }

@@ -144,6 +144,9 @@ async def test_a_conversation_from_begin_to_end(service: Service) -> None:
     assert "Hello ☃" == second["items"][0]["message"]["content"][0]["input_text"]["text"]
 
     assert "3" == (await call(service, "DeleteItem", {"conversation_id": name, "item_id": "fc_1"}))["last_sequence"]
+    forked = await call(service, "ForkConversation", {"conversation_id": name, "through_sequence": 1})
+    assert {"conversation_id": name, "sequence": "1"} == forked["forked_from"]
+    assert ("1", {"topic": "demo"}) == (forked["last_sequence"], forked["metadata"])
     rewound = {"conversation_id": name, "sequence": 0, "expected_last_sequence": 3}
     assert "3" == (await call(service, "RewindConversation", rewound))["last_sequence"]
     assert {} == await call(service, "ListItems", {"conversation_id": name})

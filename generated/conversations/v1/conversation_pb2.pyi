@@ -77,6 +77,7 @@ class Conversation(_message.Message):
     OWNER_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    FORKED_FROM_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     IDLE_TTL_FIELD_NUMBER: _builtins.int
@@ -132,6 +133,10 @@ class Conversation(_message.Message):
         """
 
     @_builtins.property
+    def forked_from(self) -> Global___Fork:
+        """Output only. Where this conversation was forked from; unset for others."""
+
+    @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """At this time, which must lie ahead, by at most 100 years. Output always has this
         one.
@@ -159,19 +164,50 @@ class Conversation(_message.Message):
         owner: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, Global___AttributeValues] | None = ...,
         last_sequence: _builtins.int = ...,
+        forked_from: Global___Fork | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         idle_ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expiration", b"expiration", "expire_time", b"expire_time", "idle_ttl", b"idle_ttl", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expiration", b"expiration", "expire_time", b"expire_time", "forked_from", b"forked_from", "idle_ttl", b"idle_ttl", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "create_time", b"create_time", "etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "id", b"id", "idle_ttl", b"idle_ttl", "last_sequence", b"last_sequence", "metadata", b"metadata", "owner", b"owner", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "create_time", b"create_time", "etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "forked_from", b"forked_from", "id", b"id", "idle_ttl", b"idle_ttl", "last_sequence", b"last_sequence", "metadata", b"metadata", "owner", b"owner", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_expiration: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
     _WhichOneofArgType_expiration: _TypeAlias = _typing.Literal["expiration", b"expiration"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_expiration) -> _WhichOneofReturnType_expiration | None: ...
 
 Global___Conversation: _TypeAlias = Conversation  # noqa: Y015
+
+@_typing.final
+class Fork(_message.Message):
+    """The place of another conversation at which a fork began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    conversation_id: _builtins.str
+    """Output only. `Conversation.id` of the source, which may be deleted or hidden from
+    the caller by now.
+    """
+    sequence: _builtins.int
+    """Output only. `Item.sequence` of the last place that was copied, in both
+    conversations; 0 if none was.
+    """
+    def __init__(
+        self,
+        *,
+        conversation_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_id", b"conversation_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fork: _TypeAlias = Fork  # noqa: Y015
 
 @_typing.final
 class AttributeValues(_message.Message):

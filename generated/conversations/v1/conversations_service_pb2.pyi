@@ -315,6 +315,7 @@ class ListConversationsRequest(_message.Message):
       equals a value if the value is one of its values. A key with characters
       other than letters, digits, `_` and `-` stands in backticks.
     - `create_time` with `<`, `<=`, `>`, `>=` and an RFC 3339 time with an offset.
+    - `forked_from` with `=` and the id of the source: the forks of a conversation.
 
     Values stand in double quotes, with `\\"` and `\\\\` as escapes:
     `metadata.topic = "demo" AND create_time > "2026-01-01T00:00:00Z"`. All else is
@@ -804,6 +805,57 @@ class DeleteItemRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteItemRequest: _TypeAlias = DeleteItemRequest  # noqa: Y015
+
+@_typing.final
+class ForkConversationRequest(_message.Message):
+    """What to fork."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONVERSATION_ID_FIELD_NUMBER: _builtins.int
+    THROUGH_ITEM_ID_FIELD_NUMBER: _builtins.int
+    THROUGH_SEQUENCE_FIELD_NUMBER: _builtins.int
+    CONVERSATION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    conversation_id: _builtins.str
+    """Required. `Conversation.id` of the source; begins with `conv`."""
+    through_item_id: _builtins.str
+    """`Item.id` of an item of the source."""
+    through_sequence: _builtins.int
+    """An `Item.sequence`; above `last_sequence` all items are copied, and 0 copies
+    none.
+    """
+    request_id: _builtins.str
+    """Optional. A UUID that makes the call repeatable (AIP-155), kept for 24 hours for
+    this caller: the same request under it returns the fork of the first call, as it
+    is now. Another request under it is FAILED_PRECONDITION (`REQUEST_ID_REUSED`).
+    """
+    @_builtins.property
+    def conversation(self) -> _conversation_pb2.Conversation:
+        """Optional. `metadata` is laid over that of the source, key by key. `attributes`
+        are those of the fork; for a name that is not sent, the fork gets the values of
+        the source that the caller has too. An empty list gives it none. Values that are
+        sent must be the caller's own, as on create. Other fields are ignored.
+        """
+
+    def __init__(
+        self,
+        *,
+        conversation_id: _builtins.str = ...,
+        through_item_id: _builtins.str = ...,
+        through_sequence: _builtins.int = ...,
+        conversation: _conversation_pb2.Conversation | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "through", b"through", "through_item_id", b"through_item_id", "through_sequence", b"through_sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "conversation_id", b"conversation_id", "request_id", b"request_id", "through", b"through", "through_item_id", b"through_item_id", "through_sequence", b"through_sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_through: _TypeAlias = _typing.Literal["through_item_id", "through_sequence"]  # noqa: Y015
+    _WhichOneofArgType_through: _TypeAlias = _typing.Literal["through", b"through"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_through) -> _WhichOneofReturnType_through | None: ...
+
+Global___ForkConversationRequest: _TypeAlias = ForkConversationRequest  # noqa: Y015
 
 @_typing.final
 class RewindConversationRequest(_message.Message):

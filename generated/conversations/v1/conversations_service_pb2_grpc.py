@@ -117,6 +117,11 @@ class ConversationsServiceStub:
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteItemRequest.SerializeToString,
                 response_deserializer=conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
                 _registered_method=True)
+        self.ForkConversation = channel.unary_unary(
+                '/conversations.v1.ConversationsService/ForkConversation',
+                request_serializer=conversations_dot_v1_dot_conversations__service__pb2.ForkConversationRequest.SerializeToString,
+                response_deserializer=conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
+                _registered_method=True)
         self.RewindConversation = channel.unary_unary(
                 '/conversations.v1.ConversationsService/RewindConversation',
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.RewindConversationRequest.SerializeToString,
@@ -332,6 +337,28 @@ class ConversationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkConversation(self, request, context):
+        """Makes a conversation of the caller's with a copy of the beginning of another one.
+        The items keep their ids, sequences, times and content, and whatever happens to
+        one conversation later does not touch the other. Items that the caller may not
+        read are left out, and their places stay empty as those of deleted items do.
+
+        Needs read on the source, and create for the conversation and each copied item;
+        and share on the source to give the fork attribute values that it does not have.
+        At most 10,000 places with 64 MiB are copied.
+
+        NOT_FOUND: the source, or the item (`ITEM_NOT_FOUND`). PERMISSION_DENIED: one of
+        these permissions is missing. INVALID_ARGUMENT (`LIMIT_EXCEEDED`): more places or
+        bytes, or the metadata or attributes of both would be more than 16 pairs.
+        FAILED_PRECONDITION: the `request_id` was used for another request.
+
+        Not in the OpenAI API. A call that is repeated without a `request_id` makes
+        another fork.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RewindConversation(self, request, context):
         """Deletes all items behind one, at most 1,000, so that the conversation goes on
         from there: all of them or none, and `last_sequence` stays as it is. Their
@@ -448,6 +475,11 @@ def add_ConversationsServiceServicer_to_server(servicer, server):
             'DeleteItem': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteItem,
                     request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteItemRequest.FromString,
+                    response_serializer=conversations_dot_v1_dot_conversation__pb2.Conversation.SerializeToString,
+            ),
+            'ForkConversation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkConversation,
+                    request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.ForkConversationRequest.FromString,
                     response_serializer=conversations_dot_v1_dot_conversation__pb2.Conversation.SerializeToString,
             ),
             'RewindConversation': grpc.unary_unary_rpc_method_handler(
@@ -809,6 +841,33 @@ class ConversationsService:
             target,
             '/conversations.v1.ConversationsService/DeleteItem',
             conversations_dot_v1_dot_conversations__service__pb2.DeleteItemRequest.SerializeToString,
+            conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conversations.v1.ConversationsService/ForkConversation',
+            conversations_dot_v1_dot_conversations__service__pb2.ForkConversationRequest.SerializeToString,
             conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
             options,
             channel_credentials,

@@ -183,6 +183,24 @@ class ConversationsServiceStub:
     to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
     request.
     """
+    ForkConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.ForkConversationRequest, _conversation_pb2.Conversation]
+    """Makes a conversation of the caller's with a copy of the beginning of another one.
+    The items keep their ids, sequences, times and content, and whatever happens to
+    one conversation later does not touch the other. Items that the caller may not
+    read are left out, and their places stay empty as those of deleted items do.
+
+    Needs read on the source, and create for the conversation and each copied item;
+    and share on the source to give the fork attribute values that it does not have.
+    At most 10,000 places with 64 MiB are copied.
+
+    NOT_FOUND: the source, or the item (`ITEM_NOT_FOUND`). PERMISSION_DENIED: one of
+    these permissions is missing. INVALID_ARGUMENT (`LIMIT_EXCEEDED`): more places or
+    bytes, or the metadata or attributes of both would be more than 16 pairs.
+    FAILED_PRECONDITION: the `request_id` was used for another request.
+
+    Not in the OpenAI API. A call that is repeated without a `request_id` makes
+    another fork.
+    """
     RewindConversation: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.RewindConversationRequest, _conversation_pb2.Conversation]
     """Deletes all items behind one, at most 1,000, so that the conversation goes on
     from there: all of them or none, and `last_sequence` stays as it is. Their
@@ -378,6 +396,24 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     NOT_FOUND: the conversation, or the item. PERMISSION_DENIED: readable, but not
     to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
     request.
+    """
+    ForkConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.ForkConversationRequest, _conversation_pb2.Conversation]  # type: ignore[assignment]
+    """Makes a conversation of the caller's with a copy of the beginning of another one.
+    The items keep their ids, sequences, times and content, and whatever happens to
+    one conversation later does not touch the other. Items that the caller may not
+    read are left out, and their places stay empty as those of deleted items do.
+
+    Needs read on the source, and create for the conversation and each copied item;
+    and share on the source to give the fork attribute values that it does not have.
+    At most 10,000 places with 64 MiB are copied.
+
+    NOT_FOUND: the source, or the item (`ITEM_NOT_FOUND`). PERMISSION_DENIED: one of
+    these permissions is missing. INVALID_ARGUMENT (`LIMIT_EXCEEDED`): more places or
+    bytes, or the metadata or attributes of both would be more than 16 pairs.
+    FAILED_PRECONDITION: the `request_id` was used for another request.
+
+    Not in the OpenAI API. A call that is repeated without a `request_id` makes
+    another fork.
     """
     RewindConversation: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.RewindConversationRequest, _conversation_pb2.Conversation]  # type: ignore[assignment]
     """Deletes all items behind one, at most 1,000, so that the conversation goes on
@@ -643,6 +679,30 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND: the conversation, or the item. PERMISSION_DENIED: readable, but not
         to be deleted. FAILED_PRECONDITION: the `request_id` was used for another
         request.
+        """
+
+    @_abc_1.abstractmethod
+    def ForkConversation(
+        self,
+        request: _conversations_service_pb2.ForkConversationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_conversation_pb2.Conversation, _abc.Awaitable[_conversation_pb2.Conversation]]:
+        """Makes a conversation of the caller's with a copy of the beginning of another one.
+        The items keep their ids, sequences, times and content, and whatever happens to
+        one conversation later does not touch the other. Items that the caller may not
+        read are left out, and their places stay empty as those of deleted items do.
+
+        Needs read on the source, and create for the conversation and each copied item;
+        and share on the source to give the fork attribute values that it does not have.
+        At most 10,000 places with 64 MiB are copied.
+
+        NOT_FOUND: the source, or the item (`ITEM_NOT_FOUND`). PERMISSION_DENIED: one of
+        these permissions is missing. INVALID_ARGUMENT (`LIMIT_EXCEEDED`): more places or
+        bytes, or the metadata or attributes of both would be more than 16 pairs.
+        FAILED_PRECONDITION: the `request_id` was used for another request.
+
+        Not in the OpenAI API. A call that is repeated without a `request_id` makes
+        another fork.
         """
 
     @_abc_1.abstractmethod

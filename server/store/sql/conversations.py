@@ -63,6 +63,8 @@ COLUMNS = (
     _c.update_time,
     _c.expire_time,
     _c.idle_ttl,
+    _c.forked_from,
+    _c.forked_sequence,
 )
 
 
@@ -109,7 +111,7 @@ def change(
     }
     if attributes:
         values["attributes"] = _merged_attributes()
-        conditions.append(_count_names(values["attributes"]) <= _most)
+        conditions.append(count_names(values["attributes"]) <= _most)
     if expiry:
         values |= changed_expiry()
     changed = update(conversations).where(*conditions).values(values).returning(*COLUMNS).cte("changed")
@@ -137,7 +139,7 @@ def _insert_new_attributes(changed: CTE) -> CTE:
     return pg_insert(conversation_attributes).from_select(names, query).on_conflict_do_nothing().cte("reindexed")
 
 
-def _count_names(attributes: ColumnElement[Any]) -> ColumnElement[int]:
+def count_names(attributes: ColumnElement[Any]) -> ColumnElement[int]:
     """The number of different names in ``attributes``, an array of ``name=value``."""
     pair = func.unnest(attributes).column_valued("pair")
     name = func.split_part(pair, literal_column("'='"), literal_column("1"))
@@ -204,19 +206,22 @@ def _revision_is() -> ColumnElement[bool]:
 
 
 @lru_cache(maxsize=512)
-def page(read: Permission, *, filters_owner: bool | None, covered: bool, descending: bool) -> Statement:
+def page(
+    read: Permission, *, filters_owner: bool | None, covered: bool, descending: bool, filters_source: bool = False
+) -> Statement:
     """A page of conversations by (create_time, id).
 
     Args:
         read: To read a conversation.
         filters_owner: Whether the filter has an owner; None without a filter.
+        filters_source: Whether the filter has the source of forks.
         covered: Whether all the caller may read lies in a few index ranges (`IndexRanges`); the first rows
             of each range are read in order, and merged.
         descending: Whether newest come first.
 
     Metadata and attributes are NULL from where they would not fit into ``page_bytes``.
     """
-    conditions = (visible(read), *_filter_conditions(owner=filters_owner))
+    conditions = (visible(read), *_filter_conditions(owner=filters_owner, source=filters_source))
     if not covered:
         rows = _first_rows(select(*COLUMNS), _c, conditions, descending=descending)
         return compile_statement(_fitting(rows, descending=descending), "read")
@@ -275,13 +280,16 @@ def _range_queries(conditions: tuple[ColumnElement[bool], ...], *, descending: b
     yield _first_rows(select(_c.id), _c, (named, *conditions), descending=descending).subquery()
 
 
-def _filter_conditions(*, owner: bool | None) -> Iterable[ColumnElement[bool]]:
+def _filter_conditions(*, owner: bool | None, source: bool) -> Iterable[ColumnElement[bool]]:
     """Every comparison that a filter may have, with an array of values for each kind; an empty one is always true.
 
-    Only the owner has an index of its own, so that its condition is left out when there is none.
+    Only the owner and the source have an index of their own, so that their conditions are left out when there is none.
     """
     if owner is None:
         return
+    if source:
+        yield _c.forked_from == bindparam("filter_source", type_=Text)
+        yield _c.forked_from == all_(bindparam("sources", type_=ARRAY(Text)))
     yield _c.create_time >= bindparam("start_time", type_=Time)
     yield _c.create_time < bindparam("end_time", type_=Time)
     if owner:

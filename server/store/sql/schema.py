@@ -53,6 +53,8 @@ conversations = Table(
         "idle_ttl", Interval, nullable=False, server_default=text("'0'")
     ),  # appends move expire_time; 0: they do not
     Column("limit_time", Time, nullable=False, server_default=text("'infinity'")),  # expire_time is never later
+    Column("forked_from", Name),  # id of the source of a fork, whether that still exists or not
+    Column("forked_sequence", BigInteger),  # of the last place that was copied
     # An append changes no indexed column, so it is a heap-only update when the
     # page has room: keep some.
     postgresql_with={"fillfactor": "70"},
@@ -80,6 +82,15 @@ Index(
     conversations.c.tenant,
     func.right(conversations.c.id, literal_column("16")),
     postgresql_where=live,
+)
+# The forks of a conversation, in the order of lists.
+Index(
+    "conversations_by_source",
+    conversations.c.tenant,
+    conversations.c.forked_from,
+    conversations.c.create_time,
+    conversations.c.id,
+    postgresql_where=conversations.c.forked_from.is_not(None) & live,
 )
 Index("conversations_deleted", conversations.c.delete_time, postgresql_where=conversations.c.delete_time.is_not(None))
 
