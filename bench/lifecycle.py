@@ -34,6 +34,7 @@ from server.store.connection.database import Database
 from server.store.connection.opening import open_database
 from server.store.conversations import ConversationStore, new_id
 from server.store.embedded import run_embedded
+from server.store.expiry import NEVER
 from server.store.forks import Fork, ForkStore
 from server.store.ids import new_item_ids
 from server.store.items import ItemStore
@@ -76,7 +77,7 @@ class Stores:
 
     async def fork(self, source: str, through: int) -> str:
         """Forks a conversation; returns the id of the fork."""
-        fork = Fork(self.access, source, new_id(CALLER, None), through, {}, (), (), None, datetime.now(UTC))
+        fork = Fork(self.access, source, new_id(CALLER, None), through, {}, (), (), NEVER, None, datetime.now(UTC))
         return str((await self.forks.fork(fork))["id"])
 
     async def rewind(self, conversation_id: str, sequence: int) -> None:

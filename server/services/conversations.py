@@ -352,6 +352,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         """Makes a conversation with a copy of the beginning of another one.
 
         Raises:
+            FieldInvalid: `expire_time` does not lie ahead, or too far.
             ConversationNotFound: The source is missing, deleted, or not readable for the caller.
             ItemNotFound: The source has no item `through_item_id`.
             ActionDenied: The caller may not create it, or not give it these attributes.
@@ -366,8 +367,9 @@ class ConversationsServicer(ConversationsServiceServicer):
         current_audit.get().created = conversation_id
         through = getattr(request, request.WhichOneof("through") or "", None)
         attributes = attribute_pairs({name: list(values.values) for name, values in sent.attributes.items()})
-        maps = dict(sent.metadata), attributes, list(sent.attributes)
-        fork = Fork(access, request.conversation_id, conversation_id, through, *maps, reserved, datetime.now(UTC))
+        maps, now = (dict(sent.metadata), attributes, list(sent.attributes)), datetime.now(UTC)
+        expiry = expiry_of(sent, self._rule_of(access), now)
+        fork = Fork(access, request.conversation_id, conversation_id, through, *maps, expiry, reserved, now)
         return conversation_of(await self._forks.fork(fork))
 
     async def RewindConversation(

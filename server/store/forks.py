@@ -24,6 +24,7 @@ from server.policy.principal import pairs
 from server.store.connection.database import Database
 from server.store.connection.failures import KeyTaken
 from server.store.conversations import ConversationStore
+from server.store.expiry import Expiry
 from server.store.idempotency import Reservation, reservation_values
 from server.store.sql import forks as sql
 from server.store.sql.conversations import MAX_PAIRS
@@ -49,6 +50,7 @@ class Fork:
         metadata: Laid over that of the source.
         attributes: Each ``name=value``.
         names: Of attributes that are not taken from the source.
+        expiry: When the fork ends by itself.
         reservation: Of the request id.
         now: The create_time.
     """
@@ -60,6 +62,7 @@ class Fork:
     metadata: dict[str, str]
     attributes: Sequence[str]
     names: Sequence[str]
+    expiry: Expiry
     reservation: Reservation | None
     now: datetime
 
@@ -113,6 +116,7 @@ class Fork:
             "max_places": max_places,
             "max_bytes": MAX_BYTES,
             "now": self.now,
+            **self.expiry.values(),
         }
 
 

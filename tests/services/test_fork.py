@@ -14,6 +14,7 @@ from conversations.v1.conversations_service_pb2 import (
     ListConversationsRequest,
     WatchConversationsRequest,
 )
+from google.protobuf.duration_pb2 import Duration
 
 from server.store import change_log, forks
 from server.store.connection.execution import Execute, Execution, Rows
@@ -125,6 +126,26 @@ async def test_metadata_is_laid_over(stub: Any) -> None:
     forked = await stub.ForkConversation(fork(source.id, metadata={"b": "3", "c": "4"}))
     assert dict(forked.metadata) == {"a": "1", "b": "3", "c": "4"}
     assert dict((await stub.GetConversation(get(source.id))).metadata) == {"a": "1", "b": "2"}
+
+
+async def test_its_own_end(service: Service) -> None:
+    """A fork ends when its request says, not with its source; the purge knows of it."""
+    stub = service.stub
+    source = await made(stub, ttl=Duration(seconds=3600))
+    for_ever = await stub.ForkConversation(fork(source.id))
+    assert not for_ever.HasField("expire_time")
+    forked = await stub.ForkConversation(fork(source.id, idle_ttl=Duration(seconds=7200)))
+    assert forked.expire_time.seconds - forked.create_time.seconds == 7200
+    assert forked.idle_ttl == Duration(seconds=7200)
+    check = "SELECT check_time = expire_time FROM expirations JOIN conversations ON id = conversation_id WHERE id = $1"
+    assert await service.database.pool.fetchval(check, forked.id)
+    await service.database.pool.execute("UPDATE conversations SET expire_time = now() WHERE id = $1", source.id)
+    assert "NOT_FOUND" == (await problem(stub.ForkConversation(fork(source.id)))).code
+    assert "NOT_FOUND" == (await problem(stub.RewindConversation(rewind(source.id, 0)))).code
+    assert ITEMS == (await stub.GetConversation(get(forked.id))).last_sequence
+    too_long = Duration(seconds=1)
+    told = await problem(stub.ForkConversation(fork(forked.id, ttl=too_long)))
+    assert told.fields == {"conversation.ttl": "duration.gte_lte"}
 
 
 @pytest.mark.parametrize("request_id", ["", "7d0d4a0e-9c4e-4f0a-8f7e-1f4f4b7c0a17"])

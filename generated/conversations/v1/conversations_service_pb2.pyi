@@ -835,7 +835,9 @@ class ForkConversationRequest(_message.Message):
         """Optional. `metadata` is laid over that of the source, key by key. `attributes`
         are those of the fork; for a name that is not sent, the fork gets the values of
         the source that the caller has too. An empty list gives it none. Values that are
-        sent must be the caller's own, as on create. Other fields are ignored.
+        sent must be the caller's own, as on create. `expire_time`, `ttl` and `idle_ttl`
+        are those of the fork, as on create: the end of the source is not taken over.
+        Other fields are ignored.
         """
 
     def __init__(

@@ -26,6 +26,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from server.authorization.permission import Permission
 from server.store.sql.conversations import COLUMNS, MAX_PAIRS, count_names
+from server.store.sql.creates import EXPIRIES
+from server.store.sql.expiry import schedule_check
 from server.store.sql.idempotency import reserve
 from server.store.sql.predicate import condition
 from server.store.sql.schema import Time, conversation_attributes, conversations, items
@@ -89,11 +91,14 @@ def fork(permissions: Permissions, through: Through, *, reserves: bool) -> State
         "update_time": _now,
         "forked_from": made.id,
         "forked_sequence": made.through,
+        **{name: bindparam(name, type_=type_) for name, type_ in EXPIRIES.items()},
     }
     query = select(*columns.values()).where(*conditions)
     created = insert(conversations).from_select(list(columns), query).returning(*COLUMNS).cte("created")
     statement: Select[Any] = select(*created.c).add_cte(
-        _copy_items(item_read, source, created), _insert_attributes(created)
+        _copy_items(item_read, source, created),
+        _insert_attributes(created),
+        schedule_check(created).cte("scheduled"),
     )
     if reserves:
         statement = statement.add_cte(reserve(created).cte("reserved"))
