@@ -24,7 +24,7 @@ async def purge_periodically(settings: Settings, url: str, retention: RetentionF
     Args:
         settings: How often to purge, and what to keep.
         url: Of PostgreSQL itself.
-        retention: Whose ceilings are applied.
+        retention: Whose limits are applied.
         purges: Where the runs are counted.
     """
     while True:

@@ -27,7 +27,7 @@ def change_of(
     Args:
         conversation: The values that were sent.
         mask: Which of them to take. Without paths, each field that is set (AIP-134).
-        rule: Of the caller's tenant: the ceiling of its conversations.
+        rule: Of the caller's tenant: the limit of its conversations.
         now: What `ttl` and `idle_ttl` are counted from.
 
     Raises:

@@ -40,7 +40,7 @@ class RetentionRule:
     Attributes:
         ttl: Of a new conversation for which the caller sets no end; None for ever.
         idle_ttl: Likewise: how long after its last append it ends; None if appends do not matter.
-        at_most: How long after its creation every conversation ends at the latest; None without a ceiling.
+        at_most: How long after its creation every conversation ends at the latest; None without a limit.
     """
 
     ttl: timedelta | None = None
@@ -62,8 +62,8 @@ class RetentionRules:
     by_tenant: Mapping[str, RetentionRule] = field(default_factory=dict)
 
     @property
-    def has_ceiling(self) -> bool:
-        """Whether some tenant has a ceiling."""
+    def has_limit(self) -> bool:
+        """Whether some tenant has a limit."""
         return any(rule.at_most for rule in self.by_tenant.values())
 
     def rule_of(self, tenant: str) -> RetentionRule:

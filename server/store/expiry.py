@@ -15,7 +15,7 @@ class Expiry:
     Attributes:
         expire_time: From then on it is not found; None for never.
         idle_ttl: Every append moves the end to so long after it; 0 if it does not.
-        limit_time: The end is never later; None without a ceiling.
+        limit_time: The end is never later; None without a limit.
     """
 
     expire_time: datetime | None = None

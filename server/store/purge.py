@@ -18,7 +18,7 @@ from server.store.change_log import purge_changes
 from server.store.connection.opening import direct_connection
 from server.store.purge_session import PURGE_SESSION
 from server.store.removal_progress import on_removed
-from server.store.retention import apply_ceilings, mark_expired
+from server.store.retention import apply_limits, mark_expired
 
 _LOCK = 0x70757267  # "purg"
 _STEP = 5000  # rows of one statement
@@ -106,7 +106,7 @@ async def purge(
         url: Of PostgreSQL itself, not of PgBouncer.
         keep: How long conversations and items stay after they were deleted.
         keep_requests: How long a request id is remembered.
-        retention: Whose ceilings are applied to older conversations first.
+        retention: Whose limits are applied to older conversations first.
 
     Raises:
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
@@ -115,7 +115,7 @@ async def purge(
     async with direct_connection(url, settings=PURGE_SESSION) as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
             return None
-        await apply_ceilings(connection, retention)
+        await apply_limits(connection, retention)
         expired = await mark_expired(connection)
         now = await connection.fetchval("SELECT now()")
         await _run_old(connection, "deleted conversations", now - keep, _FEW)

@@ -1,4 +1,4 @@
-"""Ends conversations whose time has come, and lowers that of those beyond a ceiling of the retention file.
+"""Ends conversations whose time has come, and lowers that of those beyond a limit of the retention file.
 
 A conversation that has expired is hidden by a condition of every statement (`server.store.sql.visibility`), whether
 anybody has marked it yet or not. Marking it lets the purge remove its rows, and tells those who follow all
@@ -54,7 +54,7 @@ _TENANTS = """
         FROM found WHERE found.tenant IS NOT NULL
     )
     SELECT tenant FROM found WHERE tenant IS NOT NULL"""
-_APPLIED = "SELECT at_most, applied_through FROM retention_ceilings WHERE tenant = $1"
+_APPLIED = "SELECT at_most, applied_through FROM retention_limits WHERE tenant = $1"
 _LOWER = """
     WITH page AS (
         SELECT id, create_time, limit_time FROM conversations
@@ -80,7 +80,7 @@ _LOWER = """
         - (SELECT count(*) FROM lowered) AS skipped
     FROM last"""
 _NOTE = """
-    INSERT INTO retention_ceilings VALUES ($1, $2, $3)
+    INSERT INTO retention_limits VALUES ($1, $2, $3)
     ON CONFLICT (tenant) DO UPDATE SET at_most = excluded.at_most, applied_through = excluded.applied_through"""
 
 
@@ -111,19 +111,19 @@ async def mark_expired(connection: asyncpg.Connection) -> int:
             return total
 
 
-async def apply_ceilings(connection: asyncpg.Connection, retention: RetentionRules) -> None:
-    """Lowers the end of conversations that are older than a ceiling, or will be before they end.
+async def apply_limits(connection: asyncpg.Connection, retention: RetentionRules) -> None:
+    """Lowers the end of conversations that are older than a limit, or will be before they end.
 
-    Each tenant is walked once when its ceiling is lowered, and from then on only what is newer than the last walk.
+    Each tenant is walked once when its limit is lowered, and from then on only what is newer than the last walk.
     """
-    if not retention.has_ceiling:
+    if not retention.has_limit:
         return
     for row in await connection.fetch(_TENANTS):
         if at_most := retention.rule_of(row["tenant"]).at_most:
-            await _apply_ceiling(connection, row["tenant"], at_most)
+            await _apply_limit(connection, row["tenant"], at_most)
 
 
-async def _apply_ceiling(connection: asyncpg.Connection, tenant: str, at_most: timedelta) -> None:
+async def _apply_limit(connection: asyncpg.Connection, tenant: str, at_most: timedelta) -> None:
     began = await connection.fetchval("SELECT now()")
     applied = await connection.fetchrow(_APPLIED, tenant)
     is_known = applied is not None and applied["at_most"] <= at_most

@@ -202,8 +202,8 @@ async def test_an_append_moves_the_end(service: Service) -> None:
     assert left(await stub.GetConversation(get(made.id))) == 9 * DAY
 
 
-async def test_an_append_does_not_move_the_end_beyond_the_ceiling(service: Service) -> None:
-    """The ceiling of the tenant holds for appends too."""
+async def test_an_append_does_not_move_the_end_beyond_the_limit(service: Service) -> None:
+    """The limit of the tenant holds for appends too."""
     made = await service.stub.CreateConversation(create(idle_ttl=duration(days=5)))
     await fetch(
         service.url,
@@ -468,8 +468,8 @@ async def ruled(postgres: str, template: str, tmp_path: Path) -> AsyncIterator[t
         yield served, path
 
 
-async def test_defaults_and_ceiling(ruled: tuple[Service, Path]) -> None:
-    """A caller who says nothing gets the default; what is beyond the ceiling is lowered, and the answer shows it."""
+async def test_defaults_and_limit(ruled: tuple[Service, Path]) -> None:
+    """A caller who says nothing gets the default; what is beyond the limit is lowered, and the answer shows it."""
     stub = ruled[0].stub
     cases: list[tuple[dict[str, Any], int]] = [
         ({}, 90),
@@ -497,7 +497,7 @@ async def test_a_changed_file(ruled: tuple[Service, Path]) -> None:
     assert (left(made), made.idle_ttl.ToTimedelta()) == (2 * DAY, 2 * DAY)
 
 
-async def test_a_lower_ceiling_reaches_older_conversations(own_service: Service) -> None:
+async def test_a_lower_limit_reaches_older_conversations(own_service: Service) -> None:
     """The purge lowers the end of those that are beyond it, once; those of other tenants stay."""
     stub, url = own_service.stub, own_service.url
     asked: list[dict[str, Any]] = [{}, {"ttl": duration(days=9)}, {}]
@@ -520,7 +520,7 @@ async def test_a_lower_ceiling_reaches_older_conversations(own_service: Service)
     assert left(await stub.GetConversation(get(made[0].id))) == 2 * DAY
 
 
-async def test_a_ceiling_reaches_a_locked_conversation_later(own_service: Service) -> None:
+async def test_a_limit_reaches_a_locked_conversation_later(own_service: Service) -> None:
     """Nobody waits for it, and it is not forgotten."""
     made = await own_service.stub.CreateConversation(create())
     await fetch(own_service.url, "UPDATE conversations SET create_time = now() - interval '1 day'")

@@ -54,9 +54,9 @@ def test_the_rule_of_a_tenant(tenant: str, rule: RetentionRule) -> None:
 def test_bounds() -> None:
     """The longest duration is allowed; without an entry for all tenants there is no rule."""
     rules = parse_retention(b"a: {at_most: 36525d}")
-    assert (rules.rule_of("a").at_most, rules.has_ceiling) == (timedelta(days=36_525), True)
+    assert (rules.rule_of("a").at_most, rules.has_limit) == (timedelta(days=36_525), True)
     assert rules.rule_of("b") == RetentionRule()
-    assert not parse_retention(b"{}").has_ceiling
+    assert not parse_retention(b"{}").has_limit
 
 
 @pytest.mark.parametrize(("body", "words"), [pytest.param(body, words, id=name) for name, body, words in BAD])

@@ -12,7 +12,7 @@ _NEVER: ColumnElement[Any] = literal_column("'infinity'", Time)
 
 
 def expiry_after_append() -> ColumnElement[Any]:
-    """The expire_time after an append: `idle_ttl` from now, never earlier than before, never beyond the ceiling.
+    """The expire_time after an append: `idle_ttl` from now, never earlier than before, never beyond the limit.
 
     With an `idle_ttl` of 0 it stays, since a conversation that has expired is not appended to.
     """
@@ -23,13 +23,13 @@ def changed_expiry() -> dict[str, ColumnElement[Any]]:
     """The columns of an update that changes when a conversation ends.
 
     Parameters that are NULL keep ``new_expire_time`` and ``new_idle_ttl``; ``at_most``, counted from the create_time,
-    is a ceiling that the conversation may not have had before.
+    is a limit that the conversation may not have had before.
     """
-    ceiling = func.least(_c.limit_time, _c.create_time + bindparam("at_most", type_=Interval))
+    limit = func.least(_c.limit_time, _c.create_time + bindparam("at_most", type_=Interval))
     chosen = func.coalesce(bindparam("new_expire_time", type_=Time), _c.expire_time)
     return {
-        "limit_time": ceiling,
-        "expire_time": func.least(ceiling, chosen),
+        "limit_time": limit,
+        "expire_time": func.least(limit, chosen),
         "idle_ttl": func.coalesce(bindparam("new_idle_ttl", type_=Interval), _c.idle_ttl),
     }
 

@@ -121,9 +121,9 @@ expirations = Table(
 )
 Index("expirations_by_time", expirations.c.check_time)
 
-# How far the ceiling of a tenant in the retention file has been applied to its conversations.
-retention_ceilings = Table(
-    "retention_ceilings",
+# How far the limit of a tenant in the retention file has been applied to its conversations.
+retention_limits = Table(
+    "retention_limits",
     metadata,
     Column("tenant", Name, primary_key=True),
     Column("at_most", Interval, nullable=False),

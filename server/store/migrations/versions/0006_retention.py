@@ -28,7 +28,7 @@ def upgrade() -> None:
     )
     op.create_index("expirations_by_time", "expirations", ["check_time"])
     op.create_table(
-        "retention_ceilings",
+        "retention_limits",
         sa.Column("tenant", _NAME, primary_key=True),
         sa.Column("at_most", sa.Interval, nullable=False),
         sa.Column("applied_through", _TIME, nullable=False),
