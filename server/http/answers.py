@@ -51,7 +51,7 @@ def deleted_conversation(_message: object, request: Request) -> Answer:
 def conversations(message: pb.ListConversationsResponse, _request: Request) -> Answer:
     """Returns a page of conversations."""
     texts = [dumps(_conversation(each)).decode() for each in message.conversations]
-    return _page(texts, [each.id for each in message.conversations], has_more=bool(message.next_page_token))
+    return _page(texts, message.conversations, has_more=bool(message.next_page_token))
 
 
 def item(response: bytes | Item, _request: Request) -> Answer:
@@ -82,12 +82,12 @@ def _conversation(message: Conversation) -> dict[str, Json]:
 
 
 def _items(found: Sequence[Item], *, has_more: bool) -> Answer:
-    return _page([write_item(each) for each in found], [each.id for each in found], has_more=has_more)
+    return _page([write_item(each) for each in found], found, has_more=has_more)
 
 
-def _page(texts: Sequence[str], ids: Sequence[str], *, has_more: bool) -> Answer:
+def _page(texts: Sequence[str], found: Sequence[Item] | Sequence[Conversation], *, has_more: bool) -> Answer:
     """Returns a list of objects, each of which is JSON already."""
-    first, last = (ids[0], ids[-1]) if ids else (None, None)
+    first, last = (found[0].id, found[-1].id) if found else (None, None)
     end = dumps({"first_id": first, "last_id": last, "has_more": has_more}).decode()
     return Answer(f'{{"object":"list","data":[{",".join(texts)}],{end[1:]}'.encode())
 

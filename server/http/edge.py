@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import grpc.aio
 from aiohttp import web
+from conversations.v1.item_pb2 import NewItem
 from grpc_health.v1 import health_pb2
 
 from server.authorization.audit_log import current_request
@@ -170,13 +171,14 @@ class Edge:
         with self._parts.chain.bodies.growing_room(owner) as room:
             sent = [await body.read(room, self._slow_bodies)]
             size = len(sent[0])
-            message = await run_sized(size, _try_make, route, request, sent)
-            if isinstance(message, ServiceError):
-                raise message
+            made = await run_sized(size, _try_make, route, request, sent)
+            if isinstance(made, ServiceError):
+                raise made
+            message, references = made
             current_request.set(message if size <= LARGE_BYTES else outline(message))
             current_size.set(size)
             try:
-                await self._locate(message, size)
+                await self._locate(message, references, size)
                 response = await self._run(route, message, context)
                 answer = await self._encoded(route, response, request)
             except ServiceError as error:
@@ -190,14 +192,13 @@ class Edge:
             return await route.run(self._parts.servicer, message, context)
         return await getattr(self._parts.servicer, route.name)(message, context)
 
-    async def _locate(self, message: Any, size: int) -> None:
+    async def _locate(self, message: Any, references: Sequence[NewItem], size: int) -> None:
         """Finds the conversations of items that are referred to by their ids alone.
 
         Raises:
             ItemNotFound: There is none that the caller may read.
             FieldInvalid: The request breaks a rule of the contract.
         """
-        references = unlocated(message)
         if not references:
             return
         found = await self._parts.servicer.locate_items([each.reference.item_id for each in references])
@@ -242,20 +243,24 @@ def _read_head(route: Route, request: Request, context: HttpContext) -> None:
         request.if_none_match = context.header("If-None-Match") or ""
 
 
-def _try_make(route: Route, request: Request, sent: list[bytes]) -> Any:
-    """Returns the message of a request, or the error; a raised one would keep the body in memory with its traceback."""
+def _try_make(route: Route, request: Request, sent: list[bytes]) -> tuple[Any, list[NewItem]] | ServiceError:
+    """Returns the message of a request, and its references that do not say where their item is; or the error.
+
+    A raised one would keep the body in memory with its traceback.
+    """
     is_large = len(sent[0]) > LARGE_BYTES
     try:
         request.document = read_document(sent.pop())
         message = route.make(request)
-        if not unlocated(message):
+        references = unlocated(message)
+        if not references:
             validate(message)
     except ServiceError as error:
         forget_frames(error)
         return error
     if is_large:
         request.document = {}  # it only words errors, and takes as much memory as the message
-    return message
+    return message, references
 
 
 def _not_served(verb: str, path: str, by_verb: Mapping[str, Route]) -> Problem:

@@ -57,25 +57,24 @@ def _put_status(item: Item, value: Json) -> bool:
 
 
 def _body(name: str, shape: Shape) -> Callable[[Item, Any, dict[str, Json]], bool]:
-    puts, needed = _puts(shape)
-    ours: dict[str, _Put] = {"id": _put_id, "type": lambda _, value: value in (name, None)}
+    puts, needed, nullable = _puts(shape)
+    puts["type"] = lambda _, value: bool(value == name)
+    nullable.add("type")
+    ours: dict[str, _Put] = {"id": _put_id}
     if has_status(name):
         ours["status"] = _put_status
     if name == "message":
-        puts = {**puts, "content": _message_content(puts["content"])}
+        puts["content"] = _message_content(puts["content"])
 
     def put(item: Item, message: Any, given: dict[str, Json]) -> bool:
         if not given.keys() >= needed:
             return False
         for key, value in given.items():
-            own = ours.get(key)
-            if own is not None:
-                if not own(item, value):
+            if known := puts.get(key):
+                if not (key in nullable if value is None else known(message, value)):
                     return False
-            else:
-                known = puts.get(key)
-                if known is None or not known(message, value):
-                    return False
+            elif not ((own := ours.get(key)) and own(item, value)):
+                return False
         return name != "message" or given.get("role") is not None
 
     return put
@@ -98,11 +97,13 @@ def _message_content(parts: _Put) -> _Put:
     return put
 
 
-def _puts(shape: Shape) -> tuple[dict[str, _Put], set[str]]:
-    """Returns what puts the value of each key, and the keys that have to be there."""
-    puts = {field.name: _put(field) for field in shape.fields.values()}
-    needed = {field.name for field in shape.fields.values() if field.null_when_unset or _is_always_shown(field)}
-    return puts, needed
+def _puts(shape: Shape) -> tuple[dict[str, _Put], set[str], set[str]]:
+    """Returns what puts the value of each key, the keys that have to be there, and those whose null means nothing."""
+    fields = shape.fields.values()
+    puts = {field.name: _put(field) for field in fields}
+    needed = {field.name for field in fields if field.null_when_unset or _is_always_shown(field)}
+    nullable = {field.name for field in fields if not (_is_always_shown(field) or takes_null(field))}
+    return puts, needed, nullable
 
 
 def _is_always_shown(field: Field) -> bool:
@@ -112,21 +113,15 @@ def _is_always_shown(field: Field) -> bool:
 def _put(field: Field) -> _Put:
     match field.cardinality:
         case Cardinality.REPEATED:
-            value = _put_list(field)
+            return _put_list(field)
         case Cardinality.MAP:
-            value = _put_map(field)
+            return _put_map(field)
         case Cardinality.SINGULAR:
-            value = _put_message(field, field.type_key) if field.shape else _put_scalar(field)
-    absent = not (_is_always_shown(field) or takes_null(field))  # whether null stands for that
-
-    def put(message: Any, given: Any) -> bool:
-        return absent if given is None else value(message, given)
-
-    return put
+            return _put_message(field, field.type_key) if field.shape else _put_scalar(field)
 
 
 def _put_scalar(field: Field) -> _Put:
-    name, fits = field.name, _fits(field)
+    name = field.name
     if field.enum_numbers:
         numbers = field.enum_numbers
 
@@ -138,6 +133,16 @@ def _put_scalar(field: Field) -> _Put:
             return True
 
         return put_enum
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING and not field.is_bytes:
+
+        def put_text(message: Any, given: Any) -> bool:
+            if type(given) is not str:
+                return False
+            setattr(message, name, given)
+            return True
+
+        return put_text
+    fits = _fits(field)
 
     def put(message: Any, given: Any) -> bool:
         if not fits(given):
@@ -186,7 +191,10 @@ def _put_list(field: Field) -> _Put:
             if type(given) is not list:
                 return False
             add = getattr(message, name).add
-            return all(fill(add(), each) for each in given)
+            for each in given:  # noqa: SIM110 - `all` would make a generator for each list
+                if not fill(add(), each):
+                    return False
+            return True
 
         return put_messages
     if field.enum_numbers:
@@ -229,7 +237,7 @@ def _fill(shape: Shape, type_key: str) -> _Put:
 
 
 def _fill_record(shape: Shape, type_key: str) -> _Put:
-    puts, needed = _puts(shape)
+    puts, needed, nullable = _puts(shape)
     if type_key:
         puts["type"] = lambda _, value: bool(value == type_key)
         needed.add("type")
@@ -239,7 +247,7 @@ def _fill_record(shape: Shape, type_key: str) -> _Put:
             return False
         for key, value in given.items():
             put = puts.get(key)
-            if put is None or not put(message, value):
+            if put is None or not (key in nullable if value is None else put(message, value)):
                 return False
         return True
 
