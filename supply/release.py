@@ -16,10 +16,12 @@ from tempfile import TemporaryDirectory
 
 from server import __version__
 from supply.archives import read_tar, write_tar
+from supply.chart import chart_files
 from supply.installed import ROOT
 from supply.proto_bundle import DESCRIPTORS, proto_files
 
 NAME = "conversation-service"
+CHART = "conversations"
 SUMS = "SHA256SUMS"
 # The folder of each distribution, in the repository.
 DISTRIBUTIONS = (".", "client")
@@ -46,6 +48,7 @@ def build(out: Path, sbom: Path | None = None) -> None:
         _copy_tracked(stage / "source")
         for folder in DISTRIBUTIONS:
             _build_distribution(stage / "source" / folder, stage / f"unpacked-{folder}", out, epoch)
+        write_tar(out / f"{CHART}-{__version__}.tgz", chart_files(stage / "source" / "deploy" / "helm"), epoch)
     shutil.copyfile(DESCRIPTORS, out / f"{NAME}-{__version__}.binpb")
     bundle = {f"{NAME}-protos-{__version__}/{name}": content for name, content in proto_files().items()}
     write_tar(out / f"{NAME}-protos-{__version__}.tar.gz", bundle, epoch)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conversations.v1.conversations_service_pb2 import CreateConversationRequest
 from conversations_client import connect
 from conversations_client.ephemeral import ephemeral_service
@@ -98,6 +99,21 @@ def test_what_is_in_it(release: Path) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.tool("grpcurl", "helm")
+def test_the_chart_is_what_helm_packages(release: Path, tmp_path: Path) -> None:
+    """The same files with the same content; Helm prints Chart.yaml again, and takes the package as its own."""
+    run("helm", "package", str(ROOT / "deploy" / "helm"), "--destination", str(tmp_path), folder=tmp_path)
+    (ours,), (theirs,) = release.glob("conversations-*.tgz"), tmp_path.iterdir()
+    assert ours.name == theirs.name
+    packed, expected = read_tar(ours), read_tar(theirs)
+    chart = "conversations/Chart.yaml"
+    assert yaml.safe_load(expected.pop(chart)) == yaml.safe_load(packed.pop(chart))
+    assert expected == packed
+    values = ("--values", str(ROOT / "deploy" / "helm" / "ci" / "everything.yaml"), "--kube-version", "1.37.0")
+    run("helm", "lint", "--strict", str(ours), *values, folder=tmp_path)
 
 
 @pytest.fixture
