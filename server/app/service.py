@@ -39,6 +39,7 @@ from server.settings.addresses import Address
 from server.settings.retention import RetentionFile
 from server.settings.service import Settings
 from server.store.auditing import mark_interrupted_write
+from server.store.bulk_deletes import BulkDeleteStore
 from server.store.change_hub import ChangeHub
 from server.store.change_log_poller import ChangeLogPoller
 from server.store.conversation_changes import ConversationChanges
@@ -245,6 +246,7 @@ def _methods(settings: Settings, parts: _Parts, conversations: ConversationStore
     return ConversationsServicer(
         conversations,
         items,
+        BulkDeleteStore(parts.store.database, conversations),
         ForkStore(parts.store.database, conversations),
         RewindStore(parts.store.database, conversations),
         parts.tokens,

@@ -25,6 +25,7 @@ _Unhidden = structlog.make_filtering_bound_logger(logging.INFO)
 log = structlog.wrap_logger(None, wrapper_class=_Unhidden, cache_logger_on_first_use=False, log="audit")
 _REFUSALS = (ActionDenied, ConversationNotFound, ItemNotFound)
 _IDS = {"conversation_id": "conversationId", "item_id": "itemId"}  # and their names in the metadata of an error
+_IDS_OF_A_LINE = 100
 
 # The request of this call, once it is decoded: the lines name its ids.
 current_request: ContextVar[Any] = ContextVar("current_request", default=None)
@@ -76,6 +77,19 @@ class CallAudit:
         if self._permits:
             ids = {"conversation_id": conversation_id, "item_ids": list(item_ids)}
             self._write(access, "item", "create", None, ids)
+
+    def record_deleted(self, access: Access, conversation_ids: Sequence[str]) -> None:
+        """Audits conversations that were deleted by a filter, in lines of `_IDS_OF_A_LINE`.
+
+        Args:
+            access: What permitted it.
+            conversation_ids: Of the conversations.
+        """
+        self.has_permit = bool(conversation_ids)
+        if self._permits:
+            for start in range(0, len(conversation_ids), _IDS_OF_A_LINE):
+                ids = {"conversation_ids": list(conversation_ids[start : start + _IDS_OF_A_LINE])}
+                self._write(access, "conversation", "delete", None, ids)
 
     def record(
         self, access: Access, resource: str, action: str, error: ServiceError | None, conversation_id: str = ""

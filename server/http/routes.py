@@ -88,6 +88,7 @@ GRPC_ONLY = frozenset(
     (
         "AppendItems",
         "BatchGetItems",
+        "DeleteConversations",
         "ForkConversation",
         "RewindConversation",
         "UndeleteConversation",

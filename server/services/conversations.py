@@ -11,6 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from server.authorization.access import Access, current_access
 from server.authorization.audit_log import current_audit
+from server.errors import FilterInvalid
 from server.identity.caller import current_caller
 from server.interceptors.chain import Context
 from server.policy.attributes import attribute_pairs
@@ -29,6 +30,7 @@ from server.services.watch_stream import Watches
 from server.settings.retention import RetentionFile, RetentionRule
 from server.store.appends import Append
 from server.store.batch import EMPTY_BATCH
+from server.store.bulk_deletes import BulkDeleteStore
 from server.store.conversations import ConversationStore, etag_of, new_id
 from server.store.creates import Create
 from server.store.forks import Fork, ForkStore
@@ -52,6 +54,7 @@ class ConversationsServicer(ConversationsServiceServicer):
     Args:
         conversations: Store of conversations.
         items: Store of items.
+        bulk_deletes: Deletes conversations by a filter.
         forks: Copies the beginnings of conversations.
         rewinds: Deletes the items behind a place.
         tokens: Signs and verifies page tokens.
@@ -65,6 +68,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         self,
         conversations: ConversationStore,
         items: ItemStore,
+        bulk_deletes: BulkDeleteStore,
         forks: ForkStore,
         rewinds: RewindStore,
         tokens: PageTokens,
@@ -77,6 +81,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         self._watches = watches
         self._conversations = conversations
         self._items = items
+        self._bulk_deletes = bulk_deletes
         self._forks = forks
         self._rewinds = rewinds
         self._tokens = tokens
@@ -212,6 +217,24 @@ class ConversationsServicer(ConversationsServiceServicer):
             last = rows[-1]
             response.next_page_token = self._tokens.sign(page_tokens.pack_time(last["create_time"], last["id"]), *query)
         return response
+
+    async def DeleteConversations(
+        self, request: pb.DeleteConversationsRequest, context: Context
+    ) -> pb.DeleteConversationsResponse:
+        """Deletes the conversations that match a filter, as far as the caller may read and delete them.
+
+        Raises:
+            FilterInvalid: The filter cannot be parsed, or has no comparison.
+        """
+        access, comparisons = current_access.get(), filters.parse(request.filter, filters.CONVERSATION_FIELDS)
+        if not comparisons:
+            raise FilterInvalid("expected a comparison", 0)
+        if request.validate_only:
+            done = await self._bulk_deletes.count(access, comparisons)
+        else:
+            done = await self._bulk_deletes.delete(access, comparisons)
+            current_audit.get().record_deleted(access, done.ids)
+        return pb.DeleteConversationsResponse(deleted_count=done.count, has_more=done.has_more)
 
     async def CreateItems(self, request: pb.CreateItemsRequest, context: Context) -> pb.CreateItemsResponse:
         """Appends items, all or none.

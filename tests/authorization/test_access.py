@@ -40,6 +40,7 @@ from tests.support.build import (
     create,
     delete,
     delete_item,
+    delete_many,
     fork,
     get,
     get_item,
@@ -90,6 +91,9 @@ MATRIX = {
     ),
     "delete": Call("DeleteConversation", delete, (("conversation", "delete"),)),
     "undelete": Call("UndeleteConversation", undelete, (("conversation", "delete"),)),
+    "delete many": Call(
+        "DeleteConversations", lambda _: delete_many('metadata.topic = "none"'), (("conversation", "delete"),)
+    ),
     "append": Call(
         "CreateItems", lambda row: append(row, user_message(id="msg_new")), (("item", "create"),), "msg_new"
     ),
@@ -141,6 +145,7 @@ MATRIX = {
         rewinds=("msg_secret",),
     ),
 }
+LISTS = {"ListConversations", "DeleteConversations"}  # of no conversation in particular
 ITEMS = ("msg_open", "msg_secret", "msg_new", "msg_none")
 
 
@@ -164,7 +169,7 @@ class Oracle:
         needs += [("item", "create")] if call.forks else []
         if any(self._never(*need) for need in needs):
             return "PERMISSION_DENIED"
-        if call.method == "ListConversations":
+        if call.method in LISTS:
             return "OK"
         brings_back = call.method == "UndeleteConversation"
         seen = self._seen(row, deleted=brings_back)
@@ -388,7 +393,7 @@ async def test_tenants_share_nothing(guarded: GuardedService) -> None:
     made = await guarded.by(ANN).CreateConversation(create(user_message(id="msg_open"), user_message(id="msg_secret")))
     stranger = guarded.by(OTHER_ANN)
     for title, call in MATRIX.items():
-        if call.method not in {"CreateConversation", "ListConversations"}:
+        if call.method not in {"CreateConversation", *LISTS}:
             assert "NOT_FOUND" == (await answer(guarded, OTHER_ANN, call, made.id)).code, title
     listed = await stranger.ListConversations(ListConversationsRequest())
     assert made.id not in {each.id for each in listed.conversations}

@@ -19,7 +19,7 @@ from server.app.service import run_service
 from server.settings.service import load
 from server.store.connection.database import Database
 from tests.support.batching import held_answer, held_statement, queued_behind
-from tests.support.build import ahead, append, copy_of, create, delete, update, user_message
+from tests.support.build import ahead, append, copy_of, create, delete, delete_many, update, user_message
 from tests.support.service import Service, list_all_items
 
 ALL = "- permit: {actions: [create, read, update, delete, share]}\n"
@@ -268,3 +268,20 @@ async def test_a_refusal_has_the_policy_that_decided(audited: Audited) -> None:
     lines = audit_of(logs)
     assert [("permitted", digests[0]), ("refused", digests[1])] == [(line["event"], line["policy"]) for line in lines]
     assert {made.id} == {line["conversation_id"] for line in lines}
+
+
+async def test_what_a_filter_deletes_has_lines(audited: Audited) -> None:
+    """Each conversation that was deleted by a filter is named; when there is none, the call has a line all the same."""
+    topic = uuid4().hex
+    made = [
+        await audited.stub.CreateConversation(create(metadata={"topic": topic}), metadata=ALICE) for _ in range(101)
+    ]
+    with capture_logs() as logs:
+        for _ in range(2):
+            await audited.stub.DeleteConversations(delete_many(f'metadata.topic = "{topic}"'), metadata=ALICE)
+    lines = audit_of(logs)
+    assert [("permitted", "PERMITTED")] * 3 == brief(lines)
+    assert [100, 1] == [len(line["conversation_ids"]) for line in lines[:2]]
+    assert {each.id for each in made} == {name for line in lines[:2] for name in line["conversation_ids"]}
+    assert {"delete"} == {line["action"] for line in lines}
+    assert "conversation_ids" not in lines[2]

@@ -73,6 +73,7 @@ OPERATED = {
 LIFECYCLES = {
     "Retention": [r'"idle_ttl": "604800s"', r'"expire_time": "2'],
     "Undelete": [r"^\{\}$", r'"last_?[sS]equence": "6"'],
+    "Delete many": [r'"deleted_?[cC]ount": 1', r'"deleted_?[cC]ount": 1'],
     "Fork": [r'"metadata": \{\s*"branch": "b"', r'"forked_?[fF]rom"', r'"conversations": \['],
     "Rewind": [r'"last_?[sS]equence": "6"'],
 }
@@ -213,7 +214,8 @@ async def test_a_watch_of_all_conversations(own_service: Service) -> None:
 @pytest.mark.parametrize(("heading", "shown"), LIFECYCLES.items(), ids=LIFECYCLES)
 async def test_a_life(own_service: Service, heading: str, shown: list[str]) -> None:
     """What docs/lifecycle.md prints is done to a conversation, as it says."""
-    made = await own_service.stub.CreateConversation(create(*(user_message(str(number)) for number in range(6))))
+    six = (user_message(str(number)) for number in range(6))
+    made = await own_service.stub.CreateConversation(create(*six, metadata={"topic": "demo"}))
     script = "\n".join(code_blocks(LIFECYCLE)[heading]).replace("conv_demo", made.id)
     output = await run(script.replace(PRINTED_ADDRESS, own_service.address))
     assert re.search(".*".join(shown), output, re.DOTALL | re.MULTILINE), output

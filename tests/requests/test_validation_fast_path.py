@@ -173,6 +173,7 @@ MINIMAL = {
     "CreateConversationRequest": "",
     "CreateItemsRequest": 'conversation_id: "conv_a" items {item {reasoning {}}}',
     "DeleteConversationRequest": 'conversation_id: "conv_a"',
+    "DeleteConversationsRequest": 'filter: "x"',
     "DeleteItemRequest": 'conversation_id: "conv_a" item_id: "msg_a"',
     "ExplainAccessRequest": 'permission {resource: "item" action: "read"}',
     "ForkConversationRequest": 'conversation_id: "conv_a"',

@@ -28,6 +28,7 @@ from tests.support.build import (
     create,
     delete,
     delete_item,
+    delete_many,
     fork,
     get,
     get_item,
@@ -176,6 +177,7 @@ async def test_every_unary_method(behind: Service) -> None:
         assert [2] == [item.sequence for item in (await stub.ListItems(list_items(forked.id))).items]
         assert 3 == (await stub.RewindConversation(rewind(made.id, 2, request_id=str(uuid4())))).last_sequence
         assert [2] == [item.sequence for item in (await stub.ListItems(list_items(made.id))).items]
+        assert 1 == (await stub.DeleteConversations(delete_many(f'forked_from = "{made.id}"'))).deleted_count
         await stub.DeleteConversation(delete(made.id))
         assert "CONVERSATION_NOT_FOUND" == (await problem(stub.GetConversation(get(made.id)))).reason
 

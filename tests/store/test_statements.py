@@ -28,6 +28,7 @@ from tests.support.build import (
     create,
     delete,
     delete_item,
+    delete_many,
     fork,
     get,
     get_item,
@@ -94,6 +95,8 @@ CALLS: list[tuple[str, str, Any]] = [
     ),
     ("delete", "DeleteConversation", delete),
     ("delete with etag and id", "DeleteConversation", lambda target: delete(target, etag='"1"', **RID)),
+    ("delete many", "DeleteConversations", lambda _: delete_many('metadata.topic = "none"')),
+    ("count many", "DeleteConversations", lambda _: delete_many('metadata.topic = "none"', validate_only=True)),
     ("list conversations", "ListConversations", lambda _: ListConversationsRequest()),
     ("list conversations filtered", "ListConversations", lambda _: ListConversationsRequest(filter='metadata.a = "1"')),
 ]
@@ -171,6 +174,8 @@ async def large(postgres: str, template: str) -> AsyncIterator[Service]:
 
 
 LISTS: list[tuple[str, str, Any]] = [
+    ("delete many", "DeleteConversations", delete_many('forked_from = "conv_1"')),
+    ("delete many by owner", "DeleteConversations", delete_many('owner = "nobody"')),
     ("items", "ListItems", list_items(BIG)),
     ("items ascending", "ListItems", list_items(BIG, order=ORDER_ASCENDING, page_size=100)),
     ("items after", "ListItems", list_items(BIG, after="msg_10000")),

@@ -10,6 +10,7 @@ from conversations.v1.conversations_service_pb2 import (
     CreateConversationRequest,
     CreateItemsRequest,
     DeleteConversationRequest,
+    DeleteConversationsRequest,
     DeleteItemRequest,
     ForkConversationRequest,
     GetConversationRequest,
@@ -82,6 +83,11 @@ def undelete(conversation_id: str, **fields: Any) -> UndeleteConversationRequest
     return UndeleteConversationRequest(conversation_id=conversation_id, **fields)
 
 
+def delete_many(filter_: str, **fields: Any) -> DeleteConversationsRequest:
+    """A request to delete all conversations that match a filter."""
+    return DeleteConversationsRequest(filter=filter_, **fields)
+
+
 def append(conversation_id: str, *items: NewItem, **fields: Any) -> CreateItemsRequest:
     """A request to append items."""
     return CreateItemsRequest(conversation_id=conversation_id, items=items, **fields)
@@ -140,6 +146,7 @@ def request_of_each_method(conversation_id: str) -> dict[str, Any]:
         "BatchGetItems": batch_get(conversation_id, "msg_1", "msg_1"),
         "ListItems": list_items(conversation_id, page_size=2, after="msg_1", filter='type = "message"'),
         "DeleteItem": delete_item(conversation_id, "msg_nothing"),
+        "DeleteConversations": delete_many('metadata.topic = "nothing"'),
         "ForkConversation": fork(conversation_id, through_sequence=1, **everything),
         "RewindConversation": rewind("conv_nothing", 1, expected_last_sequence=2),
     }

@@ -27,7 +27,8 @@ from server.errors import ConversationNotFound, ItemNotFound
 from server.policy.plan import Always, Never
 from server.policy.principal import Principal, pairs
 from server.store import change_log
-from server.store.comparison import EARLIEST, LATEST
+from server.store.bulk_deletes import BulkDeleteStore
+from server.store.comparison import EARLIEST, LATEST, Comparison
 from server.store.connection.bounds import Bounds
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
@@ -64,6 +65,7 @@ class Seen:
     plans: Counter[str] = field(default_factory=Counter)
     lists: Counter[str] = field(default_factory=Counter)  # covered, whole, never
     pages: int = 0
+    deleted: Counter[bool] = field(default_factory=Counter)  # rows, by whether a filter has deleted them
     told: Counter[bool] = field(default_factory=Counter)  # changes: whether the conversation can still be read
 
     @property
@@ -118,6 +120,7 @@ class Proof:
         self._connection = connection
         self._rng = rng
         self._conversations = ConversationStore(database, 2**24)
+        self._bulk_deletes = BulkDeleteStore(database, self._conversations)
         self._items = ItemStore(database, self._conversations, 2**20, ResponseBudget(2**20))
         self._log = LogProof(database, connection, Random(rng.getrandbits(32)), TENANT)
         self.seen = Seen()
@@ -129,7 +132,9 @@ class Proof:
             Mismatch: In one of them.
         """
         while self.seen.cases < cases:
-            await self.world(random_world(self._rng))
+            world = random_world(self._rng)
+            await self.world(world)
+            await self.deletes(world)
         return self.seen
 
     async def world(self, world: World) -> None:
@@ -150,6 +155,36 @@ class Proof:
         await self._log.change([*((TENANT, row.what) for row in rows), *strangers])
         for known in world.principals:
             await self._told(world, accesses.of(Principal(TENANT, known.id, known.attributes)))
+
+    async def deletes(self, world: World) -> None:
+        """Stores the rows of ``world`` and deletes by a filter what each of its principals may delete."""
+        rows = self._rows(world)
+        accesses = AccessCache(world.policy)
+        for known in world.principals:
+            await self._stored(rows, [])
+            await self._deleted(world, accesses.of(Principal(TENANT, known.id, known.attributes)), rows)
+
+    async def _deleted(self, world: World, access: Access, rows: Sequence[Placed]) -> None:
+        """What a filter finds is deleted if it is listed and may be deleted; the store says how many that are."""
+        everything = Comparison("create_time", ">=", "", EPOCH)
+        owner = self._rng.choice(rows).what.owner
+        asked = self._rng.choice(((everything,), (Comparison("owner", "=", "", owner), everything)))
+        found = [row.what for row in rows if len(asked) == 1 or row.what.owner == owner]
+        actions = ("read", "delete")
+        taken = {each.id for each in found if all(_allowed(world, access, "conversation", a, each) for a in actions)}
+        self.seen.deleted.update(row.what.id in taken for row in rows)
+        if any(isinstance(access.may("conversation", action).plan, Never) for action in actions):
+            self._same("deletes of nothing", world, access, set(), taken)
+            return
+        counted = await self._bulk_deletes.count(access, asked)
+        done = await self._bulk_deletes.delete(access, asked)
+        self._same("count", world, access, (len(taken), False), (counted.count, counted.has_more))
+        self._same("deletes", world, access, (taken, False), (set(done.ids), done.has_more))
+        living = await self._connection.fetch(
+            "SELECT id FROM conversations WHERE tenant = $1 AND delete_time IS NULL", TENANT
+        )
+        expected = {row.what.id for row in rows} - taken
+        self._same("what is left", world, access, expected, {row["id"] for row in living})
 
     async def _told(self, world: World, access: Access) -> None:
         """What the log of changes tells of conversations that were changed."""

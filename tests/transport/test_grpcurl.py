@@ -147,6 +147,8 @@ async def test_a_conversation_from_begin_to_end(service: Service) -> None:
     forked = await call(service, "ForkConversation", {"conversation_id": name, "through_sequence": 1})
     assert {"conversation_id": name, "sequence": "1"} == forked["forked_from"]
     assert ("1", {"topic": "demo"}) == (forked["last_sequence"], forked["metadata"])
+    own = {"filter": f'forked_from = "{name}"'}
+    assert {"deleted_count": 1} == await call(service, "DeleteConversations", own)
     rewound = {"conversation_id": name, "sequence": 0, "expected_last_sequence": 3}
     assert "3" == (await call(service, "RewindConversation", rewound))["last_sequence"]
     assert {} == await call(service, "ListItems", {"conversation_id": name})

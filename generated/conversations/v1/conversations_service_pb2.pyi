@@ -807,6 +807,65 @@ class DeleteItemRequest(_message.Message):
 Global___DeleteItemRequest: _TypeAlias = DeleteItemRequest  # noqa: Y015
 
 @_typing.final
+class DeleteConversationsRequest(_message.Message):
+    """Which conversations to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """Required. As in ListConversationsRequest, with one comparison at least:
+    `owner = "alice"` for all of Alice's. Those that the caller may not read or not
+    delete do not match.
+    """
+    validate_only: _builtins.bool
+    """Optional. Only counts; nothing is deleted."""
+    def __init__(
+        self,
+        *,
+        filter: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteConversationsRequest: _TypeAlias = DeleteConversationsRequest  # noqa: Y015
+
+@_typing.final
+class DeleteConversationsResponse(_message.Message):
+    """What was deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_COUNT_FIELD_NUMBER: _builtins.int
+    HAS_MORE_FIELD_NUMBER: _builtins.int
+    deleted_count: _builtins.int
+    """How many conversations the call has deleted, or would have with `validate_only`;
+    at most 1,000.
+    """
+    has_more: _builtins.bool
+    """Whether more may match: beyond the first 1,000, or left out because somebody was
+    writing to them.
+    """
+    def __init__(
+        self,
+        *,
+        deleted_count: _builtins.int = ...,
+        has_more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_count", b"deleted_count", "has_more", b"has_more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteConversationsResponse: _TypeAlias = DeleteConversationsResponse  # noqa: Y015
+
+@_typing.final
 class ForkConversationRequest(_message.Message):
     """What to fork."""
 

@@ -82,6 +82,11 @@ class ConversationsServiceStub:
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.UndeleteConversationRequest.SerializeToString,
                 response_deserializer=conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
                 _registered_method=True)
+        self.DeleteConversations = channel.unary_unary(
+                '/conversations.v1.ConversationsService/DeleteConversations',
+                request_serializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteConversationsRequest.SerializeToString,
+                response_deserializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteConversationsResponse.FromString,
+                _registered_method=True)
         self.ListConversations = channel.unary_unary(
                 '/conversations.v1.ConversationsService/ListConversations',
                 request_serializer=conversations_dot_v1_dot_conversations__service__pb2.ListConversationsRequest.SerializeToString,
@@ -227,6 +232,20 @@ class ConversationsServiceServicer:
         NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
         could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
         deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteConversations(self, request, context):
+        """Deletes the conversations that match a filter and that the caller may read and
+        delete, oldest first, at most 1,000 a call: call again while there are more. Each is
+        deleted as by DeleteConversation.
+
+        INVALID_ARGUMENT: `FILTER_INVALID`, also for a filter without a comparison. There
+        is no `request_id`: a call that is repeated deletes what matches then.
+
+        Not in the OpenAI API.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -442,6 +461,11 @@ def add_ConversationsServiceServicer_to_server(servicer, server):
                     request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.UndeleteConversationRequest.FromString,
                     response_serializer=conversations_dot_v1_dot_conversation__pb2.Conversation.SerializeToString,
             ),
+            'DeleteConversations': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteConversations,
+                    request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteConversationsRequest.FromString,
+                    response_serializer=conversations_dot_v1_dot_conversations__service__pb2.DeleteConversationsResponse.SerializeToString,
+            ),
             'ListConversations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListConversations,
                     request_deserializer=conversations_dot_v1_dot_conversations__service__pb2.ListConversationsRequest.FromString,
@@ -653,6 +677,33 @@ class ConversationsService:
             '/conversations.v1.ConversationsService/UndeleteConversation',
             conversations_dot_v1_dot_conversations__service__pb2.UndeleteConversationRequest.SerializeToString,
             conversations_dot_v1_dot_conversation__pb2.Conversation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteConversations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/conversations.v1.ConversationsService/DeleteConversations',
+            conversations_dot_v1_dot_conversations__service__pb2.DeleteConversationsRequest.SerializeToString,
+            conversations_dot_v1_dot_conversations__service__pb2.DeleteConversationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -106,6 +106,16 @@ class ConversationsServiceStub:
     could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
     deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
     """
+    DeleteConversations: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteConversationsRequest, _conversations_service_pb2.DeleteConversationsResponse]
+    """Deletes the conversations that match a filter and that the caller may read and
+    delete, oldest first, at most 1,000 a call: call again while there are more. Each is
+    deleted as by DeleteConversation.
+
+    INVALID_ARGUMENT: `FILTER_INVALID`, also for a filter without a comparison. There
+    is no `request_id`: a call that is repeated deletes what matches then.
+
+    Not in the OpenAI API.
+    """
     ListConversations: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.ListConversationsRequest, _conversations_service_pb2.ListConversationsResponse]
     """Lists the conversations that the caller may read, newest first, in pages
     (AIP-132, AIP-158). The policy is part of the query: pages are full, and
@@ -319,6 +329,16 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
     NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
     could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
     deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
+    """
+    DeleteConversations: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteConversationsRequest, _conversations_service_pb2.DeleteConversationsResponse]  # type: ignore[assignment]
+    """Deletes the conversations that match a filter and that the caller may read and
+    delete, oldest first, at most 1,000 a call: call again while there are more. Each is
+    deleted as by DeleteConversation.
+
+    INVALID_ARGUMENT: `FILTER_INVALID`, also for a filter without a comparison. There
+    is no `request_id`: a call that is repeated deletes what matches then.
+
+    Not in the OpenAI API.
     """
     ListConversations: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.ListConversationsRequest, _conversations_service_pb2.ListConversationsResponse]  # type: ignore[assignment]
     """Lists the conversations that the caller may read, newest first, in pages
@@ -560,6 +580,22 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
         could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
         deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteConversations(
+        self,
+        request: _conversations_service_pb2.DeleteConversationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_conversations_service_pb2.DeleteConversationsResponse, _abc.Awaitable[_conversations_service_pb2.DeleteConversationsResponse]]:
+        """Deletes the conversations that match a filter and that the caller may read and
+        delete, oldest first, at most 1,000 a call: call again while there are more. Each is
+        deleted as by DeleteConversation.
+
+        INVALID_ARGUMENT: `FILTER_INVALID`, also for a filter without a comparison. There
+        is no `request_id`: a call that is repeated deletes what matches then.
+
+        Not in the OpenAI API.
         """
 
     @_abc_1.abstractmethod

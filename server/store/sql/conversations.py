@@ -1,6 +1,6 @@
 """Statements on conversations."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -221,14 +221,31 @@ def page(
 
     Metadata and attributes are NULL from where they would not fit into ``page_bytes``.
     """
-    conditions = (visible(read), *_filter_conditions(owner=filters_owner, source=filters_source))
+    conditions = (visible(read), *filter_conditions(owner=filters_owner, source=filters_source))
+    rows = first_rows(COLUMNS, conditions, covered=covered, descending=descending)
+    return compile_statement(_fitting(rows, descending=descending), "read")
+
+
+def first_rows(
+    columns: Sequence[ColumnElement[Any]],
+    conditions: tuple[ColumnElement[bool], ...],
+    *,
+    covered: bool,
+    descending: bool,
+) -> Select[Any]:
+    """The first ``count`` conversations behind a position, in the order of lists.
+
+    Args:
+        columns: To return.
+        conditions: All must hold.
+        covered: As of `page`.
+        descending: Likewise.
+    """
     if not covered:
-        rows = _first_rows(select(*COLUMNS), _c, conditions, descending=descending)
-        return compile_statement(_fitting(rows, descending=descending), "read")
-    found = union(*[select(part.c.id) for part in _range_queries(conditions, descending=descending)]).cte("found")
-    merged: Select[Any] = select(*COLUMNS).join_from(conversations, found, _c.id == found.c.id)
-    merged = merged.order_by(*_order(_c, descending=descending)).limit(_count)
-    return compile_statement(_fitting(merged, descending=descending), "read")
+        return _first_rows(select(*columns), _c, conditions, descending=descending)
+    found = union(*[select(part.c.id) for part in _range_queries(conditions, descending=descending)]).cte("in_ranges")
+    merged: Select[Any] = select(*columns).join_from(conversations, found, _c.id == found.c.id)
+    return merged.order_by(*_order(_c, descending=descending)).limit(_count)
 
 
 def _fitting(query: Select[Any], *, descending: bool) -> Select[Any]:
@@ -280,7 +297,7 @@ def _range_queries(conditions: tuple[ColumnElement[bool], ...], *, descending: b
     yield _first_rows(select(_c.id), _c, (named, *conditions), descending=descending).subquery()
 
 
-def _filter_conditions(*, owner: bool | None, source: bool) -> Iterable[ColumnElement[bool]]:
+def filter_conditions(*, owner: bool | None, source: bool) -> Iterable[ColumnElement[bool]]:
     """Every comparison that a filter may have, with an array of values for each kind; an empty one is always true.
 
     Only the owner and the source have an index of their own, so that their conditions are left out when there is none.

@@ -1,0 +1,102 @@
+"""Deletes of all conversations that match a filter (docs/adr/0035)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from server.authorization.access import Access
+from server.authorization.index_ranges import IndexRanges, index_ranges
+from server.store.comparison import EARLIEST, Comparison, conversation_filter
+from server.store.connection.database import Database
+from server.store.conversations import ConversationStore
+from server.store.sql import bulk_deletes as sql
+
+MAX_CONVERSATIONS = 1_000  # of one call
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What was deleted, or would be.
+
+    Attributes:
+        count: How many conversations.
+        ids: Of those that were deleted.
+        has_more: Whether more may match.
+    """
+
+    count: int
+    ids: Sequence[str]
+    has_more: bool
+
+
+class BulkDeleteStore:
+    """Deletes conversations by a filter; raises StoreUnavailable, DeadlineExceeded and Conflict as `Database.fetch`.
+
+    Args:
+        database: Runs the statements.
+        conversations: That are deleted.
+    """
+
+    def __init__(self, database: Database, conversations: ConversationStore) -> None:
+        self._database = database
+        self._conversations = conversations
+
+    async def count(self, access: Access, comparisons: Sequence[Comparison]) -> Deleted:
+        """How many conversations `delete` would delete.
+
+        Raises:
+            ActionDenied: The policy lets the caller read or delete none.
+        """
+        matching, values = _matching(access, comparisons)
+        rows = await self._database.fetch(sql.count(matching), {**values, "count": MAX_CONVERSATIONS + 1})
+        found = rows[0]["found"]
+        return Deleted(min(found, MAX_CONVERSATIONS), (), has_more=found > MAX_CONVERSATIONS)
+
+    async def delete(self, access: Access, comparisons: Sequence[Comparison]) -> Deleted:
+        """Deletes the oldest conversations that match, `MAX_CONVERSATIONS` at most.
+
+        Those that another transaction has locked are left out. If that is all there are, it waits for the first, so
+        that a caller who repeats the call comes to an end.
+
+        Raises:
+            OutcomeUnknown: It is not known which have been deleted.
+            ActionDenied: The policy lets the caller read or delete none.
+        """
+        done = await self._delete(access, comparisons, MAX_CONVERSATIONS)
+        if not done.ids and done.has_more:
+            done = await self._delete(access, comparisons, 1, skip_locked=False)
+        for conversation_id in done.ids:
+            self._conversations.hub.note_change(conversation_id)
+        return done
+
+    async def _delete(
+        self, access: Access, comparisons: Sequence[Comparison], most: int, *, skip_locked: bool = True
+    ) -> Deleted:
+        matching, values = _matching(access, comparisons)
+        values |= {"count": most + 1, "now": datetime.now(UTC)}
+        # Not repeated when the connection breaks: the count of the second time would not be that of the call.
+        rows = await self._database.fetch(sql.delete(matching, skip_locked=skip_locked), values, repeatable=False)
+        ids = [row["id"] for row in rows if row["is_deleted"]]
+        return Deleted(len(ids), ids, has_more=len(ids) < len(rows))
+
+
+def _matching(access: Access, comparisons: Sequence[Comparison]) -> tuple[sql.Matching, dict[str, Any]]:
+    """Which conversations match, and the parameters of its statements but ``count`` and ``now``."""
+    read, delete = access.demand("conversation", "read"), access.demand("conversation", "delete")
+    owner = any(each.name == "owner" and each.operator == "=" for each in comparisons)
+    source = any(each.name == "forked_from" for each in comparisons)
+    ranges = None if source else _narrowest(access.index_ranges, index_ranges(delete.plan))
+    values = {
+        **access.values,
+        "after_time": EARLIEST,
+        "after_id": "",
+        **(ranges.values() if ranges else {}),
+        **conversation_filter(comparisons),
+    }
+    return sql.Matching(read, delete, owner, source, covered=ranges is not None), values
+
+
+def _narrowest(*ranges: IndexRanges | None) -> IndexRanges | None:
+    """The smallest of some ranges, each of which has all that match; None if they are all unbounded."""
+    return min((each for each in ranges if each), key=lambda each: each.size, default=None)
