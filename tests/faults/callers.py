@@ -28,6 +28,7 @@ from tests.faults.history import (
     Outcome,
     Placement,
     Read,
+    Rewinding,
     code_of,
     reason_of,
 )
@@ -39,15 +40,18 @@ from tests.support.build import (
     create,
     delete,
     delete_item,
+    fork,
     get,
     get_item,
     list_items,
+    rewind,
     text_of,
     update,
     user_message,
 )
 
 _STREAM_DEADLINE = 60.0
+_FORKED_PLACES = 60  # at most
 _AHEAD = 4  # messages that a stream sends before their answers
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -214,6 +218,51 @@ class Deleter(RepeatingCaller):
             await self.insist(deletion.attempts, once)
 
 
+class Rewinder(RepeatingCaller):
+    """Appends, and rewinds a few places now and then, while somebody else appends."""
+
+    async def _step(self) -> None:
+        append = self.append_to(self.tenant.rewound, request_id=True)
+        await self.insist(append.attempts, lambda: self.send(append))
+        last = append.placements[0].first_sequence or 0
+        if self.random.random() < 0.4:
+            bare = self.append_to(self.tenant.rewound, request_id=False)
+            place = max(0, last - self.random.randint(0, 4))
+            _, attempt = await asyncio.gather(self._rewind(place), self.send(bare))
+            bare.attempts.append(attempt)
+
+    async def _rewind(self, sequence: int) -> None:
+        rewinding = Rewinding(self.tenant.name, self.tenant.rewound, sequence)
+        self.history.rewindings.append(rewinding)
+        request_id = str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+        request = rewind(rewinding.conversation_id, sequence, request_id=request_id)
+
+        async def once() -> Attempt:
+            return (await self.ask("RewindConversation", request))[0]
+
+        await self.insist(rewinding.attempts, once)
+
+
+class Forker(RepeatingCaller):
+    """Forks a conversation that others append to, under request ids until it is told that it has."""
+
+    async def _step(self) -> None:
+        request_id = str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+        creation = Creation(self.tenant.name, self.marker(), request_id)
+        self.history.creations.append(creation)
+        place = self.random.randint(0, _FORKED_PLACES)
+        request = fork(self.tenant.shared, request_id, through_sequence=place, metadata={"marker": creation.marker})
+
+        async def once() -> Attempt:
+            attempt, answer = await self.ask("ForkConversation", request)
+            if answer is not None:
+                creation.ids.append(answer.id)
+            return attempt
+
+        await self.insist(creation.attempts, once)
+        await asyncio.sleep(5 * self.workload.pause)
+
+
 class Reader(RepeatingCaller):
     """Reads the newest items."""
 
@@ -273,6 +322,8 @@ def _requests_about(conversation_id: str, item_id: str, marker: str) -> list[tup
         ("UpdateConversation", update(conversation_id, "metadata", metadata={"marker": marker})),
         ("DeleteItem", delete_item(conversation_id, item_id)),
         ("DeleteConversation", delete(conversation_id)),
+        ("ForkConversation", fork(conversation_id)),
+        ("RewindConversation", rewind(conversation_id, 0)),
     ]
 
 
@@ -288,5 +339,7 @@ CALLERS = (
     Counter,
     Counter,
     Deleter,
+    Rewinder,
+    Forker,
     Reader,
 )

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from tests.faults.found import Found, FoundConversation, FoundItem, FoundRow
-from tests.faults.history import ABANDONED, Append, Attempt, History, Outcome, Watch
+from tests.faults.history import ABANDONED, Append, Attempt, History, Outcome, Rewinding, Watch
 
 LATE = 0.3  # seconds beyond its deadline in which a call must have ended
 NEVER = frozenset(("INTERNAL", "UNKNOWN", "DATA_LOSS"))
@@ -58,7 +58,10 @@ def _appends_are_there(history: History, found: Found) -> Iterator[str]:
     """Acknowledged exactly once and where they were said to be, others at most once, each whole and in one piece."""
     places = {each.conversation_id: _by_marker(each) for each in found.conversations}
     gone = {(each.conversation_id, each.item_id) for each in history.deletions}
+    rewound = {each.conversation_id for each in history.rewindings}  # rewinds have a rule of their own
     for append in history.appends:
+        if append.conversation_id in rewound:
+            continue
         where = [places[append.conversation_id].get(marker, []) for marker in append.markers]
         if any((append.conversation_id, id_) in gone for each in append.placements for id_ in each.item_ids):
             continue  # deletions have a rule of their own
@@ -162,13 +165,49 @@ def _deletions_hold(history: History, found: Found) -> Iterator[str]:
         for each in history.deletions
         if any(attempt.outcome is Outcome.OK for attempt in each.attempts)
     }
+    rewound = {each.conversation_id for each in history.rewindings}
     for each in found.conversations:
         for row in each.rows:
             key = (each.conversation_id, row.item_id)
             if key in done and not row.deleted:
                 yield f"{row.item_id} was acknowledged as deleted and is there"
-            if row.deleted and key not in asked:
+            if row.deleted and key not in asked and each.conversation_id not in rewound:
                 yield f"{row.item_id} is deleted and nobody asked for it"
+
+
+def _rewinds_hold(history: History, found: Found) -> Iterator[str]:
+    """Of what was appended before a rewind nothing is behind its place; what none can have deleted is there."""
+    appends = {(each.conversation_id, id_): each for each in history.appends for id_ in _ids_of(each)}
+    for conversation in found.conversations:
+        rewindings = [one for one in history.rewindings if one.conversation_id == conversation.conversation_id]
+        rows = {row.item_id: row for row in conversation.rows} if rewindings else {}
+        for (conversation_id, item_id), append in appends.items():
+            if rewindings and conversation_id == conversation.conversation_id:
+                yield from _rewound(append, item_id, rows.get(item_id), rewindings)
+
+
+def _ids_of(append: Append) -> Sequence[str]:
+    return append.placements[0].item_ids if append.placements else ()
+
+
+def _rewound(append: Append, item_id: str, row: FoundRow | None, rewindings: Sequence[Rewinding]) -> Iterator[str]:
+    if row is None:
+        yield f"{item_id} was acknowledged and is lost"
+        return
+    before = [one for one in rewindings if one.sequence < row.sequence]
+    if not row.deleted and any(one.is_acknowledged and one.began > append.acknowledged for one in before):
+        yield f"{item_id} stands at {row.sequence}, behind the place of a rewind that was acknowledged"
+    if row.deleted and not any(one.attempts[-1].ended > append.began for one in before):
+        yield f"{item_id} is deleted, and no rewind asked for it"
+
+
+def _forks_are_prefixes(_history: History, found: Found) -> Iterator[str]:
+    """A fork has the items of its source up to a place, and nothing else."""
+    sources = {each.conversation_id: each for each in found.conversations}
+    for fork in found.forks:
+        expected = [item for item in sources[fork.source_id].ascending if item.sequence <= fork.through]
+        if fork.items != expected:
+            yield f"{fork.conversation_id} is not {fork.source_id} up to {fork.through}"
 
 
 def _increments_add_up(history: History, found: Found) -> Iterator[str]:
@@ -247,6 +286,8 @@ RULES: tuple[Rule, ...] = (
     _expected_sequence_is_won_once,
     _creations_are_there,
     _deletions_hold,
+    _rewinds_hold,
+    _forks_are_prefixes,
     _increments_add_up,
     _reads_are_current,
     _watches_tell_everything,

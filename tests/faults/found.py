@@ -5,6 +5,7 @@ from typing import Any
 
 import asyncpg
 import grpc.aio
+from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.conversations_service_pb2 import (
     ORDER_ASCENDING,
     ORDER_DESCENDING,
@@ -61,12 +62,23 @@ class FoundConversation:
     rows: list[FoundRow] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class FoundFork:
+    """A fork, and the place up to which it was copied."""
+
+    conversation_id: str
+    source_id: str
+    through: int
+    items: list[FoundItem]
+
+
 @dataclass
 class Found:
     """All of it."""
 
     conversations: list[FoundConversation]
     markers: dict[str, list[tuple[str, str]]]  # tenant and id of each conversation by the marker in its metadata
+    forks: list[FoundFork] = field(default_factory=list)
 
 
 async def find(
@@ -82,10 +94,13 @@ async def find(
     }
     found = [await readers[tenant].conversation(conversation_id, database) for tenant, conversation_id in used]
     markers: dict[str, list[tuple[str, str]]] = {}
+    forks: list[FoundFork] = []
     for tenant, reader in readers.items():
-        for conversation_id, marker in await reader.markers():
-            markers.setdefault(marker, []).append((tenant, conversation_id))
-    return Found(found, markers)
+        for made in await reader.marked():
+            markers.setdefault(made.metadata["marker"], []).append((tenant, made.id))
+            if made.HasField("forked_from"):
+                forks.append(await reader.fork(made))
+    return Found(found, markers, forks)
 
 
 class _Reader:
@@ -127,12 +142,18 @@ class _Reader:
                 return found
             request.after = page.last_id
 
-    async def markers(self) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
+    async def fork(self, made: Conversation) -> FoundFork:
+        source = made.forked_from
+        items = await self._pages(made.id, ORDER_ASCENDING, 100)
+        return FoundFork(made.id, source.conversation_id, source.sequence, items)
+
+    async def marked(self) -> list[Conversation]:
+        """The conversations that have a marker in their metadata."""
+        found: list[Conversation] = []
         request = ListConversationsRequest(page_size=100)
         while True:
             page = await self._ask("ListConversations", request)
-            found += [(each.id, each.metadata["marker"]) for each in page.conversations if "marker" in each.metadata]
+            found += [each for each in page.conversations if "marker" in each.metadata]
             if not page.next_page_token:
                 return found
             request.page_token = page.next_page_token

@@ -113,6 +113,26 @@ class Deletion:
 
 
 @dataclass(slots=True)
+class Rewinding:
+    """A place behind which all items were to be deleted."""
+
+    tenant: str
+    conversation_id: str
+    sequence: int
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def began(self) -> float:
+        """When it was sent first."""
+        return self.attempts[0].began
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether it was acknowledged."""
+        return any(each.outcome is Outcome.OK for each in self.attempts)
+
+
+@dataclass(slots=True)
 class Increment:
     """A number in a conversation's metadata, raised by one under an etag."""
 
@@ -152,6 +172,7 @@ class History:
     appends: list[Append] = field(default_factory=list)
     creations: list[Creation] = field(default_factory=list)
     deletions: list[Deletion] = field(default_factory=list)
+    rewindings: list[Rewinding] = field(default_factory=list)
     increments: list[Increment] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     watches: list[Watch] = field(default_factory=list)

@@ -7,8 +7,19 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.checker import check
-from tests.faults.found import Found, FoundConversation, FoundItem, FoundRow
-from tests.faults.history import Append, Attempt, Creation, Deletion, History, Increment, Outcome, Placement, Read
+from tests.faults.found import Found, FoundConversation, FoundFork, FoundItem, FoundRow
+from tests.faults.history import (
+    Append,
+    Attempt,
+    Creation,
+    Deletion,
+    History,
+    Increment,
+    Outcome,
+    Placement,
+    Read,
+    Rewinding,
+)
 
 HERE = "conv_1"
 
@@ -20,7 +31,8 @@ def attempt(began: float = 0.0, ended: float = 1.0, code: str = "OK", outcome: O
 def append(number: int, request_id: str = "r", **fields) -> Append:
     """An acknowledged append of one item, which is placed as the ``number``-th and in its second."""
     where = Placement(number, (f"msg_{number}",), b"answer")
-    made = Append("caller", "red", HERE, (f"marker:red:{number}",), request_id, **fields)
+    named = {"conversation_id": HERE, "markers": (f"marker:red:{number}",), **fields}
+    made = Append("caller", "red", request_id=request_id, **named)
     made.attempts, made.placements = [attempt(number, number + 0.5)], [where]
     return made
 
@@ -37,7 +49,15 @@ def honest() -> tuple[History, Found]:
     rows = [FoundRow(item.sequence, item.item_id, deleted=False) for item in items]
     kept = FoundConversation("red", HERE, 4, {"number": "1"}, items, items[::-1], list(items), rows)
     thinned = FoundConversation("red", "conv_3", 1, {"number": "0"}, rows=[FoundRow(1, "msg_1", deleted=True)])
-    return history, Found([kept, thinned], {"marker:red:made": [("red", "conv_2")]})
+    rewound = FoundConversation("red", "conv_4", 2, {"number": "0"})
+    history.rewindings = [Rewinding("red", "conv_4", 1, [attempt(8, 9)])]
+    for number in (1, 2):
+        history.appends.append(append(number, markers=(f"marker:red:rewound {number}",), conversation_id="conv_4"))
+        rewound.rows.append(FoundRow(number, f"msg_{number}", deleted=number == 2))
+    items = [FoundItem(1, "msg_1", "marker:red:rewound 1")]
+    rewound.ascending, rewound.descending, rewound.behind = items, list(items), list(items)
+    forks = [FoundFork("conv_5", HERE, 2, kept.ascending[:2])]
+    return history, Found([kept, thinned, rewound], {"marker:red:made": [("red", "conv_2")]}, forks)
 
 
 def test_an_honest_history() -> None:
@@ -135,6 +155,31 @@ def deleted_unasked(history: History, _found: Found) -> None:
     history.deletions.clear()
 
 
+def rewound_and_there(_history: History, found: Found) -> None:
+    rewound = found.conversations[2]
+    rewound.rows[1] = FoundRow(2, "msg_2", deleted=False)
+
+
+def rewound_unasked(history: History, found: Found) -> None:
+    history.rewindings[0].sequence = 2
+
+
+def rewound_too_far(_history: History, found: Found) -> None:
+    found.conversations[2].rows[0] = FoundRow(1, "msg_1", deleted=True)
+
+
+def rewound_later(history: History, _found: Found) -> None:
+    history.rewindings[0].attempts = [attempt(0.1, 0.2)]
+
+
+def fork_of_more(_history: History, found: Found) -> None:
+    found.forks[0] = replace(found.forks[0], items=found.conversations[0].ascending[:3])
+
+
+def fork_of_less(_history: History, found: Found) -> None:
+    found.forks[0] = replace(found.forks[0], through=3)
+
+
 def lost_update(_history: History, found: Found) -> None:
     found.conversations[0].metadata["number"] = "0"
 
@@ -152,7 +197,7 @@ def crooked_page(_history: History, found: Found) -> None:
 
 
 def unsent(history: History, _found: Found) -> None:
-    history.appends.pop()
+    history.appends.pop(3)
 
 
 def leak(history: History, _found: Found) -> None:
@@ -186,6 +231,12 @@ TAMPERED: list[tuple[Callable[[History, Found], None], str]] = [
     (lost_conversation, "was acknowledged and is lost"),
     (undeleted, "acknowledged as deleted and is there"),
     (deleted_unasked, "nobody asked for it"),
+    (rewound_and_there, "behind the place of a rewind that was acknowledged"),
+    (rewound_unasked, "no rewind asked for it"),
+    (rewound_too_far, "no rewind asked for it"),
+    (rewound_later, "no rewind asked for it"),
+    (fork_of_more, "conv_5 is not conv_1 up to 2"),
+    (fork_of_less, "conv_5 is not conv_1 up to 3"),
     (lost_update, "the number is 0"),
     (stale_page, "a page ends at 3 after 4 was acknowledged"),
     (page_with_gap, "a page has a gap"),

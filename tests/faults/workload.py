@@ -54,6 +54,7 @@ class Tenant:
     streamed: str = ""
     counted: str = ""
     thinned: str = ""
+    rewound: str = ""
     page_token: str = ""  # of a list of `shared`
 
     @property
@@ -64,7 +65,8 @@ class Tenant:
     @property
     def conversations(self) -> list[tuple[str, str]]:
         """Tenant and id of each."""
-        return [(self.name, each) for each in (self.shared, self.raced, self.streamed, self.counted, self.thinned)]
+        names = (self.shared, self.raced, self.streamed, self.counted, self.thinned, self.rewound)
+        return [(self.name, each) for each in names]
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Workload:
         async with self.channel() as channel:
             stub = ConversationsServiceStub(channel)
             for tenant in self.tenants:
-                for name in ("shared", "raced", "streamed", "counted", "thinned"):
+                for name in ("shared", "raced", "streamed", "counted", "thinned", "rewound"):
                     made = await stub.CreateConversation(
                         CreateConversationRequest(conversation=Conversation(metadata={"number": "0"})),
                         metadata=tenant.metadata,
