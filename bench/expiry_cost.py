@@ -1,0 +1,84 @@
+"""Measures what an end costs: CPU time of server and PostgreSQL, for conversations that never end and for others.
+
+``python -m bench.expiry_cost`` measures two servers of this build in alternating rounds of one run. The conversations
+of one have an ``idle_ttl``, so that every append moves their end.
+"""
+
+import argparse
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import grpc.aio
+from conversations.v1 import conversation_pb2
+from conversations.v1 import conversations_service_pb2 as pb
+from google.protobuf.duration_pb2 import Duration
+
+from bench.grpc_target import GrpcTarget, target
+from bench.postgres import private_postgres
+from bench.process import started
+from bench.rounds import Open, Run, opened
+from bench.workloads import table
+
+WORKLOADS = ("create", "append 1", "append 20", "get", "newest 20 of 100")
+NEVER, IDLE = "never", "idle_ttl"
+_DAY = Duration(seconds=86_400)
+
+
+class ExpiringTarget(GrpcTarget):
+    """A client whose conversations end a day after the last append."""
+
+    async def create(self) -> str:
+        """The new id."""
+        request = pb.CreateConversationRequest(conversation=conversation_pb2.Conversation(idle_ttl=_DAY))
+        return str((await self.stub.CreateConversation(request)).id)
+
+
+@asynccontextmanager
+async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
+    """A server on the database at ``url``."""
+    settings = {"CONVERSATIONS_DATABASE_URL": url, "CONVERSATIONS_LISTEN": "127.0.0.1:0"}
+    async with AsyncExitStack() as stack:
+        process = await stack.enter_async_context(started(["server"], settings, folder / f"{name}.log"))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(process.address))
+        never = target(name, process.pid, channel)
+        yield never if name == NEVER else ExpiringTarget(name, process.pid, never.stub, never.access)
+
+
+async def measure(rounds: int, share: float) -> None:
+    """Prints the figures."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        openers: dict[str, Open] = {each: partial(run_service, each) for each in (NEVER, IDLE)}
+        async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
+            run = Run(postgres, places, [each for each in table(share=share) if each.name in WORKLOADS])
+            await run.warm_up()
+            await run.rounds(rounds)
+            print(f"\n{'server + PostgreSQL':20} {NEVER:>12} {IDLE:>24}")
+            for workload in WORKLOADS:
+                _print(run, workload)
+
+
+def _print(run: Run, workload: str) -> None:
+    never, idle = ([sample.cpu_us for sample in run.samples[workload, name]] for name in (NEVER, IDLE))
+    ratios = sorted(one / other for one, other in zip(idle, never, strict=True))
+    spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
+    print(f"{workload:20} {median(never):9.1f} µs {median(idle):9.1f} µs {median(ratios):.2f} ({spread})")
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--share", type=float, default=1.0, help="of the operations of each workload")
+    arguments = parser.parse_args()
+    asyncio.run(measure(arguments.rounds, arguments.share))
+
+
+if __name__ == "__main__":
+    main()
