@@ -37,7 +37,7 @@ check-slow: $(READY)
 check-tools: $(READY)
 	$(PYTEST) --dist loadfile -m tool
 
-interop: $(READY) ## Run the clients in Go, Node, Java, Rust and Python, OpenAI's SDKs and schemathesis, that can be built here
+interop: $(READY) ## Run the clients in Go, Node, Java, Rust and Python, the SDKs of OpenAI and OGX, and schemathesis, that can be built here
 	pytest tests/interop $(ARGS)
 
 generate: $(READY) ## Generate generated/ from proto/, and the alerts of Kubernetes from deploy/prometheus
