@@ -31,6 +31,7 @@ KEY = "00000000-0000-4000-8000-000000000001"
 TEXT = "secret-content"  # no log and no answer to a refusal may have it
 HELLO = {"role": "user", "content": TEXT}
 NOT_OVER_HTTP = {  # errors of what the OpenAI API does not have
+    errors.ConversationExists,
     errors.SequenceMismatch,
     errors.PageTokenInvalid,
     errors.ResumeTokenInvalid,
