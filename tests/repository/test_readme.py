@@ -83,6 +83,8 @@ TRIED = {
     (LOAD, "Load"),
     (LOAD, "Over TLS, with a token"),
     (CLIENTS, "grpcurl and ghz"),
+    (CLIENTS, "grpcui"),  # by tests/transport/test_grpcui.py
+    (CLIENTS, "buf curl"),
     (WATCH, "Watching conversations"),
     (WATCH, "All conversations"),
     *((LIFECYCLE, heading) for heading in LIFECYCLES),
@@ -188,6 +190,25 @@ async def test_the_socket_of_the_clients(postgres: str, template: str, place: Pa
     assert "conversations.v1.ConversationsService\n" in output
 
 
+async def test_buf_curl(own_service: Service) -> None:
+    """The methods are listed, a conversation is created, and it is found with the contract in a file."""
+    script, _over_tls = code_blocks(CLIENTS)["buf curl"]
+    output = await run(script.replace(PRINTED_ADDRESS, own_service.address), PATH=program_path())
+    assert "conversations.v1.ConversationsService/AppendItems\n" in output
+    assert 2 == len(re.findall(r'"topic": "demo"', output)), output
+
+
+@pytest.mark.slow
+async def test_buf_curl_over_tls(postgres: str, template: str, place: Path) -> None:
+    """The conversation belongs to the principal of the token."""
+    server, _commands = code_blocks(CONNECTING)["A token"]
+    _plain, script = code_blocks(CLIENTS)["buf curl"]
+    async with fresh_database(postgres, template) as url, served(server, place, url) as address:
+        script = script.replace(PRINTED_PORT, f":{address.rpartition(':')[2]}")
+        output = await run(script, cwd=place, TOKEN=token(), PATH=program_path())
+    assert re.search(CONVERSATION + r'.*"owner": "alice"', output, re.DOTALL), output
+
+
 @pytest.mark.tool("grpcurl")
 async def test_a_watch(own_service: Service) -> None:
     """What docs/watch.md prints shows the items, and ends by itself with success."""
@@ -271,21 +292,21 @@ async def test_load_with_a_token(postgres: str, template: str, place: Path) -> N
 
 
 def test_no_command_is_untried() -> None:
-    """Whatever is printed for grpcurl or ghz stands under a heading whose commands are run here."""
+    """Whatever is printed for such a program stands under a heading whose commands are run."""
     printed = {
         (page, heading)
         for page in PAGES
         for heading, blocks in code_blocks(page).items()
-        if any(re.search(r"\b(grpcurl|ghz) ", block) for block in blocks)
+        if any(re.search(r"\b(grpcurl|ghz|grpcui|buf curl) ", block) for block in blocks)
     }
     assert TRIED | NOT_HERE == printed
     assert commands(NOT_HERE) <= commands(TRIED)
 
 
 def commands(places: set[tuple[Path, str]]) -> set[str]:
-    """The lines that begin with grpcurl or ghz."""
+    """The lines that begin with such a program."""
     blocks = (block for page, heading in places for block in code_blocks(page)[heading])
-    return set(re.findall(r"^(?:grpcurl|ghz) .*", "\n".join(blocks), re.MULTILINE))
+    return set(re.findall(r"^(?:grpcurl|ghz|grpcui|buf curl) .*", "\n".join(blocks), re.MULTILINE))
 
 
 def anchors(page: Path) -> set[str]:

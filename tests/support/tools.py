@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 REQUIRED = "REQUIRE_TOOLS"  # an environment variable: names of tools, separated by commas
 FOLDER = Path(__file__).parents[2] / "build" / "bin"  # where programs in Go are installed
@@ -42,10 +43,12 @@ class Tool:
 TOOLS = {
     "buildah": Tool(package="buildah"),
     "cargo": Tool("see https://rustup.rs"),
+    "chromium": Tool(package="chromium"),
     "curl": Tool(package="curl"),
     "debootstrap": Tool(package="debootstrap"),
     "ghz": Tool(module="github.com/bojand/ghz/cmd/ghz@v0.121.0"),
     "go": Tool("see https://go.dev/dl"),
+    "grpcui": Tool(module="github.com/fullstorydev/grpcui/cmd/grpcui@v1.4.3"),
     "grpcurl": Tool(module="github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"),
     "helm": Tool(module="helm.sh/helm/v3/cmd/helm@v3.22.0"),
     "java": Tool("apt-get install default-jdk-headless"),
@@ -87,16 +90,30 @@ def install() -> None:
     missing = [tool for name, tool in TOOLS.items() if not is_installed(name) and tool.can_be_installed]
     for tool in missing:
         if tool.module:
-            _run("go", "install", tool.module, GOBIN=str(FOLDER))
+            _install_module(tool.module)
     if packages := sorted(tool.package for tool in missing if tool.package):
         _run("apt-get", "update", "-qq")
         _run("apt-get", "install", "-qq", "--no-install-recommends", *packages, DEBIAN_FRONTEND="noninteractive")
 
 
-def _run(*command: str, **variables: str) -> None:
-    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env={**os.environ, **variables})
+def _install_module(module: str) -> None:
+    """Installs a program in Go; from a module of ours where a proxy lacks the list of versions `go install` wants."""
+    if _run("go", "install", module, GOBIN=str(FOLDER)):
+        return
+    with TemporaryDirectory() as folder:
+        steps = (("mod", "init", "tools"), ("get", "-tool", module), ("install", module.partition("@")[0]))
+        all(_run("go", *step, cwd=folder, GOBIN=str(FOLDER)) for step in steps)
+
+
+def _run(*command: str, cwd: str | None = None, **variables: str) -> bool:
+    """Runs a command; returns whether it succeeded, and says on standard error if it did not."""
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        command, check=False, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
     if done.returncode:
-        print(f"{' '.join(command)}: exit code {done.returncode}", file=sys.stderr)  # noqa: T201
+        print(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}", file=sys.stderr)  # noqa: T201
+    return not done.returncode
 
 
 def main() -> None:
