@@ -155,7 +155,7 @@ async def test_random_policies(postgres: str, template: str, worlds: int) -> Non
     rng = Random(worlds)
     async with fresh_database(postgres, template) as url, proof_on(url, rng) as proof:
         for _ in range(worlds):
-            await proof.deletes(random_world(rng))
+            await proof.deletes(random_world(rng), callers=1)
     assert 0.05 < proof.seen.share(proof.seen.deleted, True) < 0.6
 
 

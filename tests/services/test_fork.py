@@ -500,11 +500,12 @@ async def test_only_a_few_large_ones_at_once(service: Service) -> None:
     stub = service.stub
     small, large = (await made(stub)).id, (await made(stub, 1)).id
     await grow(service.database.pool, large, forks.SMALL_PLACES + 1)
-    running, most, release = 0, 0, asyncio.Event()
+    running, most, refused, release = 0, 0, 0, asyncio.Event()
 
     async def count(execute: Execute, execution: Execution) -> Rows:
-        nonlocal running, most
+        nonlocal running, most, refused
         rows = await execute(execution)
+        refused += "may_create_items" in execution.statement.text  # as a small one, so that it waits next
         if "forked_from" in execution.statement.text and forks.MAX_PLACES in execution.arguments[0] and rows:
             running += 1
             most = max(most, running)
@@ -515,8 +516,9 @@ async def test_only_a_few_large_ones_at_once(service: Service) -> None:
     with intercepted(service.database, count):
         calls = [asyncio.ensure_future(stub.ForkConversation(fork(large))) for _ in range(5)]
         async with asyncio.timeout(10):
-            while running < forks.MAX_LARGE:  # noqa: ASYNC110 - the statement tells
+            while running < forks.MAX_LARGE or refused < len(calls):  # noqa: ASYNC110 - the statement tells
                 await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
         assert 6 == (await stub.ForkConversation(fork(small))).last_sequence
         gone = calls.pop()
         gone.cancel()  # one that waits
