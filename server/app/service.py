@@ -8,9 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc.aio
-from conversations.v1 import access_service_pb2, conversations_service_pb2
+from conversations.v1 import access_service_pb2, conversations_service_pb2, transfer_service_pb2
 from conversations.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
 from conversations.v1.conversations_service_pb2_grpc import add_ConversationsServiceServicer_to_server
+from conversations.v1.transfer_service_pb2_grpc import add_TransferServiceServicer_to_server
 from grpc_health.v1 import health_pb2_grpc
 
 from server.app import instrumentation, version_check
@@ -19,6 +20,7 @@ from server.app.background import mark_expired_periodically, purge_periodically
 from server.app.database import Store, open_store, prepare_schema
 from server.app.edge import HttpEdge, build_edge
 from server.app.memory import find_glibc, give_memory_back, limit_arenas
+from server.app.transfers import build_transfers
 from server.authorization.policy_file import PolicyFile
 from server.authorization.requirements import needs
 from server.identity import Source, source_of
@@ -27,13 +29,14 @@ from server.interceptors import CallerChain, build_chain
 from server.interceptors.drain_gate import DrainGate
 from server.observability import metrics
 from server.observability.metrics.sources import Sources
-from server.observability.stats import PurgeStats
+from server.observability.stats import PurgeStats, TransferStats
 from server.observability.task_supervisor import TaskSupervisor, Work
 from server.requests.page_tokens import PageTokens
 from server.services.access import AccessServicer
 from server.services.admin import Process
 from server.services.conversations import ConversationsServicer
 from server.services.new_items import BatchBuilder
+from server.services.transfer import TransferServicer
 from server.services.watch_stream import Watches
 from server.settings.addresses import Address
 from server.settings.retention import RetentionFile
@@ -59,7 +62,11 @@ from server.transport.shutdown import drain
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-CONTRACT = (conversations_service_pb2.DESCRIPTOR, access_service_pb2.DESCRIPTOR)
+CONTRACT = (
+    conversations_service_pb2.DESCRIPTOR,
+    access_service_pb2.DESCRIPTOR,
+    transfer_service_pb2.DESCRIPTOR,
+)
 SERVICES = tuple(service.full_name for file in CONTRACT for service in file.services_by_name.values())
 
 
@@ -122,6 +129,7 @@ class _Parts:
     responses: ResponseBudget
     watches: Watches
     retention: RetentionFile
+    transfers: TransferStats
     tracer: "Tracer | None"
 
 
@@ -148,7 +156,8 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         parts = await _open_parts(settings, stack)
         conversations = _conversation_store(settings, parts)
         methods = _methods(settings, parts, conversations)
-        server = _build_server(settings, parts, methods, AccessServicer(conversations))
+        transfers = _transfers(settings, parts, conversations)
+        server = _build_server(settings, parts, methods, AccessServicer(conversations), transfers)
         addresses = _bind_all(server, settings, parts.certificate)
         edge = _build_edge(settings, parts, methods)
         readiness = Readiness(parts.store.database, partial(_prepare, settings, parts), parts.health)
@@ -212,6 +221,7 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         responses=responses,
         watches=_watches(settings, store, hub, poller, tokens, drain_gate),
         retention=retention,
+        transfers=TransferStats(),
         tracer=tracing.tracer,
     )
 
@@ -257,6 +267,19 @@ def _methods(settings: Settings, parts: _Parts, conversations: ConversationStore
     )
 
 
+def _transfers(settings: Settings, parts: _Parts, conversations: ConversationStore) -> TransferServicer:
+    return build_transfers(
+        settings,
+        parts.store.database,
+        conversations,
+        parts.responses,
+        parts.watches,
+        parts.drain_gate.draining,
+        parts.transfers,
+        parts.retention,
+    )
+
+
 def _build_edge(settings: Settings, parts: _Parts, methods: ConversationsServicer) -> HttpEdge | None:
     return build_edge(
         settings,
@@ -271,13 +294,18 @@ def _build_edge(settings: Settings, parts: _Parts, methods: ConversationsService
 
 
 def _build_server(
-    settings: Settings, parts: _Parts, methods: ConversationsServicer, access: AccessServicer
+    settings: Settings,
+    parts: _Parts,
+    methods: ConversationsServicer,
+    access: AccessServicer,
+    transfers: TransferServicer,
 ) -> grpc.aio.Server:
     """Returns the callers' server with the services of the contract, health, and reflection if it is on."""
     server = build_server(settings, parts.chain)
     health_pb2_grpc.add_HealthServicer_to_server(parts.health, server)
     add_unregistered(add_ConversationsServiceServicer_to_server, methods, server)
     add_unregistered(add_AccessServiceServicer_to_server, access, server)
+    add_unregistered(add_TransferServiceServicer_to_server, transfers, server)
     if settings.reflection:
         reflect(server, SERVICES)
     return server
@@ -306,6 +334,7 @@ def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness, edg
         followed=parts.watches.hub,
         poller=parts.watches.poller,
         watch_stats=parts.watches.stats,
+        transfers=parts.transfers,
         drain=parts.drain_gate,
         readiness=readiness,
         database=parts.store.database,

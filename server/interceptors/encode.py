@@ -17,15 +17,17 @@ _READS = ("Get", "List", "BatchGet", "Check")  # what the names of methods that 
 
 
 class Encode(Interceptor):
-    """Serializes the responses of the contract's unary methods in place of grpc.aio; a method may do so itself."""
+    """Serializes the responses of the contract's methods in place of grpc.aio; a method may do so itself."""
 
     def __init__(self, budget: ResponseBudget) -> None:
         self._budget = budget
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """Returns ``handler`` returning bytes, if it is a unary method of the contract."""
-        if not is_contract_method(method) or is_streaming(handler):
+        """Returns ``handler`` returning bytes, if it is a method of the contract."""
+        if not is_contract_method(method):
             return handler
+        if is_streaming(handler):
+            return _pass_bytes(handler)
         writes = not method.rpartition("/")[2].startswith(_READS)
         answer: Any = handler.unary_unary
         serialize: Any = handler.response_serializer
@@ -53,6 +55,15 @@ class Encode(Interceptor):
         room.shrink(size)
         release: Any = lambda _context: room.release()  # noqa: E731 - the stubs want the callback of a client
         context.add_done_callback(release)
+
+
+def _pass_bytes(handler: Handler) -> Handler:
+    """Returns ``handler``, of which gRPC serializes the responses that are not serialized yet."""
+    serialize: Any = handler.response_serializer
+    receives = handler.request_streaming
+    method: Any = handler.stream_stream if receives else handler.unary_stream
+    make = grpc.stream_stream_rpc_method_handler if receives else grpc.unary_stream_rpc_method_handler
+    return make(method, handler.request_deserializer, lambda body: body if isinstance(body, bytes) else serialize(body))
 
 
 def _release(room: Room | None) -> None:

@@ -82,6 +82,23 @@ class WatchStats:
             del self._writing[stream]
 
 
+class TransferStats:
+    """Counts of the exports and imports of this process.
+
+    Attributes:
+        exported: Conversations that were sent whole.
+        imported: Conversations that were imported, by outcome: `created`, `present` before, `refused`.
+        exported_items: Items of those that were sent.
+        imported_items: Items that were stored.
+    """
+
+    def __init__(self) -> None:
+        self.exported = 0
+        self.imported = Counter(created=0, present=0, refused=0)
+        self.exported_items = 0
+        self.imported_items = 0
+
+
 class PurgeStats:
     """Counts of the purges of this process.
 

@@ -2,7 +2,7 @@
 
 | method | bytes |
 |---|---|
-| writes items: `NewItem` is part of its request | `max_message_bytes` |
+| writes items: `NewItem` or `Record` is part of its request | `max_message_bytes` |
 | any other | 64 KiB |
 
 docs/adr/0020 says why.
@@ -13,12 +13,12 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from server.errors import FieldInvalid, Violation
 
 SMALL_REQUEST_BYTES = 64 * 1024
-_NEW_ITEM = "conversations.v1.NewItem"
+_CARRIERS = ("conversations.v1.NewItem", "conversations.v1.Record")
 
 
 def max_request_bytes(request: Descriptor, max_message_bytes: int) -> int:
     """Returns the limit of a method, given the type of its request."""
-    carries_items = any(_type_of(field) == _NEW_ITEM for field in request.fields)
+    carries_items = any(_type_of(field) in _CARRIERS for field in request.fields)
     return max_message_bytes if carries_items else min(SMALL_REQUEST_BYTES, max_message_bytes)
 
 

@@ -24,14 +24,14 @@ from server.requests.page_tokens import PageTokens
 from server.services.append_stream import AppendStream
 from server.services.conversation_watch import ConversationWatch
 from server.services.item_watch import ItemWatch
-from server.services.messages import conversation_of, item_response, page_of, with_items
+from server.services.messages import conversation_of, item_response, page_of, revision_of, with_items
 from server.services.new_items import BatchBuilder
 from server.services.watch_stream import Watches
 from server.settings.retention import RetentionFile, RetentionRule
 from server.store.appends import Append
 from server.store.batch import EMPTY_BATCH
 from server.store.bulk_deletes import BulkDeleteStore
-from server.store.conversations import ConversationStore, etag_of, new_id
+from server.store.conversations import ConversationStore, new_id
 from server.store.creates import Create
 from server.store.forks import Fork, ForkStore
 from server.store.idempotency import Method, reservation_for
@@ -143,7 +143,7 @@ class ConversationsServicer(ConversationsServiceServicer):
             access,
             sent.id,
             change_of(sent, request.update_mask, self._rule_of(access), datetime.now(UTC)),
-            _revision(sent.etag),
+            revision_of(sent.etag),
             reservation_for(Method.UPDATE_CONVERSATION, request),
         )
         return conversation_of(row)
@@ -160,7 +160,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         await self._conversations.delete(
             current_access.get(),
             request.conversation_id,
-            _revision(request.etag),
+            revision_of(request.etag),
             reservation_for(Method.DELETE_CONVERSATION, request),
         )
         return Empty()
@@ -421,12 +421,3 @@ def _attributes(conversation: conversation_pb2.Conversation, principal: Principa
     own = {name: sorted(values) for name, values in principal.attributes.items()}
     sent = {name: list(values.values) for name, values in conversation.attributes.items()}
     return attribute_pairs(own | sent)
-
-
-def _revision(etag: str) -> int | None:
-    """Returns the revision of an etag: None for an empty one, 0, which no conversation has, for one not made here."""
-    if not etag:
-        return None
-    digits = etag.strip('"')
-    known = digits.isascii() and digits.isdigit() and len(digits) < 19 and etag == etag_of(int(digits))
-    return int(digits) if known else 0

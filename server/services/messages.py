@@ -52,6 +52,15 @@ def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
     return message
 
 
+def revision_of(etag: str) -> int | None:
+    """Returns the revision of an etag: None for an empty one, 0, which no conversation has, for one not made here."""
+    if not etag:
+        return None
+    digits = etag.strip('"')
+    known = digits.isascii() and digits.isdigit() and len(digits) < 19 and etag == etag_of(int(digits))
+    return int(digits) if known else 0
+
+
 _NO_METADATA: tuple[Any, ...] = ("{}", {})  # as text from the driver, or decoded
 
 
@@ -98,11 +107,15 @@ def _join_page(response: pb.ListItemsResponse, stored: Sequence[StoredItem]) -> 
 
 
 def _join(response: ItemsResponse, stored: Iterable[StoredItem]) -> bytes:
-    return b"".join((*_fields(type(response), stored), response.SerializeToString()))
+    return b"".join((*item_fields(_items_tag(type(response)), stored), response.SerializeToString()))
 
 
-def _fields(response: type[ItemsResponse], stored: Iterable[StoredItem]) -> list[bytes]:
-    tag = _ITEMS_TAGS[response]
+def _items_tag(response: type[ItemsResponse]) -> bytes:
+    return _ITEMS_TAGS[response]
+
+
+def item_fields(tag: bytes, stored: Iterable[StoredItem]) -> list[bytes]:
+    """Returns the parts of a serialized field of items, with their sequences; ``tag`` is that of the field."""
     parts: list[bytes] = []
     for sequence, body in stored:
         field = _SEQUENCE_TAG + varint(sequence)

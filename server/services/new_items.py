@@ -174,14 +174,14 @@ def _batch(
     items: list[item_pb2.Item], arms: list[str], references: list[Reference | None], bodies: list[bytes]
 ) -> Batch:
     rows = [
-        _REFERENCE_ROW if reference else (*_columns(item, arm), body)
+        _REFERENCE_ROW if reference else (*columns_of(item, arm), body)
         for item, arm, reference, body in zip(items, arms, references, bodies, strict=True)
     ]
     ids, types, roles, statuses, stored = zip(*rows, strict=True)
     return Batch(ids, types, roles, statuses, stored, references)
 
 
-def _columns(item: item_pb2.Item, arm: str) -> tuple[str, str, str, str]:
+def columns_of(item: item_pb2.Item, arm: str) -> tuple[str, str, str, str]:
     """Returns id, type, role and status as the store's columns have them."""
     type_ = item.unknown.type if arm == UNKNOWN else arm
     role = role_name(getattr(item, arm).role) if TYPE_RULES[arm].has_role else ""

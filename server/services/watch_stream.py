@@ -151,7 +151,7 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
             StoreUnavailable: Nobody could be told of changes for `BLIND_SECONDS`.
             ShuttingDown: The server drains.
         """
-        ends_at = time.monotonic() + _lifetime(context, self.shared.seconds)
+        ends_at = time.monotonic() + lifetime(context, self.shared.seconds)
         with self.subscribe() as subscription:
             try:
                 async with aclosing(self._responses(subscription, ends_at)) as responses:
@@ -249,11 +249,11 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
         return method, principal.tenant, principal.id, *rest
 
 
-def _lifetime(context: Context, seconds: float) -> float:
+def lifetime(context: Context, seconds: float) -> float:
     """Seconds that a stream lasts, in all."""
     remaining: float | None = context.time_remaining()
-    lifetime = seconds * _around_one()
-    return lifetime if remaining is None else min(lifetime, remaining - _DEADLINE_SECONDS)
+    lasting = seconds * _around_one()
+    return lasting if remaining is None else min(lasting, remaining - _DEADLINE_SECONDS)
 
 
 def _around_one() -> float:

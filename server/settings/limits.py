@@ -32,7 +32,11 @@ class LimitSettings(BaseSettings):
     max_streams_per_principal: Count = Field(100, description="Of these, streams of one principal.")
     max_watches: Count = Field(1000, description="Watches at once in each worker.")
     max_watches_per_principal: Count = Field(50, description="Of these, watches of one principal.")
-    watch_seconds: Seconds = Field(300.0, description="After so long a watch ends with OK, to be resumed.")
+    max_exports: Count = Field(16, description="Exports at once in each worker.")
+    max_exports_per_principal: Count = Field(4, description="Of these, exports of one principal.")
+    watch_seconds: Seconds = Field(
+        300.0, description="After so long a watch ends with OK, to be resumed, and an export with DEADLINE_EXCEEDED."
+    )
     default_deadline_seconds: Seconds = Field(30.0, description="Limit on a call without a deadline.")
     max_deadline_seconds: Seconds = Field(60.0, description="Limit on any call's deadline.")
     connection_age_seconds: Seconds = Field(600.0, description="After so long a connection is renewed (GOAWAY).")

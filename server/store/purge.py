@@ -23,6 +23,7 @@ from server.store.retention import apply_limits, mark_expired
 _LOCK = 0x70757267  # "purg"
 _STEP = 5000  # rows of one statement
 _FEW = 500  # of one that also locks conversations
+_BROKEN_IMPORTS = timedelta(days=1)  # since something was stored for them
 # Rows of conversations that are marked; each statement takes the most rows of a step.
 _MARKED = {
     "items": """
@@ -48,6 +49,14 @@ _MARKED = {
 }
 # Rows from before $1, $2 at most.
 _OLD = {
+    "broken imports": """
+        WITH broken AS (
+            DELETE FROM imports WHERE conversation_id IN (
+                SELECT conversation_id FROM imports WHERE touch_time <= $1 LIMIT $2)
+            RETURNING conversation_id
+        )
+        UPDATE conversations SET delete_time = 'epoch' FROM broken
+        WHERE conversations.id = broken.conversation_id AND conversations.delete_time = 'infinity'""",
     # Rows of conversations are locked in the order of their ids, as by every statement that locks several.
     "deleted conversations": """
         WITH old AS (
@@ -118,6 +127,7 @@ async def purge(
         await apply_limits(connection, retention)
         expired = await mark_expired(connection)
         now = await connection.fetchval("SELECT now()")
+        await _run_old(connection, "broken imports", now - _BROKEN_IMPORTS, _FEW)
         await _run_old(connection, "deleted conversations", now - keep, _FEW)
         await _remove_marked(connection, "attributes")
         await _remove_marked(connection, "expirations")

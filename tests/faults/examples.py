@@ -4,10 +4,16 @@ from collections import deque
 from random import Random
 
 from conversations.v1.access_service_pb2 import CheckAccessRequest, ExplainAccessRequest, Permission
+from conversations.v1.conversation_pb2 import Conversation
 from conversations.v1.conversations_service_pb2 import (
     ListConversationsRequest,
     WatchConversationsRequest,
     WatchItemsRequest,
+)
+from conversations.v1.transfer_service_pb2 import (
+    ExportConversationsRequest,
+    ImportConversationsRequest,
+    Record,
 )
 from google.protobuf.message import Message
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthListRequest
@@ -72,6 +78,8 @@ class Examples:
             "RewindConversation": rewind(id_, 1, expected_last_sequence=self._random.randrange(3)),
             "WatchItems": WatchItemsRequest(conversation_id=id_, newest=20),
             "WatchConversations": WatchConversationsRequest(include_items=True),
+            "ExportConversations": ExportConversationsRequest(conversation_ids=[id_]),
+            "ImportConversations": ImportConversationsRequest(record=Record(conversation=Conversation(id=id_))),
             "CheckAccess": CheckAccessRequest(conversation_id=id_, permissions=[permission]),
             "ExplainAccess": ExplainAccessRequest(permission=permission, conversation_id=id_),
             "Check": HealthCheckRequest(service="readiness"),

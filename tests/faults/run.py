@@ -28,7 +28,9 @@ RECOVERY = 15.0  # seconds in which writes must be acknowledged again
 NOT_READY_WITHIN, READY_WITHIN = 5.0, 2.0  # seconds
 MOST_LINES = 20  # warnings and errors in a log for each time that something is broken
 
-_STREAMS = frozenset(("AppendItems", "WatchItems", "WatchConversations"))  # last as long as their callers want
+_STREAMS = frozenset(  # last as long as their callers want
+    ("AppendItems", "WatchItems", "WatchConversations", "ExportConversations", "ImportConversations")
+)
 
 
 @dataclass(frozen=True)

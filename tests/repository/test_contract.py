@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 from server.settings.service import Settings
-from server.store import forks
+from server.store import checksum, forks
 
 ROOT = Path(__file__).parents[2]
 DESCRIPTORS = FileDescriptorSet.FromString((ROOT / "generated/conversations/v1/descriptors.binpb").read_bytes())
@@ -32,6 +32,7 @@ DENSITY = {
     "conversations/v1/item_body.proto": 0.55,
     "conversations/v1/item_status.proto": 0.7,
     "conversations/v1/options.proto": 0.7,
+    "conversations/v1/transfer_service.proto": 0.5,
 }
 MIB = 1024 * 1024
 GRPC_RECEIVE_LIMIT = 4 * MIB  # of clients that are not configured
@@ -114,6 +115,6 @@ def test_sizes_are_the_defaults() -> None:
     """Sizes in comments are those that a server has unless it is configured otherwise."""
     fields = Settings.model_fields
     known = {fields["max_item_bytes"].default, fields["max_message_bytes"].default, GRPC_RECEIVE_LIMIT}
-    known.add(forks.MAX_BYTES)
+    known |= {forks.MAX_BYTES, checksum.BLOCK_BYTES}
     texts = (text for file in FILES.values() for text in comments(file).values())
     assert {int(size) * MIB for text in texts for size in re.findall(r"(\d+)\s+MiB", text)} == known

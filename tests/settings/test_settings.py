@@ -43,6 +43,8 @@ WRONG = {
     "max_streams": "-77123",
     "max_streams_per_principal": "-77123",
     "max_watches": "-77123",
+    "max_exports": "-77123",
+    "max_exports_per_principal": "-77123",
     "max_watches_per_principal": "-77123",
     "watch_seconds": "-77123",
     "default_deadline_seconds": "-77123",

@@ -21,6 +21,7 @@ AUDITED_POLICY = """\
   when: user is owner
 - permit: {actions: read, resource: "conversation::*"}
   when: user in owners teams
+- permit: {actions: import, principal: mover}
 """
 
 

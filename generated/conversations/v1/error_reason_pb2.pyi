@@ -124,7 +124,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CONVERSATION_EXISTS: _ErrorReason.ValueType  # 25
     """ALREADY_EXISTS; `conversationId`. A conversation with that id is there, and is not
-    deleted. Nothing was written.
+    deleted; or an import brought an id that another conversation has, also one that
+    was deleted, or that is not the caller's. Nothing was written.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -237,6 +238,7 @@ all conversations. WatchItems works.
 """
 ERROR_REASON_CONVERSATION_EXISTS: ErrorReason.ValueType  # 25
 """ALREADY_EXISTS; `conversationId`. A conversation with that id is there, and is not
-deleted. Nothing was written.
+deleted; or an import brought an id that another conversation has, also one that
+was deleted, or that is not the caller's. Nothing was written.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

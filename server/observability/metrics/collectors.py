@@ -26,7 +26,7 @@ from server.observability.metrics.sources import (
     TaskState,
     WatchState,
 )
-from server.observability.stats import JwksStats, PurgeStats, WatchStats
+from server.observability.stats import JwksStats, PurgeStats, TransferStats, WatchStats
 from server.settings.service import Settings
 
 _VERSIONS = ("grpcio", "protobuf", "asyncpg")
@@ -57,6 +57,7 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
                 partial(of_capacity, sources.settings, sources.unary, sources.streams, sources.watches, sources.drain),
                 partial(of_watches, sources.followed, sources.watch_stats),
                 partial(of_change_log, sources.poller),
+                partial(of_transfers, sources.transfers),
                 partial(of_store, sources.database),
                 partial(of_sharing, sources.database),
                 partial(of_purges, sources.settings, sources.purges),
@@ -117,6 +118,15 @@ def of_change_log(poller: PollerState) -> Iterator[Metric]:
         "How long changes have waited to be told, because an older transaction is still running.",
         poller.held_seconds,
     )
+
+
+def of_transfers(stats: TransferStats) -> Iterator[Metric]:
+    """Yields what was exported and imported."""
+    yield count("exports", "Conversations that were exported.", stats.exported)
+    yield count("exported_items", "Items of these.", stats.exported_items)
+    description = "Conversations that were imported, by outcome: created, present before, or refused."
+    yield counts("imports", description, "outcome", stats.imported)
+    yield count("imported_items", "Items that imports stored.", stats.imported_items)
 
 
 def of_store(database: PoolState) -> Iterator[Metric]:

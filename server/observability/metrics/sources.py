@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from server.observability.histogram import Histogram
-from server.observability.stats import JwksStats, MethodStats, PurgeStats, StoreStats, WatchStats
+from server.observability.stats import JwksStats, MethodStats, PurgeStats, StoreStats, TransferStats, WatchStats
 from server.policy.rules import Policy
 from server.settings.service import Settings
 
@@ -145,6 +145,7 @@ class Sources:
     followed: WatchState
     poller: PollerState
     watch_stats: WatchStats
+    transfers: TransferStats
     drain: DrainState
     readiness: ReadyState
     database: PoolState

@@ -209,6 +209,20 @@ change_log = Table(
     Column("since", Time, nullable=False),  # when it was turned on or off
 )
 
+# A row for each conversation whose import has not ended (`server.store.imports`, docs/adr/0036).
+imports = Table(
+    "imports",
+    metadata,
+    Column("conversation_id", Name, primary_key=True),
+    Column("tenant", Name, nullable=False),
+    Column("head", LargeBinary, nullable=False),  # as `server.store.checksum.kept_head`; '' when it is abandoned
+    Column("stream", UUID(as_uuid=False), nullable=False),  # the only one that may write
+    Column("stored_sequence", BigInteger, nullable=False),  # of the last item that is there
+    Column("item_count", BigInteger, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # of head and items so far
+    Column("touch_time", Time, nullable=False, server_default=text("now()")),
+)
+
 page_token_keys = Table(
     "page_token_keys",
     metadata,
