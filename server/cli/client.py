@@ -225,17 +225,26 @@ class _CallDetails(NamedTuple):
     compression: grpc.Compression | None
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor):
-    """Sends a token with each call; commands make unary calls only."""
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
+    """Sends a token with each call."""
 
     def __init__(self, token: str) -> None:
         self._sent = ("authorization", f"Bearer {token}")
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Adds the token to the metadata."""
-        told = client_call_details
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """As of unary calls."""
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        """As of unary calls."""
+        return continuation(self._with_token(client_call_details), request_iterator)
+
+    def _with_token(self, told: Any) -> _CallDetails:
         metadata = [*(told.metadata or ()), self._sent]
-        call = _CallDetails(
+        return _CallDetails(
             told.method, told.timeout, metadata, told.credentials, told.wait_for_ready, told.compression
         )
-        return continuation(call, request)

@@ -17,10 +17,11 @@ from server.cli.database import DatabaseUrl, DataDir, register, run
 from server.cli.policy import policy_app
 from server.errors import OperatorError, ServiceError
 from server.items import ItemJsonError
+from server.observability.escaping import escape_unprintable
 from server.settings.service import Settings, SettingsInvalid, load
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from server.app.service import RunningService
     from server.app.supervisor import Workers as SupervisedWorkers
@@ -218,6 +219,81 @@ def import_jsonl(
         sys.exit(f"Error: not UTF-8: {file}")
     with connection(target).open() as channel:
         print(import_lines(channel, text.split("\n"), conversation))
+
+
+@app.command("export")
+@targeted
+def export(
+    target: Target,
+    conversation_id: Annotated[list[str] | None, typer.Argument(help="Which ones; by default all.")] = None,
+    chosen: Annotated[str, typer.Option("--filter", help="Which ones, in the language of ListConversations.")] = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; a broken export of it is gone on with.")
+    ] = None,
+) -> None:
+    """Print conversations with all they have as JSON Lines, oldest first, for import.
+
+    Without --output they go to standard output.
+    """
+    from server.cli import transfer
+
+    request = transfer.request_of(conversation_id or (), chosen)
+    with connection(target).open() as channel:
+        if output:
+            transfer.export_to(channel, request, output)
+            return
+        for line in transfer.export_lines(channel, request):
+            print(line)
+
+
+@app.command("import")
+@targeted
+def import_(
+    file: Annotated[Path, typer.Argument(help="What export has written.")],
+    target: Target,
+) -> None:
+    """Import conversations as they were where they were exported; what is there already stays as it is.
+
+    Exits with 1 if some are not imported, and says why.
+    """
+    from server.cli import transfer
+
+    with connection(target).open() as channel:
+        result = transfer.import_from(channel, file)
+    print(f"{result.created} imported, {result.present} there already, {len(result.refused)} refused")
+    _tell_refused(result.refused)
+
+
+def _tell_refused(refused: "Sequence[str]") -> None:
+    """Prints why conversations were refused, and ends with 1 if some were."""
+    for sentence in refused:
+        print(escape_unprintable(sentence), file=sys.stderr)
+    if refused:
+        raise typer.Exit(1)
+
+
+@app.command("import-ogx")
+@targeted
+def import_ogx(
+    url: Annotated[str, typer.Argument(help="sqlite:///path or postgresql://user@host/database.")],
+    target: Target,
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose conversations, if those there are of several tenants.")
+    ] = None,
+    map_owner: Annotated[Path | None, typer.Option(help="File with a line old=new for each owner to rename.")] = None,
+) -> None:
+    """Import the conversations of a Llama Stack or OGX into the caller's tenant; its database is only read.
+
+    Exits with 1 if some are not imported, and says why.
+    """
+    from server.cli import ogx
+    from server.cli.ogx_database import open_ogx
+
+    owners = ogx.read_owners(map_owner) if map_owner else {}
+    with open_ogx(url) as database, connection(target).open() as channel:
+        report = ogx.import_ogx(channel, database, tenant, owners)
+    print("\n".join(report.lines()))
+    _tell_refused(report.result.refused)
 
 
 @app.command("dev-credentials")
