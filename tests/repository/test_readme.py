@@ -76,6 +76,7 @@ LIFECYCLES = {
     "Delete many": [r'"deleted_?[cC]ount": 1', r'"deleted_?[cC]ount": 1'],
     "Fork": [r'"metadata": \{\s*"branch": "b"', r'"forked_?[fF]rom"', r'"conversations": \['],
     "Rewind": [r'"last_?[sS]equence": "6"'],
+    "What an export has": [r'"conversation": \{', r'"items": \{', r'"end": \{', r'"resume_?[tT]oken"'],
 }
 TRIED = {
     (README, "A tour with grpcurl"),
