@@ -18,15 +18,14 @@ from conversations.v1.conversations_service_pb2 import (
 
 from server.store import change_log
 from server.store.bulk_deletes import MAX_CONVERSATIONS
-from tests.services.test_outcome_unknown import proxied_service, unknown
-from tests.services.test_watch_conversations import KEEP
-from tests.services.test_watch_items import watching
 from tests.support.access import ANN, BOB, EVE, EVERYTHING, RITA, GuardedService
 from tests.support.build import create, delete, delete_many, fork, get, sets, update
 from tests.support.postgres import fresh_database
 from tests.support.problems import problem
 from tests.support.proof import proof_on
+from tests.support.proxied import proxied_service, unknown
 from tests.support.service import Service, recorded_statements
+from tests.support.watching import KEEP, watching
 from tests.support.worlds import random_world
 
 _MANY = """

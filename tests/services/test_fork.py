@@ -18,8 +18,6 @@ from google.protobuf.duration_pb2 import Duration
 
 from server.store import change_log, forks
 from server.store.connection.execution import Execute, Execution, Rows
-from tests.services.test_outcome_unknown import Proxied, proxied_service, unknown
-from tests.services.test_watch_conversations import KEEP
 from tests.support.access import ANN, BOB, EMMA, EVE, EVERYTHING, OTHER_ANN, Caller, GuardedService, caller
 from tests.support.build import (
     append,
@@ -37,7 +35,9 @@ from tests.support.build import (
 )
 from tests.support.histories import grow, stored_items
 from tests.support.problems import problem, problem_of
+from tests.support.proxied import Proxied, proxied_service, unknown
 from tests.support.service import Service, intercepted, recorded_statements
+from tests.support.watching import KEEP
 
 ITEMS = 6
 DELETED = 3  # a place of every source

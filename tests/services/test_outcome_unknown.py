@@ -1,11 +1,7 @@
 """Writes whose answer from the database is lost: no client library repeats what may have been stored."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,36 +13,11 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 
 from tests.support.batching import outcome
 from tests.support.build import append, create, delete, delete_item, get, list_items, rewind, update, user_message
-from tests.support.postgres import fresh_database
-from tests.support.problems import Problem, problem, problem_of
-from tests.support.service import running_service
-from tests.support.tcp_proxy import Direction, TcpProxy, tcp_proxy
+from tests.support.problems import problem
+from tests.support.proxied import Proxied, proxied_service, unknown
+from tests.support.tcp_proxy import Direction
 
-SERVICE_CONFIG = json.loads((Path(__file__).parents[2] / "deploy" / "service_config.json").read_text(encoding="utf-8"))
-SERVICE_CONFIG["healthCheckConfig"] = {}  # the proxied database is not ready for a moment: calls must not wait for that
 NEEDLE = "needle"
-
-
-@dataclass(frozen=True)
-class Proxied:
-    """A service whose database is behind a proxy, and a client with the service config that we ship."""
-
-    proxy: TcpProxy
-    stub: Any
-    address: str
-
-
-@asynccontextmanager
-async def proxied_service(postgres: str, template: str, **settings: Any) -> AsyncIterator[Proxied]:
-    async with (
-        fresh_database(postgres, template) as url,
-        tcp_proxy(url) as proxy,
-        running_service(proxy.url(url), **settings) as service,
-        grpc.aio.insecure_channel(
-            service.address, options=[("grpc.service_config", json.dumps(SERVICE_CONFIG))]
-        ) as channel,
-    ):
-        yield Proxied(proxy, ConversationsServiceStub(channel), service.address)
 
 
 @pytest.fixture
@@ -60,17 +31,6 @@ async def texts(stub: Any, conversation_id: str) -> list[str]:
     """The texts of a conversation's items."""
     page = await stub.ListItems(list_items(conversation_id))
     return [item.message.content[0].input_text.text for item in page.items]
-
-
-async def unknown(call: Any) -> Problem:
-    """The problem of a call, which must be that its outcome is unknown, with a trailer that stops retries."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    found = problem_of(caught.value)
-    assert ("UNAVAILABLE", "OUTCOME_UNKNOWN") == (found.code, found.reason)
-    assert "RetryInfo" not in found.details
-    assert "-1" == dict(caught.value.trailing_metadata() or ())["grpc-retry-pushback-ms"]
-    return found
 
 
 async def test_an_append_is_not_doubled(proxied: Proxied) -> None:

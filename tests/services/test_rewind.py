@@ -20,8 +20,6 @@ from conversations.v1.conversations_service_pb2 import (
 
 from server.store import change_log
 from server.store.sql.rewinds import MAX_ITEMS
-from tests.services.test_watch_conversations import KEEP
-from tests.services.test_watch_items import watching
 from tests.support.access import ANN, BOB, EVERYTHING, GuardedService
 from tests.support.build import (
     append,
@@ -37,6 +35,7 @@ from tests.support.build import (
 from tests.support.histories import grow, stored_items
 from tests.support.problems import problem, problem_of
 from tests.support.service import Service, list_all_items, recorded_statements, running_service
+from tests.support.watching import KEEP, watching
 
 
 async def made(stub: Any, count: int) -> Conversation:

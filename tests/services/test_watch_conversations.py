@@ -26,9 +26,8 @@ from server.store.purge import purge
 from tests.support.access import ANN, BOB, EVE, OTHER_ANN, READERS, Caller, GuardedService, guarded_service
 from tests.support.build import append, create, delete, delete_item, sets, update, user_message
 from tests.support.service import Service, intercepted, running_service, shared_service
-from tests.support.watching import Watch
+from tests.support.watching import KEEP, Watch
 
-KEEP = timedelta(hours=1)
 _APPEND = "UPDATE conversations SET version = version + 1, last_sequence = last_sequence + 1 WHERE id = $1"
 
 

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -25,45 +25,9 @@ from server.store.connection.execution import Execute, Execution, Rows
 from server.store.item_changes import LARGE_BYTES, PAGE_BYTES
 from server.store.purge import purge
 from tests.support.build import ahead, append, create, delete, delete_item, get, list_items, update, user_message
-from tests.support.problems import Problem, problem_of
+from tests.support.problems import problem_of
 from tests.support.service import Service, intercepted, list_all_items, running_service
-from tests.support.watching import ItemWatch
-
-
-class TextWatch(ItemWatch):
-    """A watch, in words.
-
-    Attributes:
-        last: The last message.
-    """
-
-    last: WatchItemsResponse | None = None
-
-    async def next(self) -> list[str]:
-        """The changes of the next message."""
-        self.last = await self.read()
-        return ["the end"] if self.last is None else [_words(change) for change in self.last.changes]
-
-    async def problem(self) -> Problem:
-        """Why the stream ends."""
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            async with asyncio.timeout(5):
-                while True:
-                    assert await self.call.read() is not grpc.aio.EOF
-        return problem_of(ended.value)
-
-
-def _words(change: ItemChange) -> str:
-    match change.WhichOneof("change"):
-        case "item":
-            return f"{change.item.sequence} {change.item.message.content[0].input_text.text[:10]}"
-        case "large_item":
-            return f"{change.large_item.sequence} is large"
-        case "deleted_item":
-            return f"{change.deleted_item.sequence} is gone"
-        case "conversation":
-            return f"metadata {dict(change.conversation.metadata)}"
-    return "the conversation is gone"
+from tests.support.watching import TextWatch, watching
 
 
 async def made(service: Service, *texts: str) -> str:
@@ -75,16 +39,6 @@ async def appended(service: Service, conversation_id: str, *texts: str) -> list[
     """Appends items of these texts; their ids."""
     done = await service.stub.CreateItems(append(conversation_id, *map(user_message, texts)))
     return [item.id for item in done.items]
-
-
-@asynccontextmanager
-async def watching(service: Service, conversation_id: str, **start: Any) -> AsyncIterator[TextWatch]:
-    """A watch that is cancelled at the end."""
-    watch = TextWatch(service.stub, conversation_id, **start)
-    try:
-        yield watch
-    finally:
-        watch.call.cancel()
 
 
 STARTS = {

@@ -2,14 +2,19 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import grpc.aio
 import pytest
-from conversations.v1.conversations_service_pb2 import WatchItemsRequest
+from conversations.v1.conversations_service_pb2 import ItemChange, WatchItemsRequest, WatchItemsResponse
 
-from tests.support.problems import problem_of
+from tests.support.problems import Problem, problem_of
+from tests.support.service import Service
+
+KEEP = timedelta(hours=1)  # of changes in the log
 
 
 class Watch(ABC):
@@ -67,3 +72,49 @@ class ItemWatch(Watch):
         """``start``: the field of the request that says where to begin."""
         request = WatchItemsRequest(conversation_id=conversation_id, **start)
         super().__init__(stub.WatchItems(request, metadata=metadata, timeout=60))
+
+
+class TextWatch(ItemWatch):
+    """A watch, in words.
+
+    Attributes:
+        last: The last message.
+    """
+
+    last: WatchItemsResponse | None = None
+
+    async def next(self) -> list[str]:
+        """The changes of the next message."""
+        self.last = await self.read()
+        return ["the end"] if self.last is None else [_words(change) for change in self.last.changes]
+
+    async def problem(self) -> Problem:
+        """Why the stream ends."""
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            async with asyncio.timeout(5):
+                while True:
+                    assert await self.call.read() is not grpc.aio.EOF
+        return problem_of(ended.value)
+
+
+def _words(change: ItemChange) -> str:
+    match change.WhichOneof("change"):
+        case "item":
+            return f"{change.item.sequence} {change.item.message.content[0].input_text.text[:10]}"
+        case "large_item":
+            return f"{change.large_item.sequence} is large"
+        case "deleted_item":
+            return f"{change.deleted_item.sequence} is gone"
+        case "conversation":
+            return f"metadata {dict(change.conversation.metadata)}"
+    return "the conversation is gone"
+
+
+@asynccontextmanager
+async def watching(service: Service, conversation_id: str, **start: Any) -> AsyncIterator[TextWatch]:
+    """A watch that is cancelled at the end."""
+    watch = TextWatch(service.stub, conversation_id, **start)
+    try:
+        yield watch
+    finally:
+        watch.call.cancel()
