@@ -18,7 +18,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
 export PATH := $(abspath $(BIN)):$(abspath build/bin):$(PATH)
 
-.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants release release-image bench bench-peers bench-latency bench-http bench-memory bench-watch flames bench-check faults faults-short licences sbom audit clean
+.PHONY: help run test check check-slow check-tools interop generate generated lint types breaking proof mutants release release-image stranger bench bench-peers bench-latency bench-http bench-memory bench-watch flames bench-check faults faults-short licences sbom audit clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -118,6 +118,9 @@ sbom: $(READY) $(SUPPLY)/.ready ## Write build/sbom.json: the packages in an ima
 
 release: sbom ## Build dist/: packages of server and client, the contract, bill of materials, checksums
 	@python -m supply.release dist --sbom build/sbom.json
+
+stranger: release ## Go from the files of a release to calls in four languages, without the repository (needs root, all tools)
+	@python -m tests.stranger dist
 
 release-image: $(READY) ## Add the image to dist/ as an OCI archive (needs buildah)
 	@python -m supply.image dist
