@@ -125,7 +125,7 @@ async def test_strings_are_utf_8(service: Service, bad: bytes) -> None:
     """A lone surrogate, an overlong form or a cut character in any string is an invalid argument."""
     for method, request in {**request_of_each_method("conv_1"), "GetConversation": get("conv_1234")}.items():
         sample = request.SerializeToString()
-        text = b"conv" if b"conv" in sample else b"demo" if b"demo" in sample else b"create_time"
+        text = next(word for word in (b"conv", b"demo", b"create_time", b"metadata") if word in sample)
         body = sample.replace(text, bad + text[len(bad) :], 1)
         assert len(body) == len(sample)
         failure = await problem(raw(service.channel, method)(body))
