@@ -8,6 +8,7 @@ A conversation is marked before its rows are removed, by a ``delete_time`` of 19
 it, so that none comes back with a part of its rows.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -18,35 +19,14 @@ from server.store.change_log import purge_changes
 from server.store.connection.opening import direct_connection
 from server.store.purge_session import PURGE_SESSION
 from server.store.removal_progress import on_removed
+from server.store.remover import CONVERSATIONS, STEP, count_of, remove_conversations
 from server.store.retention import apply_limits, mark_expired
 
 _LOCK = 0x70757267  # "purg"
-_STEP = 5000  # rows of one statement
 _FEW = 500  # of one that also locks conversations
 _BROKEN_IMPORTS = timedelta(days=1)  # since something was stored for them
-# Rows of conversations that are marked; each statement takes the most rows of a step.
-_MARKED = {
-    "items": """
-        DELETE FROM items WHERE (conversation_id, sequence) IN (
-            SELECT items.conversation_id, items.sequence
-            FROM items JOIN conversations ON conversations.id = items.conversation_id
-            WHERE conversations.delete_time = 'epoch' LIMIT $1)""",
-    "attributes": """
-        DELETE FROM conversation_attributes WHERE (conversation_id, attribute) IN (
-            SELECT conversation_attributes.conversation_id, conversation_attributes.attribute
-            FROM conversation_attributes
-            JOIN conversations ON conversations.id = conversation_attributes.conversation_id
-            WHERE conversations.delete_time = 'epoch' LIMIT $1)""",
-    "expirations": """
-        DELETE FROM expirations WHERE conversation_id IN (
-            SELECT expirations.conversation_id
-            FROM expirations JOIN conversations ON conversations.id = expirations.conversation_id
-            WHERE conversations.delete_time = 'epoch' LIMIT $1)""",
-    "conversations": """
-        DELETE FROM conversations WHERE id IN (
-            SELECT id FROM conversations WHERE delete_time = 'epoch'
-            AND NOT EXISTS (SELECT FROM items WHERE items.conversation_id = conversations.id) LIMIT $1)""",
-}
+# An erasure has marks of its own, and removes and counts what has them (`server.store.erasing`).
+_FIND_MARKED = "SELECT id FROM conversations WHERE delete_time = 'epoch' AND id > $1 ORDER BY id LIMIT $2"
 # Rows from before $1, $2 at most.
 _OLD = {
     "broken imports": """
@@ -129,19 +109,29 @@ async def purge(
         now = await connection.fetchval("SELECT now()")
         await _run_old(connection, "broken imports", now - _BROKEN_IMPORTS, _FEW)
         await _run_old(connection, "deleted conversations", now - keep, _FEW)
-        await _remove_marked(connection, "attributes")
-        await _remove_marked(connection, "expirations")
+        marked = await _remove_marked(connection)
         return PurgeResult(
-            items=await _remove_marked(connection, "items") + await _run_old(connection, "items", now - keep, _FEW),
-            requests=await _run_old(connection, "requests", now - keep_requests, _STEP),
-            conversations=await _remove_marked(connection, "conversations"),
+            items=marked["items"] + await _run_old(connection, "items", now - keep, _FEW),
+            requests=await _run_old(connection, "requests", now - keep_requests, STEP),
+            conversations=marked["conversations"],
             changes=await purge_changes(connection),
             expired=expired,
         )
 
 
-async def _remove_marked(connection: asyncpg.Connection, name: str) -> int:
-    return await _repeat(connection, _MARKED[name], _STEP)
+async def _remove_marked(connection: asyncpg.Connection) -> Counter[str]:
+    """Removes the conversations that are marked, with what belongs to them; returns how many rows of which table."""
+    removed: Counter[str] = Counter()
+
+    async def note(table: str, count: int) -> None:
+        removed[table] += count
+        on_removed.get()(count)
+
+    after = ""
+    while found := [row["id"] for row in await connection.fetch(_FIND_MARKED, after, CONVERSATIONS)]:
+        await remove_conversations(connection, found, note)
+        after = found[-1]
+    return removed
 
 
 async def _run_old(connection: asyncpg.Connection, name: str, before: datetime, step: int) -> int:
@@ -153,7 +143,7 @@ async def _repeat(connection: asyncpg.Connection, statement: str, step: int, *ar
     total = 0
     while True:
         done = await connection.execute(statement, *arguments, step)
-        count = int(done.rsplit(" ", 1)[1])
+        count = count_of(done)
         total += count
         if done.startswith("DELETE"):
             on_removed.get()(count)
