@@ -143,8 +143,9 @@ def statement_parameters(groups: Sequence[Group]) -> dict[str, Any]:
 def _group_row(group: Group, names: Iterable[str]) -> tuple[Any, ...]:
     first = group.first
     values = [_as_text(first.access.values[name]) for name in names]
-    tenant = first.access.principal.tenant
-    return (tenant, first.conversation_id, group.item_count, len(group.appends), first.expected, *values)
+    principal = first.access.principal
+    key = (principal.tenant, first.conversation_id, principal.id)
+    return (*key, group.item_count, len(group.appends), first.expected, *values)
 
 
 def _item_rows(number: int, group: Group) -> Iterator[tuple[Any, ...]]:

@@ -43,11 +43,12 @@ class Batch:
         """The ids that the items will have, references included."""
         return [ref.item_id if ref else own for own, ref in zip(self.item_ids, self.references, strict=True)]
 
-    def values(self, now: datetime) -> dict[str, Any]:
+    def values(self, now: datetime, author: str) -> dict[str, Any]:
         """The parameters of `sent_rows` or, with references, of `resolved_rows`.
 
         Args:
             now: The create_time of items that are not references.
+            author: The principal that appends them.
         """
         values: dict[str, Any] = {
             "item_ids": self.item_ids,
@@ -56,6 +57,7 @@ class Batch:
             "statuses": self.statuses,
             "bodies": self.bodies,
             "now": now,
+            "author": author,
         }
         if self.has_references:
             values["reference_conversations"] = [ref.conversation_id if ref else "" for ref in self.references]

@@ -28,7 +28,7 @@ async def explain_batch(
 
 async def _find_unusable(database: Database, access: Access, batch: Batch, max_bytes: int) -> ServiceError | None:
     statement = resolved_sizes(access.may("conversation", "read"), access.may("item", "read"))
-    rows = await database.fetch(statement, {**access.values, **batch.values(datetime.now(UTC))})
+    rows = await database.fetch(statement, {**access.values, **batch.values(datetime.now(UTC), access.principal.id)})
     for row, reference in zip(rows, batch.references, strict=True):
         if reference and not row["found"]:
             return ItemNotFound(reference.conversation_id, reference.item_id)

@@ -112,7 +112,7 @@ class Create(PendingWrite[bool]):
             "now": self.now,
             "max_bytes": max_bytes,
             **(self.expiry.values() if self.expires else {}),
-            **(self.batch.values(self.now) if self.batch else {}),
+            **(self.batch.values(self.now, self.access.principal.id) if self.batch else {}),
             **reservation_values(self.access.principal, self.reservation),
         }
 

@@ -150,7 +150,7 @@ class ItemStore:
             "size": len(batch),
             "expected": append.expected,
             "max_bytes": self._page_bytes,
-            **batch.values(append.now),
+            **batch.values(append.now, access.principal.id),
             **reservation_values(access.principal, reservation),
         }
         try:

@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from server.authorization.permission import Permission
 from server.store.sql.expiry import expiry_after_append
 from server.store.sql.idempotency import REQUEST_COLUMNS
-from server.store.sql.item_batch import ITEM_COLUMNS
+from server.store.sql.item_batch import ITEM_COLUMNS, author_for
 from server.store.sql.schema import conversations, items, requests
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import allowed, visible_one
@@ -41,6 +41,7 @@ _c = conversations.c
 GROUPS = {
     "tenant": Text,
     "conversation_id": Text,
+    "author": Text,  # of its items
     "size": BigInteger,  # number of items
     "changes": BigInteger,  # number of appends
     "expected": BigInteger,  # last_sequence before the group; NULL for any
@@ -97,7 +98,8 @@ def _bump_unlocked(read: Permission, create: Permission, groups: Any) -> Update:
     A conversation that changed since the snapshot of the statement is looked at again when its row is
     locked, and again when it is updated.
     """
-    query = select(groups.c.number, _c.id, groups.c.size, groups.c.changes).where(*_conditions(read, create, groups))
+    columns = (groups.c.number, _c.id, groups.c.author, groups.c.size, groups.c.changes)
+    query = select(*columns).where(*_conditions(read, create, groups))
     locked = query.with_for_update(of=conversations, key_share=True, skip_locked=True).cte("locked")
     return _advance(locked).where(_c.id == locked.c.id)
 
@@ -124,7 +126,8 @@ def _advance(groups: Any) -> Update:
         "expire_time": expiry_after_append(),
     }
     base = (_c.last_sequence - groups.c.size).label("base")
-    return update(conversations).values(counters).returning(groups.c.number, _c.id, base, _c.version)
+    author = author_for(groups.c.author, _c.owner).label("author")
+    return update(conversations).values(counters).returning(groups.c.number, _c.id, base, _c.version, author)
 
 
 def _insert_items(bumped: CTE) -> CTE:
@@ -133,7 +136,8 @@ def _insert_items(bumped: CTE) -> CTE:
         "conversation_id": bumped.c.id,
         "sequence": bumped.c.base + rows.c.place,
         "version": bumped.c.version,
-        **{name: rows.c[name] for name in ("item_id", "type", "role", "status", "create_time", "body")},
+        **{name: rows.c[name] for name in ITEM_COLUMNS},
+        "author": bumped.c.author,
     }
     query = select(*columns.values()).join_from(bumped, rows, bumped.c.number == rows.c.group_number)
     statement: Insert = insert(items).from_select(list(columns), query)

@@ -95,7 +95,7 @@ def create(
     if references and rows is not None:
         source = source.where(all_found(rows), fit_together(rows))
     base = _zero.label("base")
-    returned = (_c.id, _c.version, base, *((_c.expire_time,) if expires else ()))
+    returned = (_c.id, _c.owner, _c.version, base, *((_c.expire_time,) if expires else ()))
     created = insert(conversations).from_select(list(columns), source).returning(*returned).cte("created")
     statement: Select[Any] = select(created.c.id)
     if expires:

@@ -29,6 +29,7 @@ from server.store.sql.conversations import COLUMNS, MAX_PAIRS, count_names
 from server.store.sql.creates import EXPIRIES
 from server.store.sql.expiry import schedule_check
 from server.store.sql.idempotency import reserve
+from server.store.sql.item_batch import author_for, author_of
 from server.store.sql.predicate import condition
 from server.store.sql.schema import Time, conversation_attributes, conversations, items
 from server.store.sql.statement import Statement, compile_statement
@@ -215,13 +216,14 @@ def _fits(source: CTE) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
 
 def _copy_items(item_read: Permission, source: CTE, created: CTE) -> CTE:
     names = ("sequence", "item_id", "type", "role", "status", "create_time", "body")
+    author = author_for(author_of(_i.author, source.c.owner), _owner)
     copied = and_(_i.conversation_id == _source_id, _i.sequence <= source.c.through, alive(items))
     query = (
-        select(created.c.id, _one, *(_i[name] for name in names))
+        select(created.c.id, _one, *(_i[name] for name in names), author)
         .select_from(created.join(source, true()).join(items, copied))
         .where(item_allowed(item_read, _i.item_id, source))
     )  # in the order of the primary key, by which they are read
-    return insert(items).from_select(["conversation_id", "version", *names], query).cte("copied")
+    return insert(items).from_select(["conversation_id", "version", *names, "author"], query).cte("copied")
 
 
 def _insert_attributes(created: CTE) -> CTE:

@@ -37,11 +37,14 @@ ITEM_COLUMNS = {
     "create_time": Time,
     "body": LargeBinary,
 }
-_COLUMNS = ("conversation_id", "sequence", "version", "item_id", "type", "role", "status", "create_time", "body")
+_SENT = ("item_id", "type", "role", "status", "create_time", "body")
+_COLUMNS = ("conversation_id", "sequence", "version", *_SENT, "author")
 
 
 _now: ColumnElement[datetime] = bindparam("now", type_=Time)
 _conversation_id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
+_author: ColumnElement[str] = bindparam("author", type_=Text)
+_nobody: ColumnElement[str] = literal_column("''", Text)
 
 
 def _array(name: str, type_: Any = Text) -> ColumnElement[Any]:
@@ -55,11 +58,11 @@ def sent_rows() -> CTE:
         "item_id", "type", "role", "status", "body", with_ordinality="ordinal", name="sent"
     )
     rows = rows.render_derived()
-    return select(*rows.c, _now.label("create_time")).cte("rows")
+    return select(*rows.c, _now.label("create_time"), _author.label("author")).cte("rows")
 
 
 def resolved_rows(read: Permission, item_read: Permission) -> CTE:
-    """The items of a request as rows, with the referenced items in place of references.
+    """The items of a request as rows, with the referenced items in place of references; a copy keeps its author.
 
     ``found`` is false in the row of a reference that does not exist or that the caller may not read.
     """
@@ -84,7 +87,7 @@ def resolved_rows(read: Permission, item_read: Permission) -> CTE:
         source.c.item_id == rows.c.reference_item,
         source.c.delete_time.is_(None),
     )
-    own = rows.c.reference_item == literal_column("''")
+    own = rows.c.reference_item == _nobody
     copied = [
         case((own, rows.c[name]), else_=source.c[name]).label(name)
         for name in ("item_id", "type", "role", "status", "body")
@@ -93,9 +96,20 @@ def resolved_rows(read: Permission, item_read: Permission) -> CTE:
         *copied,
         rows.c.ordinal,
         case((own, _now), else_=source.c.create_time).label("create_time"),
+        case((own, _author), else_=author_of(source.c.author, home.c.owner)).label("author"),
         or_(own, source.c.item_id.is_not(None)).label("found"),
     )
     return query.select_from(rows.outerjoin(readable, same)).cte("rows")
+
+
+def author_for(author: ColumnElement[str], owner: ColumnElement[str]) -> ColumnElement[str]:
+    """The column ``author`` of an item by ``author`` in a conversation of ``owner``."""
+    return func.coalesce(func.nullif(author, owner), _nobody)
+
+
+def author_of(column: ColumnElement[str], owner: ColumnElement[str]) -> ColumnElement[str]:
+    """Who appended an item with this ``column`` author to a conversation of ``owner``."""
+    return func.coalesce(func.nullif(column, _nobody), owner)
 
 
 def all_found(rows: CTE) -> ColumnElement[bool]:
@@ -123,19 +137,11 @@ def insert_items(rows: CTE, target: CTE) -> CTE:
 
     Args:
         rows: Of `sent_rows` or `resolved_rows`.
-        target: One row, if the conversation is written: ``base``, the sequence that the first item
+        target: One row, if the conversation is written: its ``owner``, ``base``, the sequence that the first item
             follows, and the ``version`` the items get.
     """
-    query = select(
-        _conversation_id,
-        target.c.base + rows.c.ordinal,
-        target.c.version,
-        rows.c.item_id,
-        rows.c.type,
-        rows.c.role,
-        rows.c.status,
-        rows.c.create_time,
-        rows.c.body,
-    ).select_from(target.join(rows, true()))
+    columns = (_conversation_id, target.c.base + rows.c.ordinal, target.c.version, *(rows.c[name] for name in _SENT))
+    author = author_for(rows.c.author, target.c.owner)
+    query = select(*columns, author).select_from(target.join(rows, true()))
     statement: Insert = insert(items).from_select(_COLUMNS, query)
     return statement.cte("placed")

@@ -70,7 +70,7 @@ def append(
         update(conversations)
         .where(*conditions)
         .values(last_sequence=_c.last_sequence + size, version=_c.version + _one, expire_time=expiry_after_append())
-        .returning(_c.id, (_c.last_sequence - size).label("base"), _c.version)
+        .returning(_c.id, _c.owner, (_c.last_sequence - size).label("base"), _c.version)
         .cte("bumped")
     )
     statement: Select[Any] = select(bumped.c.base).add_cte(insert_items(rows, bumped))

@@ -92,6 +92,15 @@ Index(
     conversations.c.id,
     postgresql_where=conversations.c.forked_from.is_not(None) & live,
 )
+# For an erasure, which removes deleted ones as well.
+Index(
+    "conversations_deleted_by_owner",
+    conversations.c.tenant,
+    conversations.c.owner,
+    conversations.c.create_time,
+    conversations.c.id,
+    postgresql_where=conversations.c.delete_time.is_not(None),
+)
 Index("conversations_deleted", conversations.c.delete_time, postgresql_where=conversations.c.delete_time.is_not(None))
 
 # A copy of conversations.attributes, a row for each value, in the order of lists:
@@ -143,6 +152,8 @@ items = Table(
     Column("create_time", Time, nullable=False),
     Column("delete_time", Time),  # set: a tombstone with an empty body
     Column("body", LargeBinary, nullable=False),  # conversations.v1.Item without sequence
+    # Who appended it, or the item that it is a copy of; '' for the owner of the conversation, which is nearly always.
+    Column("author", Name, nullable=False, server_default=text("''")),
 )
 # One living item of an id, and any number of tombstones.
 Index(
@@ -162,6 +173,15 @@ Index(
     postgresql_where=items.c.delete_time.is_not(None),
 )
 Index("items_deleted", items.c.delete_time, postgresql_where=items.c.delete_time.is_not(None))
+
+# What somebody appended to the conversations of others, in all tenants.
+Index(
+    "items_by_author",
+    items.c.author,
+    items.c.conversation_id,
+    items.c.sequence,
+    postgresql_where=items.c.author != literal_column("''"),
+)
 
 requests = Table(
     "requests",
@@ -221,6 +241,34 @@ imports = Table(
     Column("item_count", BigInteger, nullable=False),
     Column("digest", LargeBinary, nullable=False),  # of head and items so far
     Column("touch_time", Time, nullable=False, server_default=text("now()")),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("tenant", Name, primary_key=True),
+    Column("id", UUID(as_uuid=False), primary_key=True),  # the request id
+    Column("principal", Name, nullable=False),  # to erase; '' for none, and once it is erased
+    Column("filter", Text, nullable=False),  # of conversations to erase; likewise
+    Column("fingerprint", LargeBinary, nullable=False),  # of principal and filter, keyed
+    Column("requested_by", Name, nullable=False),  # a principal; '' for the command line
+    Column("begin_time", Time, nullable=False, server_default=text("now()")),
+    Column("end_time", Time),
+    # Rows that were removed.
+    Column("conversation_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("item_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("foreign_item_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("request_count", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# One row: up to which item the authors of old items have been filled in (`server.store.authors`).
+author_progress = Table(
+    "author_progress",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("conversation_id", Name, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("is_done", Boolean, nullable=False),
 )
 
 page_token_keys = Table(
