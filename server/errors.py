@@ -8,6 +8,7 @@
     ├── ActionDenied             PERMISSION_DENIED
     ├── ConversationNotFound     NOT_FOUND
     ├── ItemNotFound             NOT_FOUND
+    ├── ErasureNotFound          NOT_FOUND
     ├── FieldInvalid             INVALID_ARGUMENT
     ├── LimitExceeded            INVALID_ARGUMENT
     ├── PageTokenInvalid         INVALID_ARGUMENT
@@ -188,6 +189,20 @@ class ItemNotFound(_NotFound):
         super().__init__(
             f"Item with id '{item_id}' not found in conversation.", conversationId=conversation_id, itemId=item_id
         )
+
+
+class ErasureNotFound(ServiceError):
+    """The tenant has none with this id, or none any more."""
+
+    code = StatusCode.NOT_FOUND
+    reason = "ERASURE_NOT_FOUND"
+
+    def __init__(self, erasure_id: str) -> None:
+        super().__init__(f"Erasure with id '{erasure_id}' not found.", erasureId=erasure_id)
+
+    def details(self) -> Iterable[rpc.ResourceInfo]:
+        """The erasure that was asked for."""
+        return (rpc.ResourceInfo(resource_type=f"{DOMAIN}.Erasure", resource_name=self.metadata["erasureId"]),)
 
 
 # Clients refuse trailers of 8 KiB, and report a lost stream instead of the error.

@@ -13,12 +13,14 @@ import grpc
 import grpc.aio
 from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+from conversations.v1.erasure_service_pb2_grpc import ErasureServiceStub
 
 from conversations_client.token import BearerToken, bearer_interceptors, call_credentials
 
 if TYPE_CHECKING:
     from conversations.v1.access_service_pb2_grpc import AccessServiceAsyncStub
     from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceAsyncStub
+    from conversations.v1.erasure_service_pb2_grpc import ErasureServiceAsyncStub
 
 Options = Sequence[tuple[str, str | int]]
 
@@ -66,6 +68,7 @@ class Client:
         conversations: For all calls but watches.
         watches: The same service on a connection of its own, which takes at most 100 watches.
         access: What the caller may do.
+        erasures: Removes all that belongs to a person, for operators.
     """
 
     def __init__(self, calls: grpc.aio.Channel, watches: grpc.aio.Channel) -> None:
@@ -73,6 +76,7 @@ class Client:
         self.conversations: ConversationsServiceAsyncStub = ConversationsServiceStub(calls)
         self.watches: ConversationsServiceAsyncStub = ConversationsServiceStub(watches)
         self.access: AccessServiceAsyncStub = AccessServiceStub(calls)
+        self.erasures: ErasureServiceAsyncStub = ErasureServiceStub(calls)
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,6 +1,7 @@
 """What the process does beside serving calls."""
 
 import asyncio
+from collections.abc import Callable
 
 import asyncpg
 import structlog
@@ -18,7 +19,13 @@ _MARK_SECONDS = 60.0  # conversations that have expired are hidden meanwhile, bu
 _FAILURES = (ServiceError, OperatorError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
-async def purge_periodically(settings: Settings, url: str, retention: RetentionFile, purges: PurgeStats) -> None:
+async def purge_periodically(
+    settings: Settings,
+    url: str,
+    retention: RetentionFile,
+    purges: PurgeStats,
+    carry_on_erasures: Callable[[], None] = lambda: None,
+) -> None:
     """Purges every `purge_every_minutes` until it is cancelled; a purge that fails is logged and counted.
 
     Args:
@@ -26,9 +33,11 @@ async def purge_periodically(settings: Settings, url: str, retention: RetentionF
         url: Of PostgreSQL itself.
         retention: Whose limits are applied.
         purges: Where the runs are counted.
+        carry_on_erasures: Called before each, for those whose process is gone.
     """
     while True:
         await asyncio.sleep(settings.purge_every_minutes * 60)
+        carry_on_erasures()
         try:
             result = await purge(url, settings.purge_after, settings.keep_requests, retention.rules())
         except _FAILURES as error:

@@ -8,9 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc.aio
-from conversations.v1 import access_service_pb2, conversations_service_pb2, transfer_service_pb2
+from conversations.v1 import access_service_pb2, conversations_service_pb2, erasure_service_pb2, transfer_service_pb2
 from conversations.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
 from conversations.v1.conversations_service_pb2_grpc import add_ConversationsServiceServicer_to_server
+from conversations.v1.erasure_service_pb2_grpc import add_ErasureServiceServicer_to_server
 from conversations.v1.transfer_service_pb2_grpc import add_TransferServiceServicer_to_server
 from grpc_health.v1 import health_pb2_grpc
 
@@ -19,6 +20,7 @@ from server.app.admin_listener import admin
 from server.app.background import mark_expired_periodically, purge_periodically
 from server.app.database import Store, open_store, prepare_schema
 from server.app.edge import HttpEdge, build_edge
+from server.app.erasure_runner import ErasureRunner
 from server.app.memory import find_glibc, give_memory_back, limit_arenas
 from server.app.transfers import build_transfers
 from server.authorization.policy_file import PolicyFile
@@ -29,12 +31,13 @@ from server.interceptors import CallerChain, build_chain
 from server.interceptors.drain_gate import DrainGate
 from server.observability import metrics
 from server.observability.metrics.sources import Sources
-from server.observability.stats import PurgeStats, TransferStats
+from server.observability.stats import ErasureStats, PurgeStats, TransferStats
 from server.observability.task_supervisor import TaskSupervisor, Work
 from server.requests.page_tokens import PageTokens
 from server.services.access import AccessServicer
 from server.services.admin import Process
 from server.services.conversations import ConversationsServicer
+from server.services.erasure import ErasureServicer
 from server.services.new_items import BatchBuilder
 from server.services.transfer import TransferServicer
 from server.services.watch_stream import Watches
@@ -47,6 +50,7 @@ from server.store.change_hub import ChangeHub
 from server.store.change_log_poller import ChangeLogPoller
 from server.store.conversation_changes import ConversationChanges
 from server.store.conversations import ConversationStore
+from server.store.erasures import ErasureStore
 from server.store.forks import ForkStore
 from server.store.item_changes import ItemChanges
 from server.store.items import ItemStore
@@ -66,6 +70,7 @@ CONTRACT = (
     conversations_service_pb2.DESCRIPTOR,
     access_service_pb2.DESCRIPTOR,
     transfer_service_pb2.DESCRIPTOR,
+    erasure_service_pb2.DESCRIPTOR,
 )
 SERVICES = tuple(service.full_name for file in CONTRACT for service in file.services_by_name.values())
 
@@ -126,6 +131,8 @@ class _Parts:
     drain_gate: DrainGate
     tokens: PageTokens
     purges: PurgeStats
+    erasures: ErasureRunner
+    erasure_stats: ErasureStats
     responses: ResponseBudget
     watches: Watches
     retention: RetentionFile
@@ -157,7 +164,9 @@ async def run_service(settings: Settings, worker: int | None = None) -> AsyncIte
         conversations = _conversation_store(settings, parts)
         methods = _methods(settings, parts, conversations)
         transfers = _transfers(settings, parts, conversations)
-        server = _build_server(settings, parts, methods, AccessServicer(conversations), transfers)
+        server = _build_server(
+            settings, parts, methods, AccessServicer(conversations), transfers, _erasure_methods(parts)
+        )
         addresses = _bind_all(server, settings, parts.certificate)
         edge = _build_edge(settings, parts, methods)
         readiness = Readiness(parts.store.database, partial(_prepare, settings, parts), parts.health)
@@ -203,7 +212,7 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
     auditing = (mark_interrupted_write,) if settings.audit_permits else ()
     store = await stack.enter_async_context(open_store(settings, (*tracing.statement_interceptors, *auditing), tasks))
     drain_gate, responses = DrainGate(wake_watches), ResponseBudget(settings.max_message_bytes)
-    tokens = PageTokens()
+    tokens, erasure_stats = PageTokens(), ErasureStats()
     return _Parts(
         policy=policy,
         certificate=certificate,
@@ -218,6 +227,8 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         drain_gate=drain_gate,
         tokens=tokens,
         purges=PurgeStats(),
+        erasures=ErasureRunner(store.url, settings.statement_timeout_seconds + 1, erasure_stats),
+        erasure_stats=erasure_stats,
         responses=responses,
         watches=_watches(settings, store, hub, poller, tokens, drain_gate),
         retention=retention,
@@ -280,6 +291,10 @@ def _transfers(settings: Settings, parts: _Parts, conversations: ConversationSto
     )
 
 
+def _erasure_methods(parts: _Parts) -> ErasureServicer:
+    return ErasureServicer(ErasureStore(parts.store.database), parts.erasures, parts.drain_gate.refusing)
+
+
 def _build_edge(settings: Settings, parts: _Parts, methods: ConversationsServicer) -> HttpEdge | None:
     return build_edge(
         settings,
@@ -299,6 +314,7 @@ def _build_server(
     methods: ConversationsServicer,
     access: AccessServicer,
     transfers: TransferServicer,
+    erasure: ErasureServicer,
 ) -> grpc.aio.Server:
     """Returns the callers' server with the services of the contract, health, and reflection if it is on."""
     server = build_server(settings, parts.chain)
@@ -306,6 +322,7 @@ def _build_server(
     add_unregistered(add_ConversationsServiceServicer_to_server, methods, server)
     add_unregistered(add_AccessServiceServicer_to_server, access, server)
     add_unregistered(add_TransferServiceServicer_to_server, transfers, server)
+    add_unregistered(add_ErasureServiceServicer_to_server, erasure, server)
     if settings.reflection:
         reflect(server, SERVICES)
     return server
@@ -322,6 +339,7 @@ async def _prepare(settings: Settings, parts: _Parts) -> None:
     if settings.identity == "proxy" and not parts.tenants.is_fixed and await has_tenants(parts.store.database):
         parts.tenants.note_tenant()
     parts.drain_gate.open()
+    parts.erasures.wake()  # one may have been interrupted
 
 
 def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness, edge: HttpEdge | None) -> Sources:
@@ -340,6 +358,7 @@ def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness, edg
         database=parts.store.database,
         policy=parts.policy,
         purges=parts.purges,
+        erasures=parts.erasure_stats,
         jwks=parts.source.jwks,
         certificate=parts.certificate,
         tasks=parts.tasks,
@@ -371,8 +390,10 @@ def _background_work(
             yield "certificate over HTTP", edge.listener.follow_certificate
     if glibc := find_glibc():
         yield "memory", partial(give_memory_back, glibc)
+    yield "erasures", parts.erasures.run
     if settings.purge_every_minutes and not worker:
-        yield "purge", partial(purge_periodically, settings, served.store.url, parts.retention, parts.purges)
+        purge = (settings, served.store.url, parts.retention, parts.purges, parts.erasures.wake)
+        yield "purge", partial(purge_periodically, *purge)
         yield "expiry", partial(mark_expired_periodically, served.store.url, parts.purges)
 
 

@@ -5,7 +5,7 @@ no attribute of a conversation.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
@@ -132,6 +132,20 @@ class CallAudit:
         if call := self._call:
             fields |= {"call": call.id, "method": call.method, "peer": escape_unprintable(call.peer)}
         return fields | {"trace": self._trace} if self._trace else fields
+
+
+def record_erasure(tenant: str, requested_by: str, erasure_id: str, rows: Mapping[str, int]) -> None:
+    """Audits an erasure that is done, in whichever process it was; the subject is not named.
+
+    Args:
+        tenant: Of the erasure.
+        requested_by: The principal that asked for it; '' for an operator on the command line.
+        erasure_id: Of the erasure.
+        rows: How many were removed, by kind.
+    """
+    who = {"principal": escape_unprintable(requested_by), "tenant": escape_unprintable(tenant)}
+    with suppress(OSError):
+        log.info("erased", **who, resource="tenant", action="erase", erasure_id=erasure_id, **rows)
 
 
 # Set by the interceptor `Authorization`.

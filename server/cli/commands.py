@@ -14,6 +14,7 @@ import typer
 from server.cli.changes import changes_app
 from server.cli.client import Target, connection, own_connection, targeted
 from server.cli.database import DatabaseUrl, DataDir, register, run
+from server.cli.erase import erase
 from server.cli.policy import policy_app
 from server.errors import OperatorError, ServiceError
 from server.items import ItemJsonError
@@ -139,6 +140,7 @@ async def _running(settings: Settings) -> "AsyncIterator[tuple[RunningService | 
 
 
 register(app)
+app.command()(erase)
 
 
 @conversations_app.command("list")

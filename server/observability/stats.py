@@ -118,6 +118,24 @@ class PurgeStats:
         self.last = time.time()
 
 
+class ErasureStats:
+    """Counts of the erasures that this process has carried on.
+
+    Attributes:
+        running: How many are carried on now.
+    """
+
+    def __init__(self) -> None:
+        self.runs = Counter(done=0, failed=0)
+        self.rows = Counter(conversations=0, items=0, foreign_items=0, requests=0)
+        self.running = 0
+
+    def done(self, rows: Mapping[str, int]) -> None:
+        """Counts an erasure that has removed ``rows``."""
+        self.runs["done"] += 1
+        self.rows.update(rows)
+
+
 class JwksStats:
     """Fetches of an issuer's keys.
 

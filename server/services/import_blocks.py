@@ -162,10 +162,10 @@ class BlockCutter:
         item.sequence = sequence
         time = item.create_time
         moment = _EPOCH if _time_violations("", time) else _moment(time)
-        return (sequence, *columns_of(item, arm), moment, body)
+        return (sequence, item.created_by, *columns_of(item, arm), moment, body)
 
     def _violations(self, item: item_pb2.Item, row: ImportedItem) -> list[Violation]:
-        sequence, item_id, body = row[0], row[1], row[-1]
+        sequence, item_id, body = row[0], row[2], row[-1]
         wrong = list(_time_violations(".create_time", item.create_time))
         if not self._after < sequence <= self._last:
             rule = f"must be above that of the item before, and at most last_sequence, {self._last}"

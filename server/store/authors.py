@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import asyncpg
 from conversations.v1.item_pb2 import Item
+from google.protobuf.message import DecodeError
 
 from server.store.remover import count_of
 
@@ -90,7 +91,10 @@ async def _author_of(connection: asyncpg.Connection, row: asyncpg.Record) -> _Au
     body = row["body"]
     if body is None:
         body = await connection.fetchval(_BODY, *key)
-    return _Author(*key, Item.FromString(body).created_by)
+    try:
+        return _Author(*key, Item.FromString(body).created_by)
+    except DecodeError:  # nobody can read it either
+        return _Author(*key, "")
 
 
 async def _fill(connection: asyncpg.Connection, authors: Sequence[_Author]) -> int:

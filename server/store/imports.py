@@ -80,7 +80,7 @@ class ImportedHead:
 
 
 # sequence, id, type, role, status, create_time and body of an item
-ImportedItem = tuple[int, str, str, str, str, datetime, bytes]
+ImportedItem = tuple[int, str, str, str, str, str, datetime, bytes]
 
 
 class Imports:

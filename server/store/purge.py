@@ -17,6 +17,7 @@ import asyncpg
 from server.settings.retention import NO_RETENTION, RetentionRules
 from server.store.change_log import purge_changes
 from server.store.connection.opening import direct_connection
+from server.store.erasing import purge_erasures
 from server.store.purge_session import PURGE_SESSION
 from server.store.removal_progress import on_removed
 from server.store.remover import CONVERSATIONS, STEP, count_of, remove_conversations
@@ -110,6 +111,7 @@ async def purge(
         await _run_old(connection, "broken imports", now - _BROKEN_IMPORTS, _FEW)
         await _run_old(connection, "deleted conversations", now - keep, _FEW)
         marked = await _remove_marked(connection)
+        await purge_erasures(connection)
         return PurgeResult(
             items=marked["items"] + await _run_old(connection, "items", now - keep, _FEW),
             requests=await _run_old(connection, "requests", now - keep_requests, STEP),

@@ -13,7 +13,13 @@ import asyncpg
 STEP = 5_000  # rows of one statement
 CONVERSATIONS = 500  # of one call, about
 # Each step looks its rows up by their keys. Statistics of a table that grows would make it scan all of it (ADR 10).
-SESSION = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+SESSION = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
 
 # Is told how many rows of which table a step has removed, in the transaction of that step.
 Note: TypeAlias = Callable[[str, int], Awaitable[None]]
@@ -50,6 +56,9 @@ _REMOVE_ATTRIBUTES = """
 _REMOVE_EXPIRATIONS = """
     DELETE FROM expirations WHERE conversation_id IN (
         SELECT conversation_id FROM expirations WHERE conversation_id = ANY($1) LIMIT $2)"""
+_REMOVE_IMPORTS = """
+    DELETE FROM imports WHERE conversation_id IN (
+        SELECT conversation_id FROM imports WHERE conversation_id = ANY($1) LIMIT $2)"""
 _REMOVE_CONVERSATIONS = """
     DELETE FROM conversations WHERE id = ANY($1) AND delete_time IS NOT NULL
     AND NOT EXISTS (SELECT FROM items WHERE items.conversation_id = conversations.id)"""
@@ -69,6 +78,7 @@ async def remove_conversations(
         requests: Whether their request ids go now. Otherwise these go when they are old, so that a create that is
             repeated until then does not make the conversation anew.
     """
+    await _remove_all(connection, "imports", _REMOVE_IMPORTS, ids, note)  # no stream stores more items then
     await _remove_items(connection, ids, note)
     if requests:
         await _remove_all(connection, "requests", _REMOVE_REQUESTS, ids, note)

@@ -23,6 +23,7 @@ TASKS = {
     "policy",
     "certificate",
     "purge",
+    "erasures",
     "identity keys",
     "event loop lag",
 }

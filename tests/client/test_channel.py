@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import grpc.aio
 import pytest
 from conversations.v1.access_service_pb2 import CheckAccessRequest, Permission
 from conversations.v1.conversations_service_pb2 import ListConversationsRequest, WatchItemsRequest
+from conversations.v1.erasure_service_pb2 import EraseSubjectRequest
 from conversations_client import BearerToken, Client, Tls, connect, details_of
 from conversations_client.channel import service_config
 from conversations_client.token import expiry_of
@@ -45,6 +47,8 @@ async def test_it_connects(service: Service) -> None:
         watch.cancel()
         asked = CheckAccessRequest(conversation_id=made.id, permissions=[READ])
         assert [READ] == (await client.access.CheckAccess(asked)).allowed
+        counted = EraseSubjectRequest(principal="nobody", request_id=str(uuid4()), validate_only=True)
+        assert 0 == (await first_of(client.erasures.EraseSubject(counted))).conversation_count
 
 
 async def test_a_call_waits_for_a_server(postgres: str, template: str, short_folder: Path) -> None:

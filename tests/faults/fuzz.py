@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from conversations.v1 import access_service_pb2, conversations_service_pb2, transfer_service_pb2
+from conversations.v1 import access_service_pb2, conversations_service_pb2, erasure_service_pb2, transfer_service_pb2
 from conversations.v1.conversation_pb2 import Conversation
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
@@ -33,7 +33,14 @@ _SECONDS = 5.0  # for each call
 _BUDGET = 300.0  # seconds for all
 _MIB = 1024 * 1024
 _MOST_GROWTH = 64  # MiB that the server may have grown by in the end
-_FILES = (conversations_service_pb2, access_service_pb2, transfer_service_pb2, health_pb2, reflection_pb2)
+_FILES = (
+    conversations_service_pb2,
+    access_service_pb2,
+    erasure_service_pb2,
+    transfer_service_pb2,
+    health_pb2,
+    reflection_pb2,
+)
 # What docs/clients.md and docs/watch.md promise that a call may end with.
 DOCUMENTED = frozenset(
     (

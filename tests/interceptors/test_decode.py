@@ -6,7 +6,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from conversations.admin.v1 import admin_service_pb2
-from conversations.v1 import access_service_pb2, conversations_service_pb2
+from conversations.v1 import access_service_pb2, conversations_service_pb2, erasure_service_pb2
 from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
@@ -26,7 +26,7 @@ def methods(*files: Any) -> list[str]:
     return [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
 
 
-CALLERS = [*methods(conversations_service_pb2, access_service_pb2, health_pb2, reflection_pb2), V1]
+CALLERS = [*methods(conversations_service_pb2, access_service_pb2, erasure_service_pb2, health_pb2, reflection_pb2), V1]
 OPERATORS = [*methods(admin_service_pb2, channelz_pb2, health_pb2, reflection_pb2), V1]
 
 

@@ -16,6 +16,8 @@ import grpc.aio
 import pytest
 from conversations.v1 import conversations_service_pb2 as pb
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+from conversations.v1.erasure_service_pb2 import EraseSubjectRequest
+from conversations.v1.erasure_service_pb2_grpc import ErasureServiceStub
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
@@ -307,6 +309,20 @@ async def test_readiness_and_policy(service: Service, tmp_path: Any) -> None:
         scrape.value("conversations_policy_rules"),
     )
     assert began < scrape.value("conversations_policy_loaded_timestamp_seconds")
+
+
+async def test_erasures(own_service: Service) -> None:
+    """An erasure shows with what it removed."""
+    async with measured_service(own_service.url) as found:
+        await found.stub.CreateConversation(create(user_message()))
+        stub: Any = ErasureServiceStub(found.channel)
+        async for _ in stub.EraseSubject(EraseSubjectRequest(principal="local", request_id=str(uuid4()))):
+            pass
+        scrape = await found.scrape()
+    rows = {kind: scrape.value("conversations_erasure_rows_total", kind=kind) for kind in ("conversations", "items")}
+    assert {"conversations": 1, "items": 1} == rows
+    assert 1 == scrape.value("conversations_erasures_total", outcome="done")
+    assert 0 == scrape.value("conversations_erasures_running")
 
 
 async def test_purges(service: Service) -> None:

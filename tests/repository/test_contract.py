@@ -27,6 +27,7 @@ DENSITY = {
     "conversations/v1/content.proto": 0.55,
     "conversations/v1/conversation.proto": 0.45,
     "conversations/v1/conversations_service.proto": 0.7,
+    "conversations/v1/erasure_service.proto": 0.7,
     "conversations/v1/error_reason.proto": 1.0,
     "conversations/v1/item.proto": 0.35,
     "conversations/v1/item_body.proto": 0.55,

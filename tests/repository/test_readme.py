@@ -89,6 +89,7 @@ TRIED = {
     (WATCH, "Watching conversations"),
     (WATCH, "All conversations"),
     *((LIFECYCLE, heading) for heading in LIFECYCLES),
+    (LIFECYCLE, "Erasure"),
     *((OPERATIONS, heading) for heading in OPERATED),
 }
 # Blocks that need more than this machine has; what they have of grpcurl is printed, and tried, elsewhere too.
@@ -241,6 +242,17 @@ async def test_a_life(own_service: Service, heading: str, shown: list[str]) -> N
     script = "\n".join(code_blocks(LIFECYCLE)[heading]).replace("conv_demo", made.id)
     output = await run(script.replace(PRINTED_ADDRESS, own_service.address))
     assert re.search(".*".join(shown), output, re.DOTALL | re.MULTILINE), output
+
+
+@pytest.mark.tool("grpcurl")
+async def test_an_erasure(own_service: Service) -> None:
+    """What docs/lifecycle.md prints counts what there is, erases it, and shows the receipt."""
+    (script,) = (block for block in code_blocks(LIFECYCLE)["Erasure"] if "grpcurl" in block)
+    output = await run(script.replace(PRINTED_ADDRESS, own_service.address))
+    counted, *_, done, receipt = re.findall(r"^\{.*?^\}", output, re.DOTALL | re.MULTILINE)
+    assert "state" not in counted
+    assert "STATE_DONE" in done
+    assert done == receipt
 
 
 @pytest.mark.tool("grpcurl")

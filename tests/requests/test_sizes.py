@@ -4,7 +4,7 @@ from typing import Any
 
 import grpc
 import pytest
-from conversations.v1 import access_service_pb2, conversations_service_pb2
+from conversations.v1 import access_service_pb2, conversations_service_pb2, erasure_service_pb2
 
 from server.requests.sizes import SMALL_REQUEST_BYTES, max_request_bytes
 from tests.support.build import batch_get
@@ -14,7 +14,7 @@ from tests.support.service import Service, running_service
 WITH_ITEMS = {"CreateConversation", "CreateItems", "AppendItems"}
 METHODS = {
     method.name: method
-    for file in (conversations_service_pb2, access_service_pb2)
+    for file in (conversations_service_pb2, access_service_pb2, erasure_service_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }

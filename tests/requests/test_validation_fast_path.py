@@ -27,6 +27,7 @@ from server.requests.validation_fast_path import FastPath
 from tests.support.build import append, user_message
 from tests.support.random_messages import (
     REQUEST_TYPES,
+    UUID,
     VALIDATOR,
     MessageGenerator,
     is_map,
@@ -175,9 +176,11 @@ MINIMAL = {
     "DeleteConversationRequest": 'conversation_id: "conv_a"',
     "DeleteConversationsRequest": 'filter: "x"',
     "DeleteItemRequest": 'conversation_id: "conv_a" item_id: "msg_a"',
+    "EraseSubjectRequest": f'principal: "a" request_id: "{UUID}"',
     "ExplainAccessRequest": 'permission {resource: "item" action: "read"}',
     "ForkConversationRequest": 'conversation_id: "conv_a"',
     "GetConversationRequest": 'conversation_id: "conv_a"',
+    "GetErasureRequest": f'erasure_id: "{UUID}"',
     "GetItemRequest": 'conversation_id: "conv_a" item_id: "msg_a"',
     "ListConversationsRequest": "",
     "ListItemsRequest": 'conversation_id: "conv_a"',

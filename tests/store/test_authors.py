@@ -17,8 +17,9 @@ AUTHORS = "SELECT coalesce(string_agg(author, ',' ORDER BY sequence), '') FROM i
 
 
 @pytest.fixture
-def world(guarded: GuardedService) -> GuardedService:
-    """A service in which everybody may do everything."""
+async def world(guarded: GuardedService) -> GuardedService:
+    """A service without conversations, in which everybody may do everything."""
+    await guarded.connection.execute("TRUNCATE conversations, items, requests, conversation_attributes")
     guarded.obey(ALL)
     return guarded
 
@@ -102,6 +103,9 @@ async def test_old_items_are_filled_in(world: GuardedService, monkeypatch: pytes
     assert {anns: ",,bob,bob", longs: ",ann,bob", others: f",eve*({'y' * 40}"} == expected
     await world.connection.execute("UPDATE items SET author = ''")
     await world.connection.execute("UPDATE author_progress SET conversation_id = '', sequence = 0, is_done = false")
+    await world.connection.execute(
+        "UPDATE items SET body = 'no item' WHERE conversation_id = $1 AND sequence = 2", anns
+    )
     assert 5 == await fill_in_authors(world.connection)
     assert expected == {each: await world.value(AUTHORS, each) for each in (anns, longs, others)}
     assert 0 == await fill_in_authors(world.connection)

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
+from conversations.v1.erasure_service_pb2_grpc import ErasureServiceStub
 from conversations.v1.transfer_service_pb2_grpc import TransferServiceStub
 
 from server.app.service import run_service
@@ -148,7 +149,12 @@ async def guarded_service(postgres: str, template: str, **limits: Any) -> AsyncI
         connection = await asyncpg.connect(url)
         stack.push_async_callback(connection.close)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(served.address))
-        stubs = (ConversationsServiceStub(channel), AccessServiceStub(channel), TransferServiceStub(channel))
+        stubs = (
+            ConversationsServiceStub(channel),
+            AccessServiceStub(channel),
+            TransferServiceStub(channel),
+            ErasureServiceStub(channel),
+        )
         yield GuardedService(url, served.store.database, served.policy, connection, stubs)
 
 

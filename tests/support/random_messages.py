@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from buf.validate import validate_pb2
-from conversations.v1 import access_service_pb2, conversations_service_pb2
+from conversations.v1 import access_service_pb2, conversations_service_pb2, erasure_service_pb2
 from google.protobuf.message_factory import GetMessageClass
 from protovalidate import Validator
 
@@ -16,7 +16,7 @@ VALIDATOR = Validator()
 REQUEST_TYPES = sorted(
     (
         method.input_type
-        for file in (conversations_service_pb2, access_service_pb2)
+        for file in (conversations_service_pb2, access_service_pb2, erasure_service_pb2)
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     ),

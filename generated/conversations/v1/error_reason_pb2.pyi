@@ -127,6 +127,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     deleted; or an import brought an id that another conversation has, also one that
     was deleted, or that is not the caller's. Nothing was written.
     """
+    ERROR_REASON_ERASURE_NOT_FOUND: _ErrorReason.ValueType  # 27
+    """NOT_FOUND; `erasureId`. The tenant had no erasure of this id in the last 90 days."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: `google.rpc.ErrorInfo.reason`, without the prefix, in the domain
@@ -241,4 +243,6 @@ ERROR_REASON_CONVERSATION_EXISTS: ErrorReason.ValueType  # 25
 deleted; or an import brought an id that another conversation has, also one that
 was deleted, or that is not the caller's. Nothing was written.
 """
+ERROR_REASON_ERASURE_NOT_FOUND: ErrorReason.ValueType  # 27
+"""NOT_FOUND; `erasureId`. The tenant had no erasure of this id in the last 90 days."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -26,7 +26,7 @@ from server.observability.metrics.sources import (
     TaskState,
     WatchState,
 )
-from server.observability.stats import JwksStats, PurgeStats, TransferStats, WatchStats
+from server.observability.stats import ErasureStats, JwksStats, PurgeStats, TransferStats, WatchStats
 from server.settings.service import Settings
 
 _VERSIONS = ("grpcio", "protobuf", "asyncpg")
@@ -61,6 +61,7 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
                 partial(of_store, sources.database),
                 partial(of_sharing, sources.database),
                 partial(of_purges, sources.settings, sources.purges),
+                partial(of_erasures, sources.erasures),
                 partial(of_policy, sources.policy),
                 partial(of_jwks, sources.jwks),
                 partial(of_certificate, sources.certificate),
@@ -173,6 +174,13 @@ def of_purges(settings: Settings, purges: PurgeStats) -> Iterator[Metric]:
     yield gauge(
         "purge_last_success_timestamp_seconds", "Time of the last successful purge; 0 before the first.", purges.last
     )
+
+
+def of_erasures(erasures: ErasureStats) -> Iterator[Metric]:
+    """Yields the metrics of the erasures that this process carries on."""
+    yield gauge("erasures_running", "Erasures that this process carries on now.", erasures.running)
+    yield counts("erasures", "Erasures: done, or failed and tried again later.", "outcome", erasures.runs)
+    yield counts("erasure_rows", "Rows that erasures removed.", "kind", erasures.rows)
 
 
 def of_policy(policy: PolicyState) -> Iterator[Metric]:

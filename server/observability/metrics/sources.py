@@ -6,7 +6,15 @@ from datetime import datetime
 from typing import Protocol
 
 from server.observability.histogram import Histogram
-from server.observability.stats import JwksStats, MethodStats, PurgeStats, StoreStats, TransferStats, WatchStats
+from server.observability.stats import (
+    ErasureStats,
+    JwksStats,
+    MethodStats,
+    PurgeStats,
+    StoreStats,
+    TransferStats,
+    WatchStats,
+)
 from server.policy.rules import Policy
 from server.settings.service import Settings
 
@@ -151,6 +159,7 @@ class Sources:
     database: PoolState
     policy: PolicyState
     purges: PurgeStats
+    erasures: ErasureStats
     jwks: JwksStats | None
     certificate: CertificateState | None
     tasks: TaskState

@@ -32,14 +32,14 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.store.sql.expiry import schedule_check
-from server.store.sql.item_batch import ITEM_COLUMNS
+from server.store.sql.item_batch import ITEM_COLUMNS, author_for
 from server.store.sql.schema import Time, conversation_attributes, conversations, imports, items
 from server.store.sql.statement import Statement, compile_statement
 
 NO_TENANT = "importing".ljust(300, ".")  # longer than the name of a tenant can be
 DISCARDED_ROWS = 5_000  # of one statement
 # The columns of the parameters of `STORE`, an array for each.
-ITEM_ROWS: dict[str, Any] = {"sequence": BigInteger, **ITEM_COLUMNS}
+ITEM_ROWS: dict[str, Any] = {"sequence": BigInteger, "author": Text, **ITEM_COLUMNS}
 _c, _i, _m = conversations.c, items.c, imports.c
 _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
 _stream: ColumnElement[str] = bindparam("stream", type_=UUID(as_uuid=False))
@@ -143,6 +143,8 @@ def _store() -> Statement:
     arrays = [bindparam(f"items_{name}", type_=ARRAY(type_)) for name, type_ in ITEM_ROWS.items()]
     rows = func.unnest(*arrays).table_valued(*ITEM_ROWS, name="rows").render_derived()
     placed = {"conversation_id": mine.c.conversation_id, "version": _one, **{name: rows.c[name] for name in ITEM_ROWS}}
+    owner = select(_c.owner).where(_c.id == mine.c.conversation_id).scalar_subquery()
+    placed["author"] = author_for(rows.c.author, owner)
     query: Select[Any] = select(*placed.values()).select_from(mine.join(rows, true()))
     stored: Insert = insert(items).from_select(list(placed), query)
     return compile_statement(select(mine.c.conversation_id).add_cte(stored.cte("stored")), "append")
