@@ -52,7 +52,7 @@ async def test_each_size_of_step(connection: asyncpg.Connection, monkeypatch: py
         most = max(most, 0 if table == "conversations" else count)
 
     await remove_conversations(connection, IDS, note, requests=True)
-    assert {"conversations": 9, "items": 36, "requests": 9, "attributes": 9} == counts
+    assert {"conversations": 9, "items": 36, "requests": 9, "attributes": 9} == +counts
     assert most <= step
     assert {"conversations": 1, "items": 9, "requests": 1, "attributes": 1} == dict(await connection.fetchrow(COUNTS))
 
@@ -88,7 +88,7 @@ async def test_an_interruption_anywhere(connection: asyncpg.Connection, monkeypa
         except ConnectionError:
             found = dict(await connection.fetchrow(COUNTS))
             assert {"conversations": 10, "items": 45, "requests": 10, "attributes": 10} == Counter(found) + counts
-    assert {"conversations": 9, "items": 36, "requests": 9, "attributes": 9} == counts
+    assert {"conversations": 9, "items": 36, "requests": 9, "attributes": 9} == +counts
     assert step > 5
 
 
