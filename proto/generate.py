@@ -104,6 +104,7 @@ def _names(proto: Path) -> list[str]:
 def _validate_rules() -> bytes:
     """The rules of protovalidate as a FileDescriptorSet; its package ships no .proto."""
     file = descriptor_pb2.FileDescriptorProto.FromString(validate_pb.desc().proto.to_binary())
+    file.options.java_package = "build.buf.validate"  # as published for Java; what made the Python package renames it
     return descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString()
 
 

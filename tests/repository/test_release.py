@@ -21,6 +21,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from server import __version__
 from supply.archives import read_tar, write_tar
+from supply.proto_bundle import DESCRIPTORS
 from supply.release import build
 from tests.support.commands import ROOT, program_path
 from tests.support.pages import code_blocks
@@ -136,6 +137,16 @@ def test_the_protos_are_the_contract(bundle: Path) -> None:
     names = {str(path.relative_to(bundle)) for path in bundle.rglob("*.proto")}
     assert {name for name in expected if not name.startswith("google/protobuf/")} == names
     assert {name: expected[name] for name in names} == {name: found[name] for name in names}
+
+
+def test_code_for_java_fits_the_package_of_protovalidate() -> None:
+    """Code from our descriptors names the classes that protovalidate publishes for Java."""
+    (file,) = [
+        each
+        for each in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file
+        if each.name == "buf/validate/validate.proto"
+    ]
+    assert "build.buf.validate" == file.options.java_package
 
 
 def names_of(bundle: Path) -> list[str]:

@@ -85,7 +85,7 @@ def fresh_shell(folder: Path) -> Iterator[Shell]:
             yield Shell(home, process)
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGTERM)  # a server that is killed would leave its PostgreSQL
 
 
 def _environment() -> Mapping[str, str]:
