@@ -249,7 +249,7 @@ erasures = Table(
     Column("tenant", Name, primary_key=True),
     Column("id", UUID(as_uuid=False), primary_key=True),  # the request id
     Column("principal", Name, nullable=False),  # to erase; '' for none, and once it is erased
-    Column("filter", Text, nullable=False),  # of conversations to erase; likewise
+    Column("filter", Name, nullable=False),  # of conversations to erase; likewise
     Column("fingerprint", LargeBinary, nullable=False),  # of principal and filter, keyed
     Column("requested_by", Name, nullable=False),  # a principal; '' for the command line
     Column("begin_time", Time, nullable=False, server_default=text("now()")),

@@ -18,7 +18,7 @@ def upgrade() -> None:
             tenant text COLLATE "C" NOT NULL,
             id uuid NOT NULL,
             principal text COLLATE "C" NOT NULL,
-            filter text NOT NULL,
+            filter text COLLATE "C" NOT NULL,
             fingerprint bytea NOT NULL,
             requested_by text COLLATE "C" NOT NULL,
             begin_time timestamptz NOT NULL DEFAULT now(),
