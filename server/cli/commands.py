@@ -16,6 +16,7 @@ from server.cli.client import Target, connection, own_connection, targeted
 from server.cli.database import DatabaseUrl, DataDir, register, run
 from server.cli.erase import erase
 from server.cli.policy import policy_app
+from server.cli.progress import progress_bar
 from server.errors import OperatorError, ServiceError
 from server.items import ItemJsonError
 from server.observability.escaping import escape_unprintable
@@ -242,7 +243,8 @@ def export(
     request = transfer.request_of(conversation_id or (), chosen)
     with connection(target).open() as channel:
         if output:
-            transfer.export_to(channel, request, output)
+            with progress_bar("conversations exported") as bar:
+                transfer.export_to(channel, request, output, bar.advance)
             return
         for line in transfer.export_lines(channel, request):
             print(line)
@@ -260,8 +262,8 @@ def import_(
     """
     from server.cli import transfer
 
-    with connection(target).open() as channel:
-        result = transfer.import_from(channel, file)
+    with connection(target).open() as channel, progress_bar("conversations imported") as bar:
+        result = transfer.import_from(channel, file, bar.advance)
     print(f"{result.created} imported, {result.present} there already, {len(result.refused)} refused")
     _tell_refused(result.refused)
 

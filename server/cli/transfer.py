@@ -22,6 +22,10 @@ _ATTEMPTS = 6  # in a row, of which nothing comes
 _TAIL = 1024 * 1024  # bytes that are read at once, from the end of a file
 
 
+def _tell_nobody() -> None:
+    pass
+
+
 class _Attempts:
     """Says whether a stream that broke is begun again, and waits before it is."""
 
@@ -40,8 +44,13 @@ class _Attempts:
         time.sleep(random.uniform(0.5, 1.0) * (_ATTEMPTS - self._left))  # noqa: S311 - jitter
 
 
-def export_lines(channel: grpc.Channel, request: pb.ExportConversationsRequest) -> Iterator[str]:
-    """Yields the lines of an export, without line ends; goes on by itself when its stream breaks."""
+def export_lines(
+    channel: grpc.Channel, request: pb.ExportConversationsRequest, on_conversation: Callable[[], None] = _tell_nobody
+) -> Iterator[str]:
+    """Yields the lines of an export, without line ends; goes on by itself when its stream breaks.
+
+    Calls ``on_conversation`` when a conversation is whole.
+    """
     attempts, stub = _Attempts(), TransferServiceStub(channel)
     while True:
         try:
@@ -49,13 +58,20 @@ def export_lines(channel: grpc.Channel, request: pb.ExportConversationsRequest) 
                 attempts.note_progress()
                 yield from lines_of(record)
                 request.resume_token = record.resume_token
+                if record.HasField("end"):
+                    on_conversation()
         except grpc.RpcError as error:
             attempts.wait_after(error)
         else:
             return
 
 
-def export_to(channel: grpc.Channel, request: pb.ExportConversationsRequest, file: Path) -> None:
+def export_to(
+    channel: grpc.Channel,
+    request: pb.ExportConversationsRequest,
+    file: Path,
+    on_conversation: Callable[[], None] = _tell_nobody,
+) -> None:
     """Writes an export to a file, behind the last whole record that the file has of the same export."""
     with file.open("r+b" if file.exists() else "x+b") as lines:
         request.resume_token, end = find_resume(lines)
@@ -63,7 +79,7 @@ def export_to(channel: grpc.Channel, request: pb.ExportConversationsRequest, fil
             raise OperatorError(f"{file}: is no export that could be gone on with; name another file, or remove it.")
         lines.truncate(end)
         lines.seek(end)
-        for line in export_lines(channel, request):
+        for line in export_lines(channel, request, on_conversation):
             lines.write(f"{line}\n".encode())
 
 
@@ -98,21 +114,26 @@ class ImportResult:
     refused: list[str] = field(default_factory=list)
 
 
-def import_from(channel: grpc.Channel, file: Path) -> ImportResult:
+def import_from(channel: grpc.Channel, file: Path, on_conversation: Callable[[], None] = _tell_nobody) -> ImportResult:
     """Imports the conversations in a file, of which a last line that is not whole is passed over.
 
     Raises:
         OperatorError: A line is not one of an export; conversations before it may be imported.
     """
-    return import_records(channel, partial(_records_in, file))
+    return import_records(channel, partial(_records_in, file), on_conversation)
 
 
-def import_records(channel: grpc.Channel, records: Callable[[Collection[str]], Iterator[pb.Record]]) -> ImportResult:
+def import_records(
+    channel: grpc.Channel,
+    records: Callable[[Collection[str]], Iterator[pb.Record]],
+    on_conversation: Callable[[], None] = _tell_nobody,
+) -> ImportResult:
     """Imports conversations; begins a broken stream again with those that are not answered.
 
     Args:
         channel: To the service.
         records: Returns the records of all conversations but those with some ids; called again for each stream.
+        on_conversation: Called when a conversation is answered.
 
     Raises:
         OperatorError: As ``records``.
@@ -126,6 +147,7 @@ def import_records(channel: grpc.Channel, records: Callable[[Collection[str]], I
                 if answer.WhichOneof("result") != "stored_sequence":
                     answered.add(answer.conversation_id)
                     _note(answer, result)
+                    on_conversation()
         except grpc.RpcError as error:
             sending.raise_error()
             attempts.wait_after(error)

@@ -6,6 +6,7 @@ import pty
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -44,6 +45,19 @@ def _read_to_end(terminal: int) -> bytes:
         pass
     os.close(terminal)
     return found
+
+
+async def test_an_export_and_an_import(service: Service, tmp_path: Path) -> None:
+    """A person sees how many conversations are whole."""
+    names = [(await service.stub.CreateConversation(create(user_message("a")))).id for _ in range(3)]
+    file, target = str(tmp_path / "file.jsonl"), ("--target", service.address)
+    code, _, seen = await on_a_terminal("-m", "server", "export", *names, "-o", file, *target)
+    assert 0 == code, seen
+    assert "conversations exported" in seen
+    assert "3/?" in seen
+    code, output, seen = await on_a_terminal("-m", "server", "import", file, *target)
+    assert (0, "0 imported, 3 there already, 0 refused\n") == (code, output), seen
+    assert "3/?" in seen
 
 
 async def test_a_purge(own_service: Service) -> None:
