@@ -76,8 +76,8 @@ class ErasureRunner:
     async def _unfinished(self) -> list[str]:
         try:
             return await unfinished_tenants(self._url)
-        except _FAILURES as error:
-            self._note_failure(error)
+        except _FAILURES:  # of a database that cannot be reached, readiness tells
+            self._retry()
             return []
 
     async def _run_tenant(self, tenant: str) -> None:
@@ -106,4 +106,7 @@ class ErasureRunner:
     def _note_failure(self, error: Exception) -> None:
         self._stats.runs["failed"] += 1
         log.warning("erasure failed", error=type(error).__name__)
+        self._retry()
+
+    def _retry(self) -> None:
         asyncio.get_running_loop().call_later(random.uniform(*_RETRY_SECONDS), self.wake)  # noqa: S311 - jitter

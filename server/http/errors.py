@@ -48,6 +48,7 @@ _BEARER = {"WWW-Authenticate": "Bearer"}
 
 ROWS: Mapping[type[ServiceError], Row] = {
     errors.ConversationNotFound: Row(404),
+    errors.ErasureNotFound: Row(404),
     errors.ItemNotFound: Row(404, wording=_item_not_found),
     errors.ItemExists: Row(
         400, "item_already_in_conversation", "items", wording=lambda *_: "Item already in conversation"

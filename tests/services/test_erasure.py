@@ -437,6 +437,11 @@ async def test_what_is_logged(world: GuardedService) -> None:
     with capture_logs() as lines:
         request = erase("secret-name")
         await receipt(world, request)
+
+        async def is_told() -> bool:
+            return any(line.get("log") == "audit" for line in lines)
+
+        await until(is_told)  # the receipt is committed a moment before
         (told,) = [line for line in lines if line.get("log") == "audit"]
     expected = {
         "event": "erased",
