@@ -45,7 +45,7 @@ def _take(shell: Shell, step: Step) -> float:
     """Takes a step; returns how many seconds it took."""
     began = time.monotonic()
     printed = shell.run("\n".join(step.commands)).strip()
-    if step.prints not in printed.splitlines() and step.prints:
+    if not printed.endswith(step.prints):  # Maven prints a change of colours in front
         raise StepFailedError(f"{step.name} printed {printed!r}, not {step.prints!r}")
     return time.monotonic() - began
 
