@@ -32,6 +32,7 @@ TEXT = "secret-content"  # no log and no answer to a refusal may have it
 HELLO = {"role": "user", "content": TEXT}
 NOT_OVER_HTTP = {  # errors of what the OpenAI API does not have
     errors.ConversationExists,
+    errors.ErasureNotFound,
     errors.SequenceMismatch,
     errors.PageTokenInvalid,
     errors.ResumeTokenInvalid,

@@ -14,6 +14,7 @@ from tests.support.commands import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("STRANGER" not in os.environ, reason="STRANGER is not set: it takes minutes, as make stranger does")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a root of its own")
 @pytest.mark.tool("unshare", "grpcurl", "helm", "go", "node", "npm", "java", "mvn")
 def test_the_hour(tmp_path: Path) -> None:
