@@ -317,10 +317,15 @@ async def test_beside_everything(world: GuardedService, runs: int) -> None:
 
 
 async def _race(world: GuardedService, random: Random) -> None:
-    """Writers run beside an erasure, and end at some time during it."""
+    """Writers run beside an erasure, and end before it looks for the last time."""
     clients = [world.by(each) for each in (ANN, BOB, EVE)]
     ids = [(await each.CreateConversation(create(user_message(id="msg_1")))).id for each in clients for _ in range(2)]
-    stop = asyncio.Event()
+    stop, ended = asyncio.Event(), asyncio.Event()
+    wait_for_transactions = erasing._Erasure._wait_for_transactions
+
+    async def wait(erasure: erasing._Erasure) -> None:
+        await ended.wait()  # what they begin behind the last look is not erased
+        await wait_for_transactions(erasure)
 
     async def write() -> None:
         while not stop.is_set():
@@ -341,8 +346,11 @@ async def _race(world: GuardedService, random: Random) -> None:
                     ids[random.randrange(len(ids))] = made.id
 
     writers = [asyncio.create_task(write()) for _ in range(6)]
-    erasing_ = asyncio.create_task(erase_subject(world.url, "acme", NAME, parse_filter, 6.0))
-    await asyncio.sleep(random.uniform(0.02, 0.3))
-    stop.set()
-    await asyncio.gather(*writers)
-    await erasing_
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(erasing._Erasure, "_wait_for_transactions", wait)
+        erasure = asyncio.create_task(erase_subject(world.url, "acme", NAME, parse_filter, 6.0))
+        await asyncio.sleep(random.uniform(0.02, 0.3))
+        stop.set()
+        await asyncio.gather(*writers)
+        ended.set()
+        await erasure
