@@ -162,6 +162,7 @@ WAITING = """SELECT FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'conversations' AND state = 'active'"""
 
 
+@pytest.mark.slow
 async def test_calls_in_flight_end(postgres: str, template: str, tmp_path: Path) -> None:
     """SIGTERM lets the calls of every worker end, then nothing is left of it."""
     patient = {"pool_size": "16", "statement_timeout_seconds": "60"}

@@ -25,6 +25,7 @@ async def fill(service: Service) -> None:
     await service.stub.CreateConversation(create(user_message(), metadata={"user": "u1"}))
 
 
+@pytest.mark.slow
 async def test_erase(own_service: Service, short_folder: Path) -> None:
     """It counts, then erases; its receipts, and lines that name a subject, erase once more what has come back."""
     await fill(own_service)

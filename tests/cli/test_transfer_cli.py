@@ -47,6 +47,7 @@ def bare(file: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "resume_token"} for line in lines]
 
 
+@pytest.mark.slow
 async def test_a_file_brings_all_there_is(service: Service, other: Service, short_folder: Path) -> None:
     """Exported, imported and exported again it is the same file; the items are the same to the byte."""
     names = await filled(service)

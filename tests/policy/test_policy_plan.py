@@ -402,6 +402,7 @@ def test_only_a_rule_that_names_it_permits_an_action_on_the_tenant(action: str) 
         assert Never() == planned(other, resource="tenant", action=action)
 
 
+@pytest.mark.slow
 def test_singletons_equal_reference() -> None:
     """For random policies and callers, engine and reference agree about the policy and the tenant."""
     seen: Counter[bool] = Counter()

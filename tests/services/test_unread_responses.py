@@ -46,6 +46,7 @@ async def test_a_page_of_large_items_goes_on_where_a_message_is_full(service: Se
     assert [3] == [each.sequence for each in rest.items]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64 * 1024, 4 * MIB])
 async def test_unread_responses(service: Service, size: int) -> None:
     """When a caller takes no answers it is refused more of them; small reads go on, and all is given back."""
