@@ -2,7 +2,6 @@
 
 from collections import deque
 from random import Random
-from uuid import UUID
 
 from conversations.v1.access_service_pb2 import CheckAccessRequest, ExplainAccessRequest, Permission
 from conversations.v1.conversation_pb2 import Conversation
@@ -11,7 +10,6 @@ from conversations.v1.conversations_service_pb2 import (
     WatchConversationsRequest,
     WatchItemsRequest,
 )
-from conversations.v1.erasure_service_pb2 import EraseSubjectRequest, GetErasureRequest
 from conversations.v1.transfer_service_pb2 import (
     ExportConversationsRequest,
     ImportConversationsRequest,
@@ -84,10 +82,6 @@ class Examples:
             "ImportConversations": ImportConversationsRequest(record=Record(conversation=Conversation(id=id_))),
             "CheckAccess": CheckAccessRequest(conversation_id=id_, permissions=[permission]),
             "ExplainAccess": ExplainAccessRequest(permission=permission, conversation_id=id_),
-            "EraseSubject": EraseSubjectRequest(
-                principal="nobody", request_id=str(UUID(int=self._random.getrandbits(128)))
-            ),
-            "GetErasure": GetErasureRequest(erasure_id=str(UUID(int=0))),
             "Check": HealthCheckRequest(service="readiness"),
             "Watch": HealthCheckRequest(),
             "List": HealthListRequest(),
