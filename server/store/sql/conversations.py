@@ -33,9 +33,9 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as delete_from
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.authorization.permission import Permission
+from server.store.sql.attributes import insert_attributes
 from server.store.sql.expiry import changed_expiry, schedule_check
 from server.store.sql.fitting import fit_in_order
 from server.store.sql.idempotency import reserve
@@ -119,7 +119,9 @@ def change(
     if expiry:
         statement = statement.add_cte(schedule_check(changed).cte("scheduled"))
     if attributes:
-        statement = statement.add_cte(_delete_old_attributes(changed), _insert_new_attributes(changed))
+        inserted = insert_attributes(changed, changed.c.attributes, changed.c.create_time)
+        new = inserted.on_conflict_do_nothing()  # the rows of the others exist
+        statement = statement.add_cte(_delete_old_attributes(changed), new.cte("reindexed"))
     return compile_statement(statement.add_cte(reserve(changed).cte("reserved")) if reserves else statement, "write")
 
 
@@ -128,15 +130,6 @@ def _delete_old_attributes(changed: CTE) -> CTE:
     gone = conversation_attributes.c.attribute != all_(changed.c.attributes)
     same = conversation_attributes.c.conversation_id == _id
     return delete_from(conversation_attributes).where(same, gone).cte("unindexed")
-
-
-def _insert_new_attributes(changed: CTE) -> CTE:
-    """Inserts the rows of new attributes; those of the others exist."""
-    tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
-    held = _unnest(changed.c.attributes)
-    query = select(_id, held.c.value, tenant, changed.c.create_time).select_from(changed.join(held, true()))
-    names = ["conversation_id", "attribute", "tenant", "create_time"]
-    return pg_insert(conversation_attributes).from_select(names, query).on_conflict_do_nothing().cte("reindexed")
 
 
 def count_names(attributes: ColumnElement[Any]) -> ColumnElement[int]:

@@ -24,6 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from server.authorization.permission import Permission
+from server.store.sql.attributes import insert_attributes
 from server.store.sql.expiry import schedule_check
 from server.store.sql.idempotency import REQUEST_COLUMNS, reserve
 from server.store.sql.item_batch import ITEM_COLUMNS, all_found, fit_together, insert_items, resolved_rows, sent_rows
@@ -101,7 +102,8 @@ def create(
     if expires:
         statement = statement.add_cte(schedule_check(created).cte("scheduled"))
     if attributes:
-        statement = statement.add_cte(_insert_attributes(created))
+        inserted = insert_attributes(created, columns["attributes"], now)
+        statement = statement.add_cte(inserted.cte("indexed"))
     if rows is not None:
         statement = statement.add_cte(insert_items(rows, created))
     if reserves:
@@ -133,19 +135,6 @@ def _columns(
         "create_time": create_time,
         "update_time": create_time,
     }
-
-
-def _insert_attributes(created: CTE) -> CTE:
-    """Inserts the attributes of a new conversation into the table that lists read."""
-    tenant: ColumnElement[str] = bindparam("tenant", type_=Text)
-    array = bindparam("attributes", type_=ARRAY(Text))
-    held = func.unnest(array).table_valued("value").render_derived()
-    now = bindparam("now", type_=Time)
-    query = select(bindparam("conversation_id", type_=Text), held.c.value, tenant, now).select_from(
-        created.join(held, true())
-    )
-    names = ["conversation_id", "attribute", "tenant", "create_time"]
-    return insert(conversation_attributes).from_select(names, query).cte("indexed")
 
 
 @lru_cache(maxsize=8)

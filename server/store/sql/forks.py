@@ -25,13 +25,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from server.authorization.permission import Permission
+from server.store.sql.attributes import insert_attributes
 from server.store.sql.conversations import COLUMNS, MAX_PAIRS, count_names
 from server.store.sql.creates import EXPIRIES
 from server.store.sql.expiry import schedule_check
 from server.store.sql.idempotency import reserve
 from server.store.sql.item_batch import author_for, author_of
 from server.store.sql.predicate import condition
-from server.store.sql.schema import Time, conversation_attributes, conversations, items
+from server.store.sql.schema import Time, conversations, items
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import alive, allowed, item_allowed, visible_one
 
@@ -98,7 +99,7 @@ def fork(permissions: Permissions, through: Through, *, reserves: bool) -> State
     created = insert(conversations).from_select(list(columns), query).returning(*COLUMNS).cte("created")
     statement: Select[Any] = select(*created.c).add_cte(
         _copy_items(item_read, source, created),
-        _insert_attributes(created),
+        insert_attributes(created, created.c.attributes, _now).cte("indexed"),
         schedule_check(created).cte("scheduled"),
     )
     if reserves:
@@ -224,10 +225,3 @@ def _copy_items(item_read: Permission, source: CTE, created: CTE) -> CTE:
         .where(item_allowed(item_read, _i.item_id, source))
     )  # in the order of the primary key, by which they are read
     return insert(items).from_select(["conversation_id", "version", *names, "author"], query).cte("copied")
-
-
-def _insert_attributes(created: CTE) -> CTE:
-    held = func.unnest(created.c.attributes).table_valued("value").render_derived()
-    query = select(created.c.id, held.c.value, _tenant, _now).select_from(created.join(held, true()))
-    names = ["conversation_id", "attribute", "tenant", "create_time"]
-    return insert(conversation_attributes).from_select(names, query).cte("indexed")

@@ -31,9 +31,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
+from server.store.sql.attributes import insert_attributes
 from server.store.sql.expiry import schedule_check
 from server.store.sql.item_batch import ITEM_COLUMNS, author_for
-from server.store.sql.schema import Time, conversation_attributes, conversations, imports, items
+from server.store.sql.schema import Time, conversations, imports, items
 from server.store.sql.statement import Statement, compile_statement
 
 NO_TENANT = "importing".ljust(300, ".")  # longer than the name of a tenant can be
@@ -179,12 +180,9 @@ def _finish() -> Statement:
     }
     written = update(conversations).where(_c.id == done.c.conversation_id).values(values)
     shown = written.returning(_c.id, _c.expire_time).cte("shown")
-    held = func.unnest(attributes).table_valued("value").render_derived()
-    names = ["conversation_id", "attribute", "tenant", "create_time"]
-    indexed = select(shown.c.id, held.c.value, _tenant, create_time).select_from(shown.join(held, true()))
-    index = insert(conversation_attributes).from_select(names, indexed).cte("indexed")
+    indexed = insert_attributes(shown, attributes, create_time).cte("indexed")
     scheduled = schedule_check(shown).cte("scheduled")
-    return compile_statement(select(shown.c.id).add_cte(index, scheduled), "write")
+    return compile_statement(select(shown.c.id).add_cte(indexed, scheduled), "write")
 
 
 BEGIN, TAKE, ABANDON, DISCARD, RESTART, STORE, VERIFY, FINISH = (
