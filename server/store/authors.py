@@ -12,7 +12,7 @@ import asyncpg
 from conversations.v1.item_pb2 import Item
 from google.protobuf.message import DecodeError
 
-from server.store.remover import count_of
+from server.store.steps import count_of
 
 _STEP = 1_000  # items that one step looks at
 _SENT_BYTES = 64 * 1024  # a larger body is sent alone
@@ -64,7 +64,7 @@ async def fill_in_authors(connection: asyncpg.Connection) -> int:
     """Fills in what is left to fill in; returns how many items got an author.
 
     Args:
-        connection: With the settings of `server.store.remover.SESSION`, and not in a transaction.
+        connection: With the settings of `server.store.steps.LOOKUPS`, and not in a transaction.
     """
     total = 0
     while True:

@@ -17,8 +17,8 @@ from server.errors import OperatorError
 from server.store.connection.opening import direct_connection
 from server.store.lock_retries import LOCK_TIMEOUT, try_until_locked
 from server.store.migrate import require_schema
-from server.store.removal_progress import on_removed
 from server.store.sql.schema import EPOCH_BITS
+from server.store.steps import run_in_steps
 
 _SESSION = {"lock_timeout": LOCK_TIMEOUT, "application_name": "conversations changes"}
 _LOCK = "LOCK TABLE conversations IN SHARE ROW EXCLUSIVE MODE"  # what CREATE TRIGGER needs; readers go on
@@ -188,14 +188,7 @@ async def turn_off(url: str, wait_seconds: float = 60) -> bool:
 
 async def purge_changes(connection: asyncpg.Connection) -> int:
     """Removes the changes that are older than `keep`, in short steps; returns how many."""
-    total = 0
-    while True:
-        done = await connection.execute(_PURGE, _STEP)
-        count = int(done.rsplit(" ", 1)[1])
-        total += count
-        on_removed.get()(count)
-        if count < _STEP:
-            return total
+    return await run_in_steps(connection, _PURGE, _STEP)
 
 
 async def _drop_triggers(connection: asyncpg.Connection) -> None:

@@ -21,12 +21,13 @@ from server.store.authors import fill_in_authors
 from server.store.comparison import EARLIEST, Comparison, conversation_filter
 from server.store.connection.opening import direct_connection
 from server.store.erasures import Subject, begin_values, is_done
-from server.store.remover import count_of, remove_conversations
+from server.store.remover import remove_conversations
 from server.store.sql import erasures as sql
 from server.store.sql.erasures import ERASED
+from server.store.steps import LOOKUPS, count_of
 
 _LOCK = 0x65726173  # "eras"; with a number for the tenant
-_SESSION = {"lock_timeout": "5s", "application_name": "conversations erasure", **remover.SESSION}
+_SESSION = {"lock_timeout": "5s", "application_name": "conversations erasure", **LOOKUPS}
 _SCANNED = 5_000  # conversations, or changes of the log, that one statement looks at
 _FEW = 500  # items of one statement that also locks conversations
 _PAGES = 1_000  # of the table of request ids that one statement reads

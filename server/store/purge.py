@@ -18,10 +18,10 @@ from server.settings.retention import NO_RETENTION, RetentionRules
 from server.store.change_log import purge_changes
 from server.store.connection.opening import direct_connection
 from server.store.erasing import purge_erasures
-from server.store.purge_session import PURGE_SESSION
 from server.store.removal_progress import on_removed
-from server.store.remover import CONVERSATIONS, STEP, count_of, remove_conversations
+from server.store.remover import CONVERSATIONS, STEP, remove_conversations
 from server.store.retention import apply_limits, mark_expired
+from server.store.steps import PURGE_SESSION, run_in_steps
 
 _LOCK = 0x70757267  # "purg"
 _FEW = 500  # of one that also locks conversations
@@ -137,17 +137,4 @@ async def _remove_marked(connection: asyncpg.Connection) -> Counter[str]:
 
 
 async def _run_old(connection: asyncpg.Connection, name: str, before: datetime, step: int) -> int:
-    return await _repeat(connection, _OLD[name], step, before)
-
-
-async def _repeat(connection: asyncpg.Connection, statement: str, step: int, *arguments: datetime) -> int:
-    """Runs a statement, ``step`` rows at a time, until it finds nothing more; returns how many rows."""
-    total = 0
-    while True:
-        done = await connection.execute(statement, *arguments, step)
-        count = count_of(done)
-        total += count
-        if done.startswith("DELETE"):
-            on_removed.get()(count)
-        if count < step:
-            return total
+    return await run_in_steps(connection, _OLD[name], step, before)

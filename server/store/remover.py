@@ -10,17 +10,10 @@ from typing import TypeAlias
 
 import asyncpg
 
+from server.store.steps import count_of
+
 STEP = 5_000  # rows of one statement
 CONVERSATIONS = 500  # of one call, about
-# Each step looks its rows up by their keys. Statistics of a table that grows would make it scan all of it (ADR 10).
-SESSION = {
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "jit": "off",
-}
-
 # Is told how many rows of which table a step has removed, in the transaction of that step.
 Note: TypeAlias = Callable[[str, int], Awaitable[None]]
 
@@ -72,7 +65,7 @@ async def remove_conversations(
     A conversation that lives again, or that got an item meanwhile, stays.
 
     Args:
-        connection: With the settings `SESSION`, and not in a transaction.
+        connection: With the settings `LOOKUPS`, and not in a transaction.
         ids: Of conversations that nobody appends to any more, some `CONVERSATIONS` of them.
         note: Is told of each step.
         requests: Whether their request ids go now. Otherwise these go when they are old, so that a create that is
@@ -110,8 +103,3 @@ async def _remove_all(
         async with connection.transaction():
             count = count_of(await connection.execute(statement, ids, STEP))
             await note(table, count)
-
-
-def count_of(status: str) -> int:
-    """Returns the number of rows in the status of a statement, such as ``DELETE 5``."""
-    return int(status.rsplit(" ", 1)[1])

@@ -12,7 +12,7 @@ import asyncpg
 from server.settings.retention import RetentionRules
 from server.store.comparison import EARLIEST
 from server.store.connection.opening import direct_connection
-from server.store.purge_session import PURGE_SESSION
+from server.store.steps import PURGE_SESSION
 
 _STEP = 500  # conversations of one statement, which locks them
 _OVERLAP = timedelta(hours=1)  # a process may have created conversations under the former file for a moment

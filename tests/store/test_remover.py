@@ -8,6 +8,7 @@ import pytest
 
 from server.store import remover
 from server.store.remover import remove_conversations
+from server.store.steps import LOOKUPS
 from tests.support.postgres import fresh_database
 
 ROWS = """
@@ -34,7 +35,7 @@ IDS = [f"conv_{number}" for number in range(9)]  # one stays
 async def connection(postgres: str, template: str) -> AsyncIterator[asyncpg.Connection]:
     """A database with ten deleted conversations, `conv_<n>` with n items in places with gaps."""
     async with fresh_database(postgres, template) as url:
-        connection = await asyncpg.connect(url, server_settings=remover.SESSION)
+        connection = await asyncpg.connect(url, server_settings=LOOKUPS)
         await connection.execute(ROWS)
         yield connection
         await connection.close()
