@@ -39,7 +39,7 @@ from server.requests.sizes import max_request_bytes
 from server.requests.validation import validate
 from server.services.conversations import ConversationsServicer
 from server.settings.service import Settings
-from server.store.response_budget import ResponseBudget, current_room
+from server.store.response_budget import ResponseBudget, current_room, release_room
 from server.transport.health import LIVENESS, READINESS, STARTUP, Health
 
 Handler: TypeAlias = Callable[[Body, HttpContext], Awaitable[Answer]]
@@ -112,8 +112,7 @@ class Edge:
             answer = await self._answer(raw, connection)
             return await self._sender.send(raw, connection, answer)
         finally:
-            if room := current_room.get():
-                room.release()
+            release_room()
 
     async def _answer(self, raw: web.BaseRequest, connection: Connection) -> Answer:
         began, path = time.perf_counter(), raw.rel_url.raw_path

@@ -11,7 +11,7 @@ import grpc.aio
 
 from server.interceptors.chain import Context, Handler, Interceptor, is_contract_method, is_streaming
 from server.requests.large import LARGE_BYTES
-from server.store.response_budget import ResponseBudget, Room, current_room
+from server.store.response_budget import ResponseBudget, current_room, release_room
 
 _READS = ("Get", "List", "BatchGet", "Check")  # what the names of methods that write nothing begin with
 
@@ -40,9 +40,9 @@ class Encode(Interceptor):
                 if len(body) > LARGE_BYTES:
                     await self._count(len(body), context, patient=writes)
                 else:
-                    _release(current_room.get())
+                    release_room()
             except BaseException:
-                _release(current_room.get())
+                release_room()
                 raise
             return body
 
@@ -64,8 +64,3 @@ def _pass_bytes(handler: Handler) -> Handler:
     method: Any = handler.stream_stream if receives else handler.unary_stream
     make = grpc.stream_stream_rpc_method_handler if receives else grpc.unary_stream_rpc_method_handler
     return make(method, handler.request_deserializer, lambda body: body if isinstance(body, bytes) else serialize(body))
-
-
-def _release(room: Room | None) -> None:
-    if room:
-        room.release()

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 
-from server.errors import PageTokenInvalid
+from server.errors import PageTokenInvalid, ResumeTokenInvalid
 
 DEFAULT_PAGE_SIZE = 20
 MAX_PAGE_SIZE = 100
@@ -29,7 +29,7 @@ def page_size(requested: int) -> int:
 
 
 class PageTokens:
-    """Signs and verifies page tokens.
+    """Signs and verifies page tokens, and the resume tokens of streams.
 
     Args:
         keys: Secrets of 32 bytes or more. The first signs and all of them verify, so
@@ -60,6 +60,17 @@ class PageTokens:
         if version != _VERSION or not any(good):
             raise PageTokenInvalid
         return position
+
+    def verify_resume(self, token: str, *query: str) -> bytes:
+        """Returns the position in a token that a stream goes on behind.
+
+        Raises:
+            ResumeTokenInvalid: It is malformed, or not signed by these keys for this query.
+        """
+        try:
+            return self.verify(token, *query)
+        except PageTokenInvalid:
+            raise ResumeTokenInvalid from None
 
 
 def _decode(token: str) -> bytes:

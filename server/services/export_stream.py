@@ -19,8 +19,6 @@ from server.errors import (
     ConversationNotFound,
     DeadlineExceeded,
     FieldInvalid,
-    PageTokenInvalid,
-    ResumeTokenInvalid,
     ShuttingDown,
     Violation,
 )
@@ -38,7 +36,7 @@ from server.store.checksum import add_block, digest_of_head, kept_head
 from server.store.conversations import ConversationStore
 from server.store.exports import Exports, Head, Reader
 from server.store.items import StoredItem
-from server.store.response_budget import current_room
+from server.store.response_budget import release_room
 
 _METHOD = "ExportConversations"  # what a resume token is bound to
 _PAGE = 100  # conversations that one look finds
@@ -104,13 +102,13 @@ class ExportStream:
                     with self._parts.waiting.writing(self):
                         yield record
                     del record
-                    _release_room()
+                    release_room()
                     self._check_can_go_on(ends_at)
             except (ActionDenied, ConversationNotFound) as error:
                 self._audit.record(self._access, "item", "read", error)
                 raise
             finally:
-                _release_room()
+                release_room()
 
     def _check_request(self) -> None:
         wrong = []
@@ -142,10 +140,7 @@ class ExportStream:
         """Returns the position in the token, if there is one."""
         if not self._token:
             return None
-        try:
-            return ExportPosition.unpack(self._parts.tokens.verify(self._token, *self._query()))
-        except PageTokenInvalid:
-            raise ResumeTokenInvalid from None
+        return ExportPosition.unpack(self._parts.tokens.verify_resume(self._token, *self._query()))
 
     def _query(self) -> tuple[str, ...]:
         principal = self._access.principal
@@ -281,10 +276,3 @@ def _position_of(head: Head) -> ExportPosition:
     return ExportPosition(
         row["create_time"], row["id"], version=row["version"], last=last, digest=digest, view=head.view
     )
-
-
-def _release_room() -> None:
-    """Gives back what a large item took of the response budget."""
-    if room := current_room.get():
-        room.release()
-        current_room.set(None)

@@ -21,8 +21,6 @@ from server.errors import (
     ConversationNotFound,
     DeadlineExceeded,
     IdentityUnavailable,
-    PageTokenInvalid,
-    ResumeTokenInvalid,
     ShuttingDown,
     StoreUnavailable,
 )
@@ -238,10 +236,7 @@ class WatchStream(ABC, Generic[FoundT, ResponseT, WakeupT]):
         Raises:
             ResumeTokenInvalid: It was not made for this caller and ``query``.
         """
-        try:
-            return self.shared.tokens.verify(token, *self._bound(query))
-        except PageTokenInvalid:
-            raise ResumeTokenInvalid from None
+        return self.shared.tokens.verify_resume(token, *self._bound(query))
 
     def _bound(self, query: tuple[str, ...]) -> tuple[str, ...]:
         method, *rest = query

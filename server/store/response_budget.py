@@ -43,6 +43,13 @@ class Room:
 current_room: ContextVar[Room | None] = ContextVar("current_room", default=None)
 
 
+def release_room() -> None:
+    """Gives back what the response of the current call has taken, if it has taken anything."""
+    if room := current_room.get():
+        room.release()
+        current_room.set(None)
+
+
 class _Waiter:
     __slots__ = ("caller", "cost", "granted")
 
