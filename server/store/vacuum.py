@@ -4,7 +4,17 @@ import asyncpg
 
 from server.store.connection.opening import direct_connection
 
-_TABLES = ("items", "requests", "conversation_attributes", "conversations", "changes", "erasures")
+_TABLES = (
+    "items",
+    "requests",
+    "conversation_attributes",
+    "conversations",
+    "changes",
+    "erasures",
+    "expirations",
+    "imports",
+    "author_progress",
+)
 _SECONDS = 24 * 3600.0  # for one table
 
 
