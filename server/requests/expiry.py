@@ -6,13 +6,12 @@ from datetime import UTC, datetime, timedelta
 from conversations.v1 import conversation_pb2
 
 from server.errors import FieldInvalid, Violation
-from server.settings.retention import LONGEST, RetentionRule
+from server.settings.retention import LONGEST, NO_RULE, RetentionRule
 from server.store.expiry import NEVER, NEVER_TIME, Expiry, ExpiryChange
 
 FIELDS = ("expire_time", "ttl", "idle_ttl")
 _NO_TIME = timedelta()
 _MAX_NANOS = 999_999_999
-_UNLIMITED = RetentionRule()
 
 
 def expiry_of(sent: conversation_pb2.Conversation, rule: RetentionRule, now: datetime) -> Expiry:
@@ -24,7 +23,7 @@ def expiry_of(sent: conversation_pb2.Conversation, rule: RetentionRule, now: dat
     idle = _sent_duration(sent, "idle_ttl") if sent.HasField("idle_ttl") else None
     end = _sent_end(sent, now)
     if end is None and idle is None:
-        if rule == _UNLIMITED:
+        if rule == NO_RULE:
             return NEVER
         idle, end = rule.idle_ttl, now + rule.ttl if rule.ttl else None
     if end is None and idle:

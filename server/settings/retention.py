@@ -48,7 +48,7 @@ class RetentionRule:
     at_most: timedelta | None = None
 
 
-_NO_RULE = RetentionRule()
+NO_RULE = RetentionRule()
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RetentionRules:
 
     def rule_of(self, tenant: str) -> RetentionRule:
         """Returns the rule of a tenant."""
-        return self.by_tenant.get(tenant) or self.by_tenant.get(_EVERY_TENANT, _NO_RULE)
+        return self.by_tenant.get(tenant) or self.by_tenant.get(_EVERY_TENANT, NO_RULE)
 
 
 NO_RETENTION = RetentionRules()
@@ -136,7 +136,7 @@ def _rule(tenant: Any, entry: Any, problems: list[str]) -> RetentionRule:
     names = [each.name for each in fields(RetentionRule)]
     if not isinstance(tenant, str) or not isinstance(entry, dict) or not entry.keys() <= set(names):
         problems.append(f"retention_file: {tenant!r} may have {', '.join(names)}, nothing else.")
-        return _NO_RULE
+        return NO_RULE
     return RetentionRule(**{name: _duration(tenant, name, value, problems) for name, value in entry.items()})
 
 

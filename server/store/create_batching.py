@@ -118,13 +118,14 @@ class CreateBatcher(Turns[Create, Create]):
         if len(creates) > 1:
             self._database.stats.shared_creates.add(len(creates))
         reserves = creates[0].is_repeatable
+        expires = any(each.expires for each in creates)
         statement = create_many(
             attributes=any(each.attributes for each in creates),
             items=any(each.batch for each in creates),
-            expires=any(each.expires for each in creates),
+            expires=expires,
             reserves=reserves,
         )
-        values = statement_parameters(creates)
+        values = statement_parameters(creates, expires=expires)
         for create in creates:
             create.sent = True
         callers = [caller for create in creates for caller in create.callers]

@@ -132,10 +132,12 @@ class Create(PendingWrite[bool]):
         }
 
 
-def statement_parameters(creates: Sequence[Create]) -> dict[str, Any]:
+def statement_parameters(creates: Sequence[Create], *, expires: bool) -> dict[str, Any]:
     """The parameters of `create_many`."""
+    ends = [tuple(create.expiry.values().values()) for create in creates] if expires else []
     return {
-        **array_parameters("creates", {**CREATES, **EXPIRIES}, [_create_row(create) for create in creates]),
+        **array_parameters("creates", CREATES, [_create_row(create) for create in creates]),
+        **array_parameters("creates", EXPIRIES, ends),
         **array_parameters("attributes", ATTRIBUTES, [row for create in creates for row in _attribute_rows(create)]),
         **array_parameters("items", ITEMS, [row for create in creates for row in _item_rows(create)]),
         **array_parameters("requests", REQUESTS, [row for create in creates for row in _request_rows(create)]),
@@ -146,8 +148,7 @@ def _create_row(create: Create) -> tuple[Any, ...]:
     principal = create.access.principal
     attributes = array_as_text(create.attributes)
     key = (create.conversation_id, principal.tenant, principal.id)
-    ends = create.expiry.values().values()
-    return (*key, attributes, create.metadata_json, len(create.batch), create.now, *ends)
+    return (*key, attributes, create.metadata_json, len(create.batch), create.now)
 
 
 def _attribute_rows(create: Create) -> Iterator[tuple[Any, ...]]:
