@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 
 import grpc.aio
 from conversations.v1 import conversation_pb2
@@ -19,10 +17,8 @@ from conversations.v1 import conversations_service_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 
 from bench.grpc_target import GrpcTarget, target
-from bench.postgres import private_postgres
 from bench.process import started
-from bench.rounds import Open, Run, opened
-from bench.workloads import table
+from bench.rounds import Open, measured
 
 WORKLOADS = ("create", "append 1", "append 20", "get", "newest 20 of 100")
 NEVER, IDLE = "never", "idle_ttl"
@@ -49,26 +45,13 @@ async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTa
         yield never if name == NEVER else ExpiringTarget(name, process.pid, never.stub, never.access)
 
 
-async def measure(rounds: int, share: float) -> None:
+async def report(rounds: int, share: float) -> None:
     """Prints the figures."""
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o711)
-        openers: dict[str, Open] = {each: partial(run_service, each) for each in (NEVER, IDLE)}
-        async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
-            run = Run(postgres, places, [each for each in table(share=share) if each.name in WORKLOADS])
-            await run.warm_up()
-            await run.rounds(rounds)
-            print(f"\n{'server + PostgreSQL':20} {NEVER:>12} {IDLE:>24}")
-            for workload in WORKLOADS:
-                _print(run, workload)
-
-
-def _print(run: Run, workload: str) -> None:
-    never, idle = ([sample.cpu_us for sample in run.samples[workload, name]] for name in (NEVER, IDLE))
-    ratios = sorted(one / other for one, other in zip(idle, never, strict=True))
-    spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
-    print(f"{workload:20} {median(never):9.1f} µs {median(idle):9.1f} µs {median(ratios):.2f} ({spread})")
+    openers: dict[str, Open] = {each: partial(run_service, each) for each in (NEVER, IDLE)}
+    async with measured(openers, WORKLOADS, rounds, share) as run:
+        print(f"\n{'server + PostgreSQL':20} {NEVER:>12} {IDLE:>24}")
+        for workload in WORKLOADS:
+            print(run.compare(workload, NEVER, IDLE))
 
 
 def main() -> None:
@@ -77,7 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--share", type=float, default=1.0, help="of the operations of each workload")
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.rounds, arguments.share))
+    asyncio.run(report(arguments.rounds, arguments.share))
 
 
 if __name__ == "__main__":

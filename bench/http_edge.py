@@ -12,17 +12,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 import grpc.aio
 
 from bench.grpc_target import target
 from bench.openai_target import OpenAiTarget, free_port, session_at
-from bench.postgres import private_postgres
 from bench.process import started
-from bench.rounds import Open, Run, opened, peers
+from bench.rounds import Open, Run, measured, peers
 from bench.target import Target
-from bench.workloads import table
 
 GRPC, IDLE, HTTP, OGX = "gRPC", "gRPC, edge idle", "HTTP", "ogx"
 WORKLOADS = ("create", "append 1", "append 20", "newest 20 of 100", "get", "get item")
@@ -44,33 +41,19 @@ async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[Target
         yield OpenAiTarget(process.pid, await stack.enter_async_context(session_at(port)), name)
 
 
-async def measure(rounds: int, share: float, *, with_ogx: bool) -> None:
-    """Prints the figures."""
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o711)
-        openers: dict[str, Open] = {each: partial(run_service, each) for each in (GRPC, IDLE, HTTP)}
+async def report(rounds: int, share: float, *, with_ogx: bool) -> None:
+    """Prints the figures; with OGX, its CPU time and PostgreSQL's as a multiple of ours over HTTP."""
+    openers: dict[str, Open] = {each: partial(run_service, each) for each in (GRPC, IDLE, HTTP)}
+    if with_ogx:
+        openers[OGX] = peers()[OGX]
+    async with measured(openers, WORKLOADS, rounds, share) as run:
+        print(f"\n{'CPU of the server':20} {GRPC:>12} {IDLE:>24} {HTTP:>20}")
+        for workload in WORKLOADS:
+            _print(run, workload)
         if with_ogx:
-            openers[OGX] = peers()[OGX]
-        async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
-            run = Run(postgres, places, [each for each in table(share=share) if each.name in WORKLOADS])
-            await run.warm_up()
-            await run.rounds(rounds)
-            print(f"\n{'CPU of the server':20} {GRPC:>12} {IDLE:>24} {HTTP:>20}")
+            print(f"\n{'server + PostgreSQL':20} {HTTP:>12} {OGX:>24}")
             for workload in WORKLOADS:
-                _print(run, workload)
-            if with_ogx:
-                _print_ogx(run)
-
-
-def _print_ogx(run: Run) -> None:
-    """The CPU time of OGX and PostgreSQL as a multiple of that of this service over HTTP and PostgreSQL."""
-    print(f"\n{'server + PostgreSQL':20} {HTTP:>12} {OGX:>24}")
-    for workload in WORKLOADS:
-        own, other = ([each.cpu_us for each in run.samples[workload, name]] for name in (HTTP, OGX))
-        ratios = sorted(one / two for one, two in zip(other, own, strict=True))
-        spread = f"{ratios[0]:.1f}-{ratios[-1]:.1f}"
-        print(f"{workload:20} {median(own):9.1f} µs {median(other):9.1f} µs {median(ratios):.1f} ({spread})")
+                print(run.compare(workload, HTTP, OGX))
 
 
 def _print(run: Run, workload: str) -> None:
@@ -89,4 +72,4 @@ if __name__ == "__main__":
     parser.add_argument("--share", type=float, default=1.0, help="of the operations of a round")
     parser.add_argument("--ogx", action="store_true", help="measure OGX over HTTP too")
     flags = parser.parse_args()
-    asyncio.run(measure(flags.rounds, flags.share, with_ogx=flags.ogx))
+    asyncio.run(report(flags.rounds, flags.share, with_ogx=flags.ogx))

@@ -14,17 +14,14 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median, quantiles
-from tempfile import TemporaryDirectory
 
 import aiohttp
 import grpc.aio
 
 from bench.cpu import family_seconds
 from bench.grpc_target import GrpcTarget, target
-from bench.postgres import private_postgres
 from bench.process import started
-from bench.rounds import Open, Run, opened
-from bench.workloads import table
+from bench.rounds import Open, Run, measured
 
 _PORTS = count(39464)
 WORKLOADS = {"get": "GetConversation", "append 1": "CreateItems"}
@@ -65,20 +62,13 @@ def serve_bare() -> None:
     main()
 
 
-async def measure(rounds: int, share: float) -> None:
+async def report(rounds: int, share: float) -> None:
     """Prints the figures."""
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o711)
-        openers: dict[str, Open] = {variant: partial(run_service, variant) for variant in VARIANTS}
-        async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
-            workloads = [each for each in table(share=share) if each.name in WORKLOADS]
-            run = Run(postgres, places, workloads)
-            await run.warm_up()
-            await run.rounds(rounds)
-            for workload in WORKLOADS:
-                _print(run, workload)
-            await _scrape(places[-1].target.pid)
+    openers: dict[str, Open] = {variant: partial(run_service, variant) for variant in VARIANTS}
+    async with measured(openers, WORKLOADS, rounds, share) as run:
+        for workload in WORKLOADS:
+            _print(run, workload)
+        await _scrape(run.targets[-1].pid)
 
 
 def _print(run: Run, workload: str) -> None:
@@ -113,7 +103,7 @@ def main() -> None:
     if flags.serve_bare:
         serve_bare()
     else:
-        asyncio.run(measure(flags.rounds, flags.share))
+        asyncio.run(report(flags.rounds, flags.share))
 
 
 if __name__ == "__main__":

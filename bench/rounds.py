@@ -1,18 +1,20 @@
 """A run: every workload on every target, round by round, so that a slow minute affects all targets alike."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 
 from bench.audit import Audit
 from bench.cpu import family_mebibytes
 from bench.grpc_target import limit, ours, ours_jwt
-from bench.postgres import Postgres
+from bench.postgres import Postgres, private_postgres
 from bench.target import PeerUnavailable, Target
 from bench.turns import in_turn
 from bench.window import Sample, measure, perform
-from bench.workloads import Workload
+from bench.workloads import Workload, table
 
 Cell = tuple[str, str]  # workload, target
 Open = Callable[[str, Path], AbstractAsyncContextManager[Target]]
@@ -82,6 +84,13 @@ class Run:
             return self._kept[workload.name, target.name]
         return await _paced(workload, target).ready(target)
 
+    def compare(self, workload: str, base: str, other: str) -> str:
+        """Returns the CPU time of server and PostgreSQL for two targets, and the second as a multiple of the first."""
+        first, second = ([sample.cpu_us for sample in self.samples[workload, name]] for name in (base, other))
+        ratios = sorted(one / two for one, two in zip(second, first, strict=True))
+        spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
+        return f"{workload:20} {median(first):9.1f} µs {median(second):9.1f} µs {median(ratios):.2f} ({spread})"
+
     async def count_transactions(self) -> None:
         """Counts transactions apart from the rounds, because PostgreSQL reports them late."""
         async with self.postgres.without_autovacuum():
@@ -105,6 +114,26 @@ class Run:
 
 def _paced(workload: Workload, target: Target) -> Workload:
     return workload.paced(PACE.get(target.name, 1.0))
+
+
+@asynccontextmanager
+async def measured(openers: dict[str, Open], names: Collection[str], rounds: int, share: float) -> AsyncIterator[Run]:
+    """Measures workloads on a PostgreSQL of its own, and yields the run while its targets still serve.
+
+    Args:
+        openers: Of the targets.
+        names: Of the workloads.
+        rounds: That count.
+        share: Of the operations of each workload.
+    """
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # under root, PostgreSQL runs as another user
+        async with private_postgres(folder) as postgres, opened(postgres, folder, openers) as places:
+            run = Run(postgres, places, [each for each in table(share=share) if each.name in names])
+            await run.warm_up()
+            await run.rounds(rounds)
+            yield run
 
 
 @asynccontextmanager
