@@ -37,8 +37,8 @@ from tests.support.build import (
     user_message,
 )
 
-ITEM = "msg_1"  # in every conversation that `Examples` makes
-_KEPT = 50  # conversations that examples are about
+ITEM = "msg_1"  # in every conversation of `Examples`
+_MOST_EXPENDABLE = 50
 
 
 class Examples:
@@ -46,36 +46,40 @@ class Examples:
 
     Args:
         random: Which of them a request is about.
-        ids: Conversations of the caller.
+        ids: Conversations of the caller that begin with `ITEM`.
 
     Attributes:
-        ids: Those of late; whoever reads the answers to creates adds to it.
+        ids: Half of them, from which no example takes anything: others find their items until the end.
+        expendable: The other half, and those made of late, which examples delete, rewind and take items from;
+            whoever reads the answers to creates adds to it.
     """
 
     def __init__(self, random: Random, ids: list[str]) -> None:
         self._random = random
-        self.ids = deque(ids, maxlen=_KEPT)
+        self.ids = ids[::2]
+        self.expendable = deque(ids[1::2], maxlen=_MOST_EXPENDABLE)
 
     def of(self, path: str) -> Message | None:
         """A request of the method at ``path``; None for a method that is not known."""
         id_, other = self._random.choice(self.ids), self._random.choice(self.ids)
+        expendable = self._random.choice(self.expendable)
         permission = Permission(resource="conversation", action="read")
         symbol = "conversations.v1.ConversationsService"
         return {
             "CreateConversation": create(user_message("x", id=ITEM), metadata={"a": "b"}),
             "GetConversation": get(id_),
             "UpdateConversation": update(id_, "metadata", metadata={"a": "c"}),
-            "DeleteConversation": delete(id_),
+            "DeleteConversation": delete(expendable),
             "ListConversations": ListConversationsRequest(page_size=20, filter='metadata.a = "b"'),
             "CreateItems": append(id_, user_message("y"), *self._random.choice(([], [copy_of(other, ITEM)]))),
             "AppendItems": ahead(id_, user_message("z")),
             "GetItem": get_item(id_, ITEM),
             "BatchGetItems": batch_get(id_, ITEM),
             "ListItems": list_items(id_, page_size=20, after=ITEM),
-            "DeleteItem": delete_item(id_, ITEM),
+            "DeleteItem": delete_item(expendable, ITEM),
             "DeleteConversations": delete_many('metadata.a = "d"', validate_only=self._random.random() < 0.5),
             "ForkConversation": fork(id_, through_sequence=self._random.randrange(3), metadata={"a": "d"}),
-            "RewindConversation": rewind(id_, 1, expected_last_sequence=self._random.randrange(3)),
+            "RewindConversation": rewind(expendable, 1, expected_last_sequence=self._random.randrange(3)),
             "WatchItems": WatchItemsRequest(conversation_id=id_, newest=20),
             "WatchConversations": WatchConversationsRequest(include_items=True),
             "ExportConversations": ExportConversationsRequest(conversation_ids=[id_]),

@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.faults.examples import Examples
+from tests.faults.examples import ITEM, Examples
 from tests.faults.history import ABANDONED, code_of, reason_of
 from tests.faults.scene import Scene
 from tests.faults.workload import CHANNEL_OPTIONS
@@ -209,8 +209,7 @@ def fuzzed(calls: int) -> Fault:
 
     @asynccontextmanager
     async def fault(scene: Scene) -> AsyncIterator[None]:
-        # Many, for some of the calls delete them: others must find one until the end.
-        secret, ids = await scene.stranger(conversations=40)
+        secret, ids = await scene.stranger(conversations=40, item_id=ITEM)
         good = [("authorization", f"Bearer {secret}")]
         examples = Examples(scene.random, ids)
         fuzzer = Fuzzer(scene.random, examples)
@@ -269,7 +268,7 @@ async def _call(channel: grpc.aio.Channel, method: Method, fuzzer: Fuzzer, metad
                 unary = channel.unary_unary(method.path, same, same)
                 answer = await unary(bodies[0], metadata=metadata, timeout=deadline)
                 if method.path.endswith("/CreateConversation"):
-                    examples.ids.append(Conversation.FromString(answer).id)
+                    examples.expendable.append(Conversation.FromString(answer).id)
             case (False, True):  # a watch does not end by itself
                 call = channel.unary_stream(method.path, same, same)(bodies[0], metadata=metadata, timeout=0.05)
                 await _until_end(call)
