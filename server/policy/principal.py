@@ -36,6 +36,11 @@ class Principal:
         for name, value in (("attributes", MappingProxyType(own)), ("_key", key), ("_hash", hash(key))):
             object.__setattr__(self, name, value)  # the class is frozen
 
+    @property
+    def key(self) -> PrincipalKey:
+        """What tells it from others, whatever its attributes are now."""
+        return self.tenant, self.id
+
     def __hash__(self) -> int:
         return self._hash
 
@@ -50,4 +55,4 @@ current_principal: ContextVar[Principal] = ContextVar("current_principal")
 def current_principal_key() -> PrincipalKey:
     """Returns what tells the principal of this call from others; empty in a call of health or reflection."""
     principal = current_principal.get(None)
-    return (principal.tenant, principal.id) if principal else ("", "")
+    return principal.key if principal else ("", "")

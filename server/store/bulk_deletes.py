@@ -47,9 +47,11 @@ class BulkDeleteStore:
 
         Raises:
             ActionDenied: The policy lets the caller read or delete none.
+            Overloaded: Too many scans run already.
         """
         matching, values = _matching(access, comparisons)
-        rows = await self._database.fetch(sql.count(matching), {**values, "count": MAX_CONVERSATIONS + 1})
+        async with self._database.scans.place(access.principal.key):
+            rows = await self._database.fetch(sql.count(matching), {**values, "count": MAX_CONVERSATIONS + 1})
         found = rows[0]["found"]
         return Deleted(min(found, MAX_CONVERSATIONS), (), has_more=found > MAX_CONVERSATIONS)
 
@@ -62,10 +64,12 @@ class BulkDeleteStore:
         Raises:
             OutcomeUnknown: It is not known which have been deleted.
             ActionDenied: The policy lets the caller read or delete none.
+            Overloaded: Too many scans run already.
         """
-        done = await self._delete(access, comparisons, MAX_CONVERSATIONS)
-        if not done.ids and done.has_more:
-            done = await self._delete(access, comparisons, 1, skip_locked=False)
+        async with self._database.scans.place(access.principal.key):
+            done = await self._delete(access, comparisons, MAX_CONVERSATIONS)
+            if not done.ids and done.has_more:
+                done = await self._delete(access, comparisons, 1, skip_locked=False)
         for conversation_id in done.ids:
             self._conversations.hub.note_change(conversation_id)
         return done

@@ -1,5 +1,6 @@
 """Create, read, update, delete and list conversations."""
 
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from server.errors import (
     EtagMismatch,
     RequestIdReused,
 )
+from server.policy.plan import Always
 from server.policy.principal import Principal
 from server.store.change_hub import ChangeHub
 from server.store.changes import Change, permissions_to, too_many_pairs
@@ -297,6 +299,10 @@ class ConversationStore:
             position: The create_time and id that the page follows; None for the first page.
             count: The most rows.
             descending: Whether newest come first.
+
+        Raises:
+            ActionDenied: The policy lets the caller read none.
+            Overloaded: The page is a scan, and too many run already.
         """
         start = (LATEST, "") if descending else (EARLIEST, "")
         after_time, after_id = position or start
@@ -320,7 +326,10 @@ class ConversationStore:
             descending=descending,
             filters_source=filters_source,
         )
-        rows = await self._database.fetch(statement, values)
+        # Without a filter, all rows of a range are shown, and all rows of a tenant if the caller may read all of them.
+        scans = bool(comparisons) or (ranges is None and not isinstance(read.plan, Always))
+        async with self._database.scans.place(access.principal.key) if scans else nullcontext():
+            rows = await self._database.fetch(statement, values)
         page = [row for row in rows[:count] if row["metadata"] is not None]
         return page, len(page) < len(rows)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -245,6 +246,7 @@ class ItemStore:
         Raises:
             ConversationNotFound: It does not exist, was deleted, or may not be read.
             FieldInvalid: The cursor is an item id that the conversation never had, or has not any more.
+            Overloaded: There is a filter, and too many scans run already.
         """
         values = {
             **access.values,
@@ -262,7 +264,8 @@ class ItemStore:
             "live": live_cursor and isinstance(cursor, str),
             "descending": descending,
         }
-        rows = await self._page(access, values, kind, count)
+        async with self._database.scans.place(access.principal.key) if comparisons else nullcontext():
+            rows = await self._page(access, values, kind, count)
         if not rows:
             raise ConversationNotFound(conversation_id)
         if isinstance(cursor, str) and rows[0]["position"] is None:

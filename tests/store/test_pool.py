@@ -18,6 +18,7 @@ from tests.support.problems import problem
 from tests.support.service import running_service
 
 HELD_SECONDS = 3
+SCANS = ("ListConversations", "ListItems", "DeleteConversations")
 BOUND_SECONDS = 1.5  # a second to wait, and what a busy machine adds; two waits in a row would be two seconds
 
 
@@ -50,7 +51,9 @@ async def test_every_method_is_refused_after_a_second(postgres: str, template: s
         results = await asyncio.gather(*(measured(*each) for each in calls))
         await held
     for (method, _), (seconds, code, retry_info) in zip(calls, results, strict=True):
-        assert ("UNAVAILABLE", True) == (code, retry_info), method
+        # One scan of a caller waits for a connection, and its others for that scan.
+        assert code in {"UNAVAILABLE", *(["RESOURCE_EXHAUSTED"] if method in SCANS else [])}, method
+        assert retry_info, method
         assert seconds < BOUND_SECONDS, method
 
 

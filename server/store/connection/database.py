@@ -33,6 +33,7 @@ from server.store.connection.failures import (
 from server.store.connection.outage import OutageLog
 from server.store.connection.probe import Connect, Probe
 from server.store.connection.read_batching import ReadBatcher
+from server.store.connection.scan_limit import ScanLimit
 from server.store.connection.slots import ConnectionSlots, waited, waited_since
 from server.store.connection.warm_connections import Connection, WarmConnections
 from server.store.sql.statement import Statement
@@ -55,6 +56,7 @@ class Database:
         answered: How many statements the database has answered.
         usable: Whether the last probe found that it can be used; True before the first one.
         outage: What has failed of late.
+        scans: Bounds those that run at once; whoever runs one takes a place there.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Database:
         self._connector = connector
         self._connections = WarmConnections(pool)
         self._slots = ConnectionSlots(size, bounds.acquire, self.stats)
+        self.scans = ScanLimit(size, bounds.acquire)
         self._reads = ReadBatcher(self._execute_reads)
         self._probe = Probe(connect, bounds.probe)
         self._suspicion = asyncio.Event()  # a statement failed for a reason that may concern all
