@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
@@ -34,6 +35,7 @@ from tests.support.build import (
     user_message,
 )
 from tests.support.histories import grow, stored_items
+from tests.support.plans import nodes
 from tests.support.problems import problem, problem_of
 from tests.support.proxied import Proxied, proxied_service, unknown
 from tests.support.service import Service, intercepted, recorded_statements
@@ -205,6 +207,26 @@ async def test_only_so_many_places(service: Service) -> None:
     assert forked.last_sequence == forks.MAX_PLACES
     items = await stored_items(pool, source)
     assert await stored_items(pool, forked.id) == prefix(items, forks.MAX_PLACES)
+
+
+async def test_no_more_is_read_than_copied(service: Service) -> None:
+    """A fork of a conversation that is too long reads as many of its items as may be copied, and no more."""
+    pool, source = service.database.pool, (await made(service.stub, 1)).id
+    await grow(pool, source, 3 * forks.MAX_PLACES)
+    sent: list[Execution] = []
+
+    async def keep(execute: Execute, execution: Execution) -> Rows:
+        sent.append(execution)
+        return await execute(execution)
+
+    with intercepted(service.database, keep):
+        await problem(service.stub.ForkConversation(fork(source)))
+    assert 2 == len(sent)
+    for execution in sent:
+        explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {execution.statement.text}"
+        plan = json.loads(await pool.fetchval(explain, *execution.arguments[0]))[0]["Plan"]
+        read = max(node["Actual Rows"] * node["Actual Loops"] for node in nodes(plan))
+        assert read <= forks.MAX_PLACES
 
 
 async def test_only_so_many_bytes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

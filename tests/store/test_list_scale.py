@@ -1,7 +1,7 @@
 """Lists of a caller who sees few of many conversations read what the caller sees, not the table."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from server.store.connection.database import Database
 from server.store.connection.execution import Execute, Execution, Rows
 from server.store.conversations import ConversationStore
 from tests.support.database import verified_database
+from tests.support.plans import nodes
 from tests.support.postgres import fresh_database
 from tests.support.service import intercepted, recorded_statements
 
@@ -34,13 +35,6 @@ async def large(postgres: str, template: str) -> AsyncIterator[Database]:
         await fill(url, ROWS)
         async with verified_database(url, 2, Bounds(), unsafe_durability=False) as database:
             yield database
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """All nodes of a plan."""
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from nodes(child)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Each call is one SQL statement, and the lists read an index, whatever the size of the tables."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -38,6 +38,7 @@ from tests.support.build import (
     update,
     user_message,
 )
+from tests.support.plans import nodes
 from tests.support.service import Service, intercepted, recorded_statements, shared_service
 
 ROWS = 20_000
@@ -195,13 +196,6 @@ LISTS: list[tuple[str, str, Any]] = [
         ListConversationsRequest(filter='create_time < "2100-01-01T00:00:00Z"'),
     ),
 ]
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A plan's nodes, the top first."""
-    yield plan
-    for child in plan.get("Plans", ()):
-        yield from nodes(child)
 
 
 def faults(plan: dict[str, Any]) -> list[str]:

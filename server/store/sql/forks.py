@@ -200,10 +200,14 @@ def _size(item_read: Permission, source: CTE) -> ColumnElement[int]:
 
 
 def _copied(item_read: Permission, source: CTE, *columns: ColumnElement[Any]) -> Select[Any]:
-    """Columns of the items that are copied: those that the caller may read, up to the last place."""
+    """Columns of the items that are copied: those that the caller may read, up to the last place.
+
+    Places beyond ``max_places`` are not read: a fork of more is refused for that.
+    """
+    last = func.least(source.c.through, bindparam("max_places", type_=BigInteger))
     return (
         select(*columns)
-        .where(_i.conversation_id == _source_id, _i.sequence <= source.c.through, alive(items))
+        .where(_i.conversation_id == _source_id, _i.sequence <= last, alive(items))
         .where(item_allowed(item_read, _i.item_id, source))
         .correlate(source)
     )
