@@ -1,9 +1,10 @@
-"""A client of the Conversation Service: connections, errors, pages and watches."""
+"""A client of the Conversation Service: connections, errors, pages, watches and transfers."""
 
 from conversations_client.channel import Client, Tls, connect
 from conversations_client.errors import DOMAIN, ErrorDetails, Violation, details_of, status_of
 from conversations_client.paging import list_conversations, list_items
 from conversations_client.token import BearerToken
+from conversations_client.transfer import export_conversations, import_conversations
 from conversations_client.watch import Reset, watch_conversations, watch_items
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Violation",
     "connect",
     "details_of",
+    "export_conversations",
+    "import_conversations",
     "list_conversations",
     "list_items",
     "status_of",

@@ -14,6 +14,7 @@ import grpc.aio
 from conversations.v1.access_service_pb2_grpc import AccessServiceStub
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from conversations.v1.erasure_service_pb2_grpc import ErasureServiceStub
+from conversations.v1.transfer_service_pb2_grpc import TransferServiceStub
 
 from conversations_client.token import BearerToken, bearer_interceptors, call_credentials
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from conversations.v1.access_service_pb2_grpc import AccessServiceAsyncStub
     from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceAsyncStub
     from conversations.v1.erasure_service_pb2_grpc import ErasureServiceAsyncStub
+    from conversations.v1.transfer_service_pb2_grpc import TransferServiceAsyncStub
 
 Options = Sequence[tuple[str, str | int]]
 
@@ -68,6 +70,7 @@ class Client:
         conversations: For all calls but watches.
         watches: The same service on a connection of its own, which takes at most 100 watches.
         access: What the caller may do.
+        transfers: Exports and imports conversations, on the connection of the watches: they are resumed as well.
         erasures: Removes all that belongs to a person, for operators.
     """
 
@@ -76,6 +79,7 @@ class Client:
         self.conversations: ConversationsServiceAsyncStub = ConversationsServiceStub(calls)
         self.watches: ConversationsServiceAsyncStub = ConversationsServiceStub(watches)
         self.access: AccessServiceAsyncStub = AccessServiceStub(calls)
+        self.transfers: TransferServiceAsyncStub = TransferServiceStub(watches)
         self.erasures: ErasureServiceAsyncStub = ErasureServiceStub(calls)
 
     async def __aenter__(self) -> Self:

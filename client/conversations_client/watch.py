@@ -4,8 +4,7 @@ What it does at each end of a stream is the table of docs/watch.md.
 """
 
 import asyncio
-import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
@@ -21,16 +20,14 @@ from google.protobuf.message import Message
 from grpc import StatusCode
 
 from conversations_client.errors import details_of
+from conversations_client.recovery import Recovery, Renew, behind
 
 SILENCE_SECONDS = 90.0  # three times the pause between two messages of an idle stream
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0  # seconds
 _TRANSIENT = {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.CANCELLED}
 _STALE = {
     (StatusCode.OUT_OF_RANGE, "RESUME_TOKEN_EXPIRED"),
     (StatusCode.INVALID_ARGUMENT, "RESUME_TOKEN_INVALID"),
 }
-
-Renew = Callable[[], Awaitable[None]]
 
 
 class _Resumable(Protocol):
@@ -109,9 +106,9 @@ async def _follow(
     silence_seconds: float,
 ) -> AsyncGenerator[_Response | Reset, None]:
     """Yields the messages of all streams; ``request`` says where to begin without a token."""
-    recovery = _Recovery(renew)
+    recovery = Recovery(renew, _TRANSIENT)
     while True:
-        call = open_stream(_behind(resume_token, request))
+        call = open_stream(behind(resume_token, request))
         try:
             while (response := await _next(call, silence_seconds)) is not None:
                 recovery.note_message()
@@ -128,16 +125,6 @@ async def _follow(
             call.cancel()
 
 
-def _behind(token: str, request: _Request) -> _Request:
-    """The request that begins behind a token; without one ``request`` itself."""
-    if not token:
-        return request
-    resumed = type(request)()
-    resumed.CopyFrom(request)
-    resumed.resume_token = token  # type: ignore[attr-defined]
-    return resumed
-
-
 async def _next(call: "grpc.aio.UnaryStreamCall[_Request, _Response]", silence_seconds: float) -> _Response | None:
     """The next message; None at the end with OK, and if none came for so long."""
     try:
@@ -146,42 +133,6 @@ async def _next(call: "grpc.aio.UnaryStreamCall[_Request, _Response]", silence_s
     except TimeoutError:
         return None
     return None if response is grpc.aio.EOF else cast("_Response", response)
-
-
-class _Recovery:
-    """Returns when a stream that has ended may be opened again."""
-
-    def __init__(self, renew: Renew | None) -> None:
-        self._renew = renew
-        self._has_renewed = False
-        self._has_message = False
-        self._pause = _FIRST_PAUSE
-
-    def note_message(self) -> None:
-        """The server answers: whatever failed before has passed."""
-        self._has_renewed, self._has_message, self._pause = False, True, _FIRST_PAUSE
-
-    async def after_end(self) -> None:
-        """At once, unless streams end before they have brought anything."""
-        if not self._has_message:
-            await self._wait()
-        self._has_message = False
-
-    async def after_error(self, error: grpc.aio.AioRpcError) -> None:
-        """Raises ``error`` if it is final, and if new credentials were refused too."""
-        if error.code() in _TRANSIENT:
-            delay = details_of(error).retry_delay
-            await self._wait(delay.total_seconds() if delay else 0.0)
-        elif error.code() is StatusCode.UNAUTHENTICATED and not self._has_renewed:
-            self._has_renewed = True
-            if self._renew:
-                await self._renew()
-        else:
-            raise error
-
-    async def _wait(self, least_seconds: float = 0.0) -> None:
-        await asyncio.sleep(least_seconds + self._pause * random.uniform(0.8, 1.2))  # noqa: S311 - spreads callers
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
 
 def _is_stale(error: grpc.aio.AioRpcError) -> bool:
