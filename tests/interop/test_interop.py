@@ -26,7 +26,9 @@ from tests.support.scripted_watches import Stream, scripted_watches
 PROGRAMS = ROOT / "tests" / "interop"
 RUN_SECONDS = 120.0  # on an idle machine fifteen
 STEPS = [
-    *("create", "append", "pages", "etag", "not_found", "denied", "deadline", "stream", "restart"),
+    *("create", "append", "pages", "etag", "not_found", "denied", "deadline", "stream"),
+    *("retention", "rewind", "fork", "undelete", "delete_many", "transfer"),
+    "restart",
     *("watch", "watch_reset", "watch_refused", "watch_silence", "watch_ends", "watch_restart"),
 ]
 # What the streams of the step watch_ends bring: the table "How a stream ends" of docs/watch.md.
@@ -47,7 +49,10 @@ ENDS = [
 TOKENS = ["", *["one"] * 5, "two", "two", "", "three", ""]
 CREDENTIALS = [*["Bearer old"] * 7, *["Bearer new"] * 4]
 EARLY = 0.95  # timers may fire a little before their time
-POLICY = "- permit: {actions: [create, read, update, delete]}\n"  # all but share
+POLICY = """
+- permit: {actions: [create, read, update, delete]}  # all but share
+- permit: {actions: [import, erase], resource: "tenant::*"}
+"""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ func run(ctx context.Context) error {
 	defer scripted.Close()
 
 	s := newScenario(conn, os.Getenv("LOCKED"))
+	l := &lifecycleSteps{s, pb.NewTransferServiceClient(conn), pb.NewErasureServiceClient(conn)}
 	w := &watchSteps{s, pb.NewConversationsServiceClient(watching), pb.NewConversationsServiceClient(scripted)}
 	steps := []struct {
 		name string
@@ -49,6 +50,12 @@ func run(ctx context.Context) error {
 		{"denied", s.denied},
 		{"deadline", s.deadline},
 		{"stream", s.stream},
+		{"retention", l.retention},
+		{"rewind", l.rewind},
+		{"fork", l.fork},
+		{"undelete", l.undelete},
+		{"delete_many", l.deleteMany},
+		{"transfer", l.transfer},
 		{"restart", s.restart},
 		{"watch", w.watch},
 		{"watch_reset", w.reset},

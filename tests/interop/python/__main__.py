@@ -7,6 +7,7 @@ from functools import partial
 
 from conversations_client import connect
 
+from tests.interop.python.lifecycle_steps import LifecycleSteps
 from tests.interop.python.restart import restart
 from tests.interop.python.scenario import Scenario
 from tests.interop.python.watch_steps import WatchSteps
@@ -16,10 +17,13 @@ async def main() -> None:
     """Runs all steps; the first that fails ends the program."""
     async with connect(os.environ["TARGET"]) as client, connect(os.environ["SCRIPTED"]) as scripted:
         scenario = Scenario(client.conversations, os.environ["LOCKED"])
-        await run(steps(scenario, WatchSteps(scenario, client.watches, scripted.watches)))
+        lifecycle = LifecycleSteps(scenario, client)
+        await run(steps(scenario, lifecycle, WatchSteps(scenario, client.watches, scripted.watches)))
 
 
-def steps(scenario: Scenario, watches: WatchSteps) -> dict[str, Callable[[], Awaitable[None]]]:
+def steps(
+    scenario: Scenario, lifecycle: LifecycleSteps, watches: WatchSteps
+) -> dict[str, Callable[[], Awaitable[None]]]:
     """The steps by their names, in order."""
     return {
         "create": scenario.create,
@@ -30,6 +34,12 @@ def steps(scenario: Scenario, watches: WatchSteps) -> dict[str, Callable[[], Awa
         "denied": scenario.denied,
         "deadline": scenario.deadline,
         "stream": scenario.stream,
+        "retention": lifecycle.retention,
+        "rewind": lifecycle.rewind,
+        "fork": lifecycle.fork,
+        "undelete": lifecycle.undelete,
+        "delete_many": lifecycle.delete_many,
+        "transfer": lifecycle.transfer,
         "restart": partial(restart, scenario),
         "watch": watches.watch,
         "watch_reset": watches.watch_reset,

@@ -128,12 +128,18 @@ class Scenario:
 
     async def branch(self, *words: str) -> "Scenario":
         """The same with a conversation of its own, which begins with messages of the user."""
-        made = Scenario(self.stub, self._locked)
-        made.conversation = await self.stub.CreateConversation(
-            CreateConversationRequest(
-                conversation=Conversation(metadata={"topic": "branch"}), items=[text(each) for each in words]
+        return self.of(
+            await self.stub.CreateConversation(
+                CreateConversationRequest(
+                    conversation=Conversation(metadata={"topic": "branch"}), items=[text(each) for each in words]
+                )
             )
         )
+
+    def of(self, conversation: Conversation) -> "Scenario":
+        """The same with another conversation."""
+        made = Scenario(self.stub, self._locked)
+        made.conversation = conversation
         return made
 
     async def read(self) -> Conversation:

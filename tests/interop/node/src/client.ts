@@ -3,6 +3,8 @@ import { readFileSync } from "node:fs";
 import {
   type CallOptions,
   type ChannelOptions,
+  type Client,
+  type ClientOptions,
   type ClientUnaryCall,
   credentials,
   InterceptingCall,
@@ -12,6 +14,8 @@ import {
 } from "@grpc/grpc-js";
 
 import { ConversationsServiceClient } from "../gen/conversations/v1/conversations_service.js";
+import { ErasureServiceClient } from "../gen/conversations/v1/erasure_service.js";
+import { TransferServiceClient } from "../gen/conversations/v1/transfer_service.js";
 
 const maxMessageBytes = 32 * 1024 * 1024; // limit of the server; Node receives at most 4 MiB by default
 
@@ -27,15 +31,30 @@ export function connect(
   serviceConfigFile: string,
   options: ChannelOptions = {},
 ): ConversationsServiceClient {
-  const serviceConfig = readFileSync(serviceConfigFile, "utf8");
   return new ConversationsServiceClient(target, credentials.createInsecure(), {
+    ...optionsFor(serviceConfigFile),
+    ...options,
+  });
+}
+
+/** The same for the other services. Clients of one target and the same options share their connection. */
+export function connectForTransfers(target: string, serviceConfigFile: string): TransferServiceClient {
+  return new TransferServiceClient(target, credentials.createInsecure(), optionsFor(serviceConfigFile));
+}
+
+export function connectForErasures(target: string, serviceConfigFile: string): ErasureServiceClient {
+  return new ErasureServiceClient(target, credentials.createInsecure(), optionsFor(serviceConfigFile));
+}
+
+function optionsFor(serviceConfigFile: string): ChannelOptions & Partial<ClientOptions> {
+  const serviceConfig = readFileSync(serviceConfigFile, "utf8");
+  return {
     "grpc.service_config": serviceConfig,
     "grpc.max_receive_message_length": maxMessageBytes,
     "grpc.max_send_message_length": maxMessageBytes,
     "grpc.per_rpc_retry_buffer_size": maxMessageBytes, // larger requests are not retried; 1 MiB by default
     interceptors: [waitingForReady(JSON.parse(serviceConfig))],
-    ...options,
-  });
+  };
 }
 
 /**
@@ -83,7 +102,7 @@ type Unary<Request, Response> = (
 
 /** A unary call as a promise: `call(client, client.getItem, request)`. */
 export function call<Request, Response>(
-  client: ConversationsServiceClient,
+  client: Client,
   method: Unary<Request, Response>,
   request: Request,
   options: Partial<CallOptions> = {},

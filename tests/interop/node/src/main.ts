@@ -1,6 +1,7 @@
 /** Uses the service as a Node client does, and says after each step that it went well. */
 
-import { connect, connectForWatches } from "./client.js";
+import { connect, connectForErasures, connectForTransfers, connectForWatches } from "./client.js";
+import { LifecycleSteps } from "./lifecycle_steps.js";
 import { restart } from "./restart.js";
 import { Scenario } from "./scenario.js";
 import { WatchSteps } from "./watch_steps.js";
@@ -9,7 +10,10 @@ const { TARGET = "", SERVICE_CONFIG = "", LOCKED = "", SCRIPTED = "" } = process
 const client = connect(TARGET, SERVICE_CONFIG);
 const watchingClient = connectForWatches(TARGET, SERVICE_CONFIG);
 const scriptedClient = connectForWatches(SCRIPTED, SERVICE_CONFIG);
+const transferClient = connectForTransfers(TARGET, SERVICE_CONFIG);
+const erasureClient = connectForErasures(TARGET, SERVICE_CONFIG);
 const scenario = new Scenario(client, LOCKED);
+const lifecycle = new LifecycleSteps(scenario, transferClient, erasureClient);
 const watches = new WatchSteps(scenario, watchingClient, scriptedClient);
 const steps: [string, () => Promise<void>][] = [
   ["create", () => scenario.create()],
@@ -20,6 +24,12 @@ const steps: [string, () => Promise<void>][] = [
   ["denied", () => scenario.denied()],
   ["deadline", () => scenario.deadline()],
   ["stream", () => scenario.stream()],
+  ["retention", () => lifecycle.retention()],
+  ["rewind", () => lifecycle.rewind()],
+  ["fork", () => lifecycle.fork()],
+  ["undelete", () => lifecycle.undelete()],
+  ["delete_many", () => lifecycle.deleteMany()],
+  ["transfer", () => lifecycle.transfer()],
   ["restart", () => restart(scenario)],
   ["watch", () => watches.watch()],
   ["watch_reset", () => watches.reset()],
@@ -42,4 +52,6 @@ for (const [name, run] of steps) {
 client.close();
 watchingClient.close();
 scriptedClient.close();
+transferClient.close();
+erasureClient.close();
 process.stdin.destroy();

@@ -23,7 +23,7 @@ import { expectFailure, failure } from "./errors.js";
 
 /** The steps; each goes on with the conversation that the first one made. */
 export class Scenario {
-  private conversation = Conversation.create();
+  conversation = Conversation.create();
 
   constructor(
     readonly client: ConversationsServiceClient,
@@ -60,8 +60,13 @@ export class Scenario {
   async branch(...words: string[]): Promise<Scenario> {
     const conversation = Conversation.create({ metadata: { topic: "branch" } });
     const request = CreateConversationRequest.create({ conversation, items: words.map(text) });
+    return this.of(await call(this.client, this.client.createConversation, request));
+  }
+
+  /** The same with another conversation. */
+  of(conversation: Conversation): Scenario {
     const made = new Scenario(this.client, this.locked);
-    made.conversation = await call(this.client, this.client.createConversation, request);
+    made.conversation = conversation;
     return made;
   }
 

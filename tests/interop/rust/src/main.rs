@@ -4,6 +4,7 @@ mod backoff;
 mod client;
 mod configured;
 mod health;
+mod lifecycle_steps;
 mod restart;
 mod scenario;
 mod service_config;
@@ -19,6 +20,7 @@ use std::{env, fs, process};
 
 use anyhow::{Context, Result};
 
+use lifecycle_steps::LifecycleSteps;
 use scenario::Scenario;
 use watch_steps::WatchSteps;
 
@@ -32,7 +34,8 @@ async fn main() {
 
 async fn run() -> Result<()> {
     let config = fs::read_to_string(env::var("SERVICE_CONFIG")?)?;
-    let client = client::connect(&env::var("TARGET")?, &config)?;
+    let channel = client::channel(&env::var("TARGET")?, &config)?;
+    let client = client::client_on(channel.clone());
     let mut scenario = Scenario::new(client, env::var("LOCKED")?);
     done("create", scenario.create().await)?;
     done("append", scenario.append().await)?;
@@ -42,6 +45,15 @@ async fn run() -> Result<()> {
     done("denied", scenario.denied().await)?;
     done("deadline", scenario.deadline().await)?;
     done("stream", scenario.stream().await)?;
+
+    let (transfers, erasures) = (client::transfers_on(channel.clone()), client::erasures_on(channel));
+    let lifecycle = LifecycleSteps { scenario: &scenario, transfers, erasures };
+    done("retention", lifecycle.retention().await)?;
+    done("rewind", lifecycle.rewind().await)?;
+    done("fork", lifecycle.fork().await)?;
+    done("undelete", lifecycle.undelete().await)?;
+    done("delete_many", lifecycle.delete_many().await)?;
+    done("transfer", lifecycle.transfer().await)?;
     done("restart", restart::run(&scenario).await)?;
 
     let client = client::connect(&env::var("TARGET")?, &config)?; // a connection for watches; 100 at most

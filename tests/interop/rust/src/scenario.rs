@@ -24,7 +24,7 @@ const LARGEST_PAGE: i32 = 100;
 pub struct Scenario {
     pub client: Client,
     locked: String, // a conversation whose row is locked, so that appends wait
-    conversation: Conversation,
+    pub conversation: Conversation,
 }
 
 impl Scenario {
@@ -67,8 +67,12 @@ impl Scenario {
             items: words.iter().map(|each| new_item(message(each))).collect(),
             ..Default::default()
         };
-        let conversation = self.client.clone().create_conversation(request).await?.into_inner();
-        Ok(Self { conversation, ..self.clone() })
+        Ok(self.of(self.client.clone().create_conversation(request).await?.into_inner()))
+    }
+
+    /// The same with another conversation.
+    pub fn of(&self, conversation: Conversation) -> Self {
+        Self { conversation, ..self.clone() }
     }
 
     pub fn id(&self) -> String {
@@ -192,7 +196,12 @@ impl Scenario {
 
     /// The ids of all items, in order.
     pub async fn all(&self) -> Result<Vec<String>> {
-        Ok(ids(&self.list(Order::Ascending, LARGEST_PAGE).await?))
+        Ok(ids(&self.items().await?))
+    }
+
+    /// All items, in order.
+    pub async fn items(&self) -> Result<Vec<Item>> {
+        self.list(Order::Ascending, LARGEST_PAGE).await
     }
 
     /// All items, read page by page.
@@ -221,7 +230,7 @@ impl Scenario {
 }
 
 /// The error of a call that has to fail, with this code and this reason.
-fn fails<T>(answer: Result<T, Status>, code: Code, reason: &str) -> Result<Status> {
+pub fn fails<T>(answer: Result<T, Status>, code: Code, reason: &str) -> Result<Status> {
     match answer {
         Err(error) if is(&error, code, reason) => Ok(error),
         Err(error) => bail!("want {code:?} with {reason}, got {error} with {:?}", error.get_error_details()),
@@ -251,6 +260,6 @@ fn ids(items: &[Item]) -> Vec<String> {
     items.iter().map(|item| item.id.clone()).collect()
 }
 
-fn request_id() -> String {
+pub fn request_id() -> String {
     Uuid::new_v4().to_string()
 }

@@ -20,7 +20,8 @@ public final class Interop {
         ManagedChannel scripted = Channels.openForWatches(env("SCRIPTED"), Path.of(env("SERVICE_CONFIG")));
         try {
             Scenario scenario = new Scenario(channel, env("LOCKED"));
-            run(steps(scenario, new WatchSteps(scenario, watching, scripted)));
+            LifecycleSteps lifecycle = new LifecycleSteps(scenario, channel);
+            run(steps(scenario, lifecycle, new WatchSteps(scenario, watching, scripted)));
         } catch (Exception | AssertionError problem) {
             problem.printStackTrace();
             System.exit(1); // other threads are still running when one has failed
@@ -31,7 +32,7 @@ public final class Interop {
         }
     }
 
-    private static Map<String, Step> steps(Scenario scenario, WatchSteps watches) {
+    private static Map<String, Step> steps(Scenario scenario, LifecycleSteps lifecycle, WatchSteps watches) {
         Map<String, Step> steps = new LinkedHashMap<>();
         steps.put("create", scenario::create);
         steps.put("append", scenario::append);
@@ -41,6 +42,12 @@ public final class Interop {
         steps.put("denied", scenario::denied);
         steps.put("deadline", scenario::deadline);
         steps.put("stream", scenario::stream);
+        steps.put("retention", lifecycle::retention);
+        steps.put("rewind", lifecycle::rewind);
+        steps.put("fork", lifecycle::fork);
+        steps.put("undelete", lifecycle::undelete);
+        steps.put("delete_many", lifecycle::deleteMany);
+        steps.put("transfer", lifecycle::transfer);
         steps.put("restart", () -> new Restart(scenario).run());
         steps.put("watch", watches::watch);
         steps.put("watch_reset", watches::reset);

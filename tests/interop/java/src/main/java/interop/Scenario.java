@@ -65,12 +65,21 @@ final class Scenario {
 
     /** The same with a conversation of its own, which begins with messages of the user. */
     Scenario branch(String... words) {
-        Scenario made = new Scenario(channel, locked);
-        made.conversation = service.createConversation(CreateConversationRequest.newBuilder()
+        return of(service.createConversation(CreateConversationRequest.newBuilder()
                 .setConversation(Conversation.newBuilder().putMetadata("topic", "branch"))
                 .addAllItems(Stream.of(words).map(Items::text).toList())
-                .build());
+                .build()));
+    }
+
+    /** The same with another conversation. */
+    Scenario of(Conversation other) {
+        Scenario made = new Scenario(channel, locked);
+        made.conversation = other;
         return made;
+    }
+
+    Conversation conversation() {
+        return conversation;
     }
 
     String conversationId() {
@@ -230,7 +239,7 @@ final class Scenario {
         return items.stream().map(Item::getSequence).toList();
     }
 
-    private static String requestId() {
+    static String requestId() {
         return UUID.randomUUID().toString();
     }
 }
