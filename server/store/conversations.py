@@ -258,6 +258,7 @@ class ConversationStore:
         Raises:
             ConversationNotFound: It does not exist, was deleted too long ago, has expired, or may not be read.
             ConversationExists: It is not deleted.
+            Conflict: It was deleted meanwhile.
             ActionDenied: The caller may not delete it.
             RequestIdReused: The request id belongs to another request.
         """
@@ -276,8 +277,11 @@ class ConversationStore:
             return row
         if await self.prior_result(access, conversation_id, reservation):
             return await self.require(access, conversation_id, delete)
-        if await self._require_deletable(access, conversation_id, delete):
+        found = await self._require_deletable(access, conversation_id, delete)
+        if found["alive"]:
             raise ConversationExists(conversation_id)
+        if found["kept"]:  # it was deleted after the statement had seen it alive
+            raise Conflict
         raise ConversationNotFound(conversation_id)
 
     async def page(
@@ -372,21 +376,20 @@ class ConversationStore:
             raise EtagMismatch(etag_of(row["revision"]))
         return row
 
-    async def _require_deletable(self, access: Access, conversation_id: str, delete: Permission) -> bool:
-        """Whether a conversation that the caller may delete, or could before it was deleted, is alive.
+    async def _require_deletable(self, access: Access, conversation_id: str, delete: Permission) -> asyncpg.Record:
+        """The state of a conversation that the caller may delete, or could before it was deleted.
 
         Raises:
             ConversationNotFound: It does not exist, has expired, or may not be read.
             ActionDenied: The caller may not delete it.
         """
-        values = {**access.values, "conversation_id": conversation_id}
+        values = {**access.values, "conversation_id": conversation_id, "keep": self._keep}
         row = await self._database.fetchrow(sql.get_deleted(_read(access), delete), values)
         if row is None:
             raise ConversationNotFound(conversation_id)
         if not row[delete.name]:
             raise ActionDenied("conversation", "delete")
-        alive: bool = row["alive"]
-        return alive
+        return row
 
 
 def new_id(principal: Principal, reservation: Reservation | None) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from secrets import token_hex
 from typing import Any
@@ -28,7 +28,7 @@ from tests.support.build import append, create, delete, delete_item, get, list_i
 from tests.support.postgres import fresh_database
 from tests.support.problems import problem_of
 from tests.support.samples import SAMPLES
-from tests.support.service import Service, intercepted, running_service
+from tests.support.service import Service, before_statement, intercepted, running_service
 from tests.support.transfers import Importing, ended, exported, imported, of_its_own, refused, untold, words
 
 
@@ -202,23 +202,6 @@ async def test_a_token_of_another_request(service: Service) -> None:
 def export_of(*names: str, **fields: Any) -> ExportConversationsRequest:
     """A request for some conversations."""
     return ExportConversationsRequest(conversation_ids=names, **fields)
-
-
-def before_statement(number: int, act: Callable[[], Awaitable[object]]) -> Callable[[Execute, Execution], Any]:
-    """An interceptor that does something before a statement runs; the statements of that are not counted."""
-    count, acting = 0, False
-
-    async def run(execute: Execute, execution: Execution) -> Rows:
-        nonlocal count, acting
-        if not acting:
-            count += 1
-            if count == number:
-                acting = True
-                await act()
-                acting = False
-        return await execute(execution)
-
-    return run
 
 
 @pytest.mark.usefixtures("small_blocks")

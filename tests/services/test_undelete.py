@@ -12,7 +12,7 @@ from server.store.purge import purge
 from tests.support.build import append, create, delete, delete_item, get, list_items, sets, undelete, user_message
 from tests.support.postgres import fetch
 from tests.support.problems import problem
-from tests.support.service import Service
+from tests.support.service import Service, before_statement, intercepted
 
 
 async def test_it_brings_everything_back(stub: Any) -> None:
@@ -108,3 +108,19 @@ async def test_how_long(own_service: Service, keep: int) -> None:
         assert (await stub.UndeleteConversation(undelete(made.id))).last_sequence == 1
     else:
         assert (await problem(stub.UndeleteConversation(undelete(made.id)))).code == "NOT_FOUND"
+
+
+async def test_a_delete_meanwhile(service: Service) -> None:
+    """A conversation that was there when the statement ran, and is deleted when its state is read, can be brought back.
+
+    So the answer is a conflict, and the next call succeeds.
+    """
+    made = await service.stub.CreateConversation(create(user_message()))
+
+    async def delete_it() -> None:
+        await fetch(service.url, f"UPDATE conversations SET delete_time = now() WHERE id = '{made.id}'")
+
+    with intercepted(service.database, before_statement(2, delete_it)):
+        raced = await problem(service.stub.UndeleteConversation(undelete(made.id)))
+    assert (raced.code, raced.reason) == ("ABORTED", "CONFLICT")
+    assert (await service.stub.UndeleteConversation(undelete(made.id))).id == made.id

@@ -1,6 +1,6 @@
 """The service in this process, and a client of it over the wire."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from secrets import token_hex
@@ -64,6 +64,23 @@ def intercepted(database: Database, interceptor: Interceptor) -> Iterator[None]:
         yield
     finally:
         database.interceptors.remove(interceptor)
+
+
+def before_statement(number: int, act: Callable[[], Awaitable[object]]) -> Callable[[Execute, Execution], Any]:
+    """An interceptor that does something before a statement runs; the statements of that are not counted."""
+    count, acting = 0, False
+
+    async def run(execute: Execute, execution: Execution) -> Rows:
+        nonlocal count, acting
+        if not acting:
+            count += 1
+            if count == number:
+                acting = True
+                await act()
+                acting = False
+        return await execute(execution)
+
+    return run
 
 
 async def list_all_items(stub: Any, conversation_id: str, order: Any) -> list[Item]:

@@ -231,7 +231,8 @@ class ConversationsServiceServicer:
 
         NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
         could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
-        deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
+        deleted. ABORTED (`CONFLICT`): it was deleted meanwhile; call again.
+        FAILED_PRECONDITION: the `request_id` was used for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

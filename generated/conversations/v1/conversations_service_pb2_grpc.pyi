@@ -104,7 +104,8 @@ class ConversationsServiceStub:
 
     NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
     could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
-    deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
+    deleted. ABORTED (`CONFLICT`): it was deleted meanwhile; call again.
+    FAILED_PRECONDITION: the `request_id` was used for another request.
     """
     DeleteConversations: _grpc.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteConversationsRequest, _conversations_service_pb2.DeleteConversationsResponse]
     """Deletes the conversations that match a filter and that the caller may read and
@@ -328,7 +329,8 @@ class ConversationsServiceAsyncStub(ConversationsServiceStub):
 
     NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
     could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
-    deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
+    deleted. ABORTED (`CONFLICT`): it was deleted meanwhile; call again.
+    FAILED_PRECONDITION: the `request_id` was used for another request.
     """
     DeleteConversations: _aio.UnaryUnaryMultiCallable[_conversations_service_pb2.DeleteConversationsRequest, _conversations_service_pb2.DeleteConversationsResponse]  # type: ignore[assignment]
     """Deletes the conversations that match a filter and that the caller may read and
@@ -579,7 +581,8 @@ class ConversationsServiceServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND: not readable, expired, or deleted too long ago. PERMISSION_DENIED: it
         could be read, but not deleted. ALREADY_EXISTS (`CONVERSATION_EXISTS`): it is not
-        deleted. FAILED_PRECONDITION: the `request_id` was used for another request.
+        deleted. ABORTED (`CONFLICT`): it was deleted meanwhile; call again.
+        FAILED_PRECONDITION: the `request_id` was used for another request.
         """
 
     @_abc_1.abstractmethod

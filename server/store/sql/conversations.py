@@ -77,8 +77,11 @@ def get(read: Permission, *others: Permission) -> Statement:
 
 @lru_cache(maxsize=512)
 def get_deleted(read: Permission, delete: Permission) -> Statement:
-    """Whether ``delete`` covers a conversation or tombstone that may be read and has not expired, and which it is."""
-    columns = (allowed(delete).label(delete.name), alive(conversations).label("alive"))
+    """Whether ``delete`` covers a conversation or tombstone that may be read and has not expired, and which it is.
+
+    ``kept`` of a tombstone: it can be brought back.
+    """
+    columns = (allowed(delete).label(delete.name), alive(conversations).label("alive"), _kept().label("kept"))
     return compile_statement(select(*columns).where(readable_one(read), unexpired()), "read")
 
 
@@ -181,16 +184,19 @@ def undelete(read: Permission, delete: Permission, *, reserves: bool) -> Stateme
 
     The purge marks what it removes, so that nothing comes back in part (`server.store.purge`).
     """
-    kept = _c.delete_time > func.now() - bindparam("keep", type_=Interval)
     undeleted = (
         update(conversations)
-        .where(readable_one(read), allowed(delete), kept, unexpired())
+        .where(readable_one(read), allowed(delete), _kept(), unexpired())
         .values(delete_time=null(), version=_c.version + _one)
         .returning(*COLUMNS)
         .cte("undeleted")
     )
     statement: Select[Any] = select(*undeleted.c)
     return compile_statement(statement.add_cte(reserve(undeleted).cte("reserved")) if reserves else statement, "write")
+
+
+def _kept() -> ColumnElement[bool]:
+    return _c.delete_time > func.now() - bindparam("keep", type_=Interval)
 
 
 def _revision_is() -> ColumnElement[bool]:
