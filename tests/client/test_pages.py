@@ -3,15 +3,18 @@
 import asyncio
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from conversations.v1.conversations_service_pb2 import CreateConversationRequest
+from conversations.v1.transfer_service_pb2 import Record
 from conversations_client import Client, connect
 from conversations_client.ephemeral import COMMAND_VARIABLE
 
-from tests.support.build import create, delete, user_message
+from tests.support.build import append, create, delete, user_message
 from tests.support.certificates import CA, TlsFiles
 from tests.support.commands import ROOT, environment
 from tests.support.jwt import AUDIENCE, ISSUER, ISSUER_KEY, jwk_set, token
@@ -36,7 +39,8 @@ async def run(heading: str, address: str, **names: Any) -> dict[str, Any]:
 
 def test_every_section_is_tried() -> None:
     """A new section with a program needs a test here."""
-    tried = {"Connecting", "TLS and tokens", "Errors", "Pages", "Watches", "Tests with a service of their own"}
+    tried = {"Connecting", "TLS and tokens", "Errors", "Pages", "Watches", "Exports and imports"}
+    tried |= {"Tests with a service of their own"}
     assert tried == set(code_blocks(PAGE, "python"))
 
 
@@ -101,6 +105,31 @@ async def test_watches(service: Service) -> None:
             names = {"client": client, "conversation": conversation, "store": store, "forget": forget}
             await run("Watches", "", **names, stored="no token")
     assert ["reset", "conversation", "item", "conversation_deleted"] == told
+
+
+async def test_exports_and_imports(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """All records are kept, and a conversation that has changed since is refused."""
+    exporting, importing = blocks("Exports and imports")
+    kept: list[Record] = []
+
+    async def keep(record: Record) -> None:
+        kept.append(record)
+
+    async def records(answered: Collection[str]) -> AsyncIterator[Record]:
+        for record in kept:
+            if record.conversation.id not in answered:
+                yield record
+
+    async with connect(service.address) as client:
+        metadata = {"topic": str(uuid4())}
+        conversation = await client.conversations.CreateConversation(create(user_message("one"), metadata=metadata))
+        exporting = exporting.replace('owner = "alice"', f'metadata.topic = "{metadata["topic"]}"')
+        await run_block(exporting, {"client": client, "stored": "", "keep": keep})
+        await client.conversations.CreateItems(append(conversation.id, user_message("two")))
+        names = {"client": client, "records": records}
+        await run_block(importing, names)
+    assert ["conversation", "items", "end"] == [record.WhichOneof("record") for record in kept]
+    assert f"{conversation.id} CONVERSATION_EXISTS" in capsys.readouterr().out
 
 
 @pytest.mark.slow
