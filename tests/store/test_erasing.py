@@ -23,6 +23,7 @@ from server.store.sql import erasures as sql
 from tests.support.access import ANN, BOB, EVE, GuardedService
 from tests.support.build import append, copy_of, create, delete, delete_item, user_message
 from tests.support.erasure import ALL_ROWS, ERASURE_RULES
+from tests.support.interruptions import FailingConnection, Killed
 from tests.support.postgres import fetch, fresh_database
 
 NAME = Subject.of_principal("ann")
@@ -75,40 +76,6 @@ async def carried_on(url: str) -> asyncpg.Record | None:
 
 
 # --- interruptions
-
-
-class Killed(ConnectionError):
-    """The connection was lost."""
-
-
-class FailingConnection:
-    """A connection that is lost at its n-th statement, before or behind it.
-
-    Attributes:
-        statements: How many have run.
-    """
-
-    def __init__(self, connection: asyncpg.Connection, number: int, *, behind: bool) -> None:
-        self._connection = connection
-        self._number = number
-        self._behind = behind
-        self.statements = 0
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._connection, name)
-        if name not in ("execute", "fetch", "fetchrow", "fetchval"):
-            return method
-
-        async def run(*arguments: Any) -> Any:
-            self.statements += 1
-            if self.statements == self._number and not self._behind:
-                raise Killed
-            result = await method(*arguments)
-            if self.statements == self._number:
-                raise Killed
-            return result
-
-        return run
 
 
 async def interrupted(url: str, monkeypatch: pytest.MonkeyPatch, number: int, *, behind: bool) -> bool:
