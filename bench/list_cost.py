@@ -42,13 +42,17 @@ CALLERS = {
 SEEN = 20
 
 
-async def fill(url: str, rows: int) -> None:
-    """Creates ``rows`` conversations."""
+async def fill(url: str, rows: int, *, analyzed: bool = True) -> None:
+    """Creates ``rows`` conversations, 20 at least.
+
+    ``analyzed``: whether PostgreSQL has statistics of them afterwards.
+    """
     connection = await asyncpg.connect(url)
-    await connection.execute("TRUNCATE conversations, conversation_attributes")
+    await connection.execute("TRUNCATE conversations, conversation_attributes, activity")
     await connection.execute(_FILL, rows, rows // SEEN)
     await connection.execute(_INDEX)
-    await connection.execute("VACUUM ANALYZE conversations, conversation_attributes")
+    if analyzed:
+        await connection.execute("VACUUM ANALYZE conversations, conversation_attributes, activity")
     await connection.close()
 
 

@@ -298,6 +298,18 @@ class ChangesNotKept(ServiceError):
         super().__init__("Changes are not kept: the operator can turn that on.")
 
 
+class NotEnabled(ServiceError):
+    """The operator has turned off what was asked for."""
+
+    code = StatusCode.UNIMPLEMENTED
+    reason = "NOT_ENABLED"
+
+    def __init__(self, setting: str) -> None:
+        super().__init__(
+            f"Not enabled here: the operator can turn it on with the setting '{setting}'.", setting=setting
+        )
+
+
 class FilterInvalid(_BadRequest):
     """The filter cannot be read; ``position`` counts characters from 0."""
 

@@ -16,6 +16,7 @@ from conversations.v1.transfer_service_pb2_grpc import add_TransferServiceServic
 from grpc_health.v1 import health_pb2_grpc
 
 from server.app import instrumentation, version_check
+from server.app.activity import ActivityKeeper
 from server.app.admin_listener import admin
 from server.app.background import mark_expired_periodically, purge_periodically
 from server.app.database import Store, open_store, prepare_schema
@@ -31,7 +32,7 @@ from server.interceptors import CallerChain, build_chain
 from server.interceptors.drain_gate import DrainGate
 from server.observability import metrics
 from server.observability.metrics.sources import Sources
-from server.observability.stats import ErasureStats, PurgeStats, TransferStats
+from server.observability.stats import ActivityStats, ErasureStats, PurgeStats, TransferStats
 from server.observability.task_supervisor import TaskSupervisor, Work
 from server.requests.page_tokens import PageTokens
 from server.services.access import AccessServicer
@@ -131,6 +132,7 @@ class _Parts:
     drain_gate: DrainGate
     tokens: PageTokens
     purges: PurgeStats
+    activity: ActivityStats
     erasures: ErasureRunner
     erasure_stats: ErasureStats
     responses: ResponseBudget
@@ -227,6 +229,7 @@ async def _open_parts(settings: Settings, stack: AsyncExitStack) -> _Parts:
         drain_gate=drain_gate,
         tokens=tokens,
         purges=PurgeStats(),
+        activity=ActivityStats(),
         erasures=ErasureRunner(store.url, settings.statement_timeout_seconds + 1, erasure_stats),
         erasure_stats=erasure_stats,
         responses=responses,
@@ -257,7 +260,13 @@ def _watches(
 
 
 def _conversation_store(settings: Settings, parts: _Parts) -> ConversationStore:
-    return ConversationStore(parts.store.database, settings.max_items_bytes, parts.watches.hub, settings.purge_after)
+    return ConversationStore(
+        parts.store.database,
+        settings.max_items_bytes,
+        parts.watches.hub,
+        settings.purge_after,
+        activity=settings.activity,
+    )
 
 
 def _methods(settings: Settings, parts: _Parts, conversations: ConversationStore) -> ConversationsServicer:
@@ -358,6 +367,7 @@ def _metric_sources(settings: Settings, parts: _Parts, readiness: Readiness, edg
         database=parts.store.database,
         policy=parts.policy,
         purges=parts.purges,
+        activity=parts.activity,
         erasures=parts.erasure_stats,
         jwks=parts.source.jwks,
         certificate=parts.certificate,
@@ -391,6 +401,9 @@ def _background_work(
     if glibc := find_glibc():
         yield "memory", partial(give_memory_back, glibc)
     yield "erasures", parts.erasures.run
+    if not worker:
+        keeper = ActivityKeeper(served.store.url, parts.activity)
+        yield "activity", keeper.run if settings.activity else keeper.note_off
     if settings.purge_every_minutes and not worker:
         purge = (settings, served.store.url, parts.retention, parts.purges, parts.erasures.wake)
         yield "purge", partial(purge_periodically, *purge)

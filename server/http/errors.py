@@ -81,6 +81,7 @@ ROWS: Mapping[type[ServiceError], Row] = {
     errors.ResumeTokenInvalid: Row(400, "invalid_value"),
     errors.ResumeTokenExpired: Row(400, "invalid_value"),
     errors.ChangesNotKept: Row(400, "invalid_value"),
+    errors.NotEnabled: Row(400, "invalid_value"),  # SDKs repeat what ends with 501
 }
 
 

@@ -118,6 +118,19 @@ class PurgeStats:
         self.last = time.time()
 
 
+class ActivityStats:
+    """The queue of the order by activity, as this process has seen it last.
+
+    Attributes:
+        pending: Conversations in it.
+        oldest_seconds: For how long the oldest of them has been; 0 if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self.oldest_seconds = 0.0
+
+
 class ErasureStats:
     """Counts of the erasures that this process has carried on.
 

@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from server.authorization.access import Access, current_access
 from server.authorization.audit_log import current_audit
-from server.errors import FilterInvalid
+from server.errors import FilterInvalid, NotEnabled
 from server.identity.caller import current_caller
 from server.interceptors.chain import Context
 from server.policy.attributes import attribute_pairs
@@ -39,6 +39,7 @@ from server.store.items import ItemStore
 from server.store.rewinds import Rewind, RewindStore
 
 _DESCENDING = ("", "create_time desc")  # order_by, and the default
+_BY_ACTIVITY = "active_time desc"
 _CONVERSATIONS, _ITEMS = "ListConversations", "ListItems"  # what a page token is bound to
 
 
@@ -191,6 +192,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         Raises:
             PageTokenInvalid: The token belongs to another query, or is none.
             FilterInvalid: The filter cannot be parsed.
+            NotEnabled: The operator has turned the order by activity off.
         """
         return await self.list_conversations(request)
 
@@ -203,19 +205,24 @@ class ConversationsServicer(ConversationsServiceServicer):
             ConversationNotFound: ``after`` is missing, deleted, or not readable for the caller.
         """
         access, size = current_access.get(), page_tokens.page_size(request.page_size)
-        descending = request.order_by in _DESCENDING
-        query = (_CONVERSATIONS, access.principal.tenant, access.principal.id, request.filter, str(descending))
+        descending, by_activity = request.order_by in _DESCENDING, request.order_by == _BY_ACTIVITY
+        if by_activity and not self._conversations.queues:
+            raise NotEnabled("activity")
+        order = _BY_ACTIVITY if by_activity else str(descending)
+        query = (_CONVERSATIONS, access.principal.tenant, access.principal.id, request.filter, order)
         position = None
         if request.page_token:
             position = page_tokens.unpack_time(self._tokens.verify(request.page_token, *query))
         elif after:
             position = (await self._conversations.get(access, after))["create_time"], after
         comparisons = filters.parse(request.filter, filters.CONVERSATION_FIELDS)
-        rows, more = await self._conversations.page(access, comparisons, position, size, descending=descending)
+        rows, more = await self._conversations.page(
+            access, comparisons, position, size, descending=descending, by_activity=by_activity
+        )
         response = pb.ListConversationsResponse(conversations=map(conversation_of, rows))
         if more:
-            last = rows[-1]
-            response.next_page_token = self._tokens.sign(page_tokens.pack_time(last["create_time"], last["id"]), *query)
+            last, time = rows[-1], "active_time" if by_activity else "create_time"
+            response.next_page_token = self._tokens.sign(page_tokens.pack_time(last[time], last["id"]), *query)
         return response
 
     async def DeleteConversations(

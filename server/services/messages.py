@@ -37,6 +37,7 @@ def conversation_of(row: Mapping[str, Any]) -> conversation_pb2.Conversation:
         etag=etag_of(row["revision"]),
         owner=row["owner"],
         last_sequence=row["last_sequence"],
+        active_time=timestamp(row["active_time"]),
     )
     if (metadata := row["metadata"]) not in _NO_METADATA:
         message.metadata.update(metadata if isinstance(metadata, dict) else json.loads(metadata))

@@ -39,6 +39,9 @@ class DatabaseSettings(BaseSettings):
     purge_every_minutes: Annotated[float, Field(ge=0, le=525_960)] = Field(
         60.0, description="Pause between purges; 0 leaves them to the command `purge`."
     )
+    activity: bool = Field(
+        default=True, description="Keep the order of `active_time desc`, by which lists can be read."
+    )
     request_id_hours: Annotated[float, Field(gt=0, le=8_760)] = Field(
         24.0, description="How long a `request_id` is remembered."
     )

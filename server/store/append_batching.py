@@ -38,13 +38,15 @@ class AppendBatcher(Turns[Append, Group]):
         locks: Of the conversations; held by every statement that is not shared.
         run_one: Runs one append in a statement of its own; returns the last sequence before
             its items, or None when they were not stored.
+        queues: Whether the conversations enter the queue.
     """
 
-    def __init__(self, database: Database, locks: ConversationLocks, run_one: RunOne) -> None:
+    def __init__(self, database: Database, locks: ConversationLocks, run_one: RunOne, *, queues: bool = True) -> None:
         super().__init__()
         self._database = database
         self._locks = locks
         self._run_one = run_one
+        self._queues = queues
         self._parked: dict[str, deque[Append]] = {}  # by conversation: they wait for a lane, or for a slow turn
         self._lanes: set[str] = set()  # conversations that have one
 
@@ -163,7 +165,8 @@ class AppendBatcher(Turns[Append, Group]):
         if len(appends) > 1:
             self._database.stats.shared_appends.add(len(appends))
         reserves = appends[0].is_repeatable
-        statement = append_many(*appends[0].permissions, reserves=reserves, skip_locked=skip_locked)
+        kind = {"queues": self._queues, "reserves": reserves, "skip_locked": skip_locked}
+        statement = append_many(*appends[0].permissions, **kind)
         values = statement_parameters(groups)
         for append in appends:
             append.sent = True

@@ -145,7 +145,8 @@ def _group_row(group: Group, names: Iterable[str]) -> tuple[Any, ...]:
     values = [_as_text(first.access.values[name]) for name in names]
     principal = first.access.principal
     key = (principal.tenant, first.conversation_id, principal.id)
-    return (*key, group.item_count, len(group.appends), first.expected, *values)
+    now = max(append.now for append in group.appends)
+    return (*key, group.item_count, len(group.appends), first.expected, now, *values)
 
 
 def _item_rows(number: int, group: Group) -> Iterator[tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -37,6 +38,7 @@ from server.store.idempotency import (
 )
 from server.store.ids import conversation_id_for, new_conversation_id
 from server.store.sql import conversations as sql
+from server.store.sql.activity import page as activity_page
 from server.store.sql.creates import CONSTRAINT as CONVERSATION_ID
 from server.store.sql.creates import create as create_statement
 from server.store.sql.idempotency import CONSTRAINT as REQUEST_ID
@@ -55,16 +57,25 @@ class ConversationStore:
             have together.
         hub: Is told of every change; by default nobody follows any.
         keep: How long a deleted conversation can be brought back.
+        activity: Whether conversations can be listed by their activity.
 
     Attributes:
         locks: Held by every write to one conversation that may wait for a lock in the database.
         hub: As above.
+        queues: Whether appends put their conversation in the queue, which moves the times of the lists by activity.
     """
 
     def __init__(
-        self, database: Database, max_bytes: int, hub: ChangeHub | None = None, keep: timedelta = timedelta(days=30)
+        self,
+        database: Database,
+        max_bytes: int,
+        hub: ChangeHub | None = None,
+        keep: timedelta = timedelta(days=30),
+        *,
+        activity: bool = True,
     ) -> None:
         self.hub = hub or ChangeHub()
+        self.queues = activity
         self.locks = ConversationLocks(database.bounds.lock)
         self._creates = CreateBatcher(database, self.locks, self._run_create)
         self._database = database
@@ -188,6 +199,7 @@ class ConversationStore:
             permissions,
             attributes=change.shares,
             expiry=change.expiry is not None,
+            queues=self.queues,
             reserves=reservation is not None,
         )
         values = {
@@ -292,27 +304,28 @@ class ConversationStore:
         count: int,
         *,
         descending: bool,
+        by_activity: bool = False,
     ) -> tuple[list[asyncpg.Record], bool]:
-        """A page of the conversations that the caller may read, by create_time and id, and whether more follow.
+        """A page of the conversations that the caller may read, by a time and id, and whether more follow.
 
         The page ends early where ``max_bytes`` are full.
 
         Args:
             access: Of the caller.
             comparisons: Of the filter; all must hold.
-            position: The create_time and id that the page follows; None for the first page.
+            position: The time and id that the page follows; None for the first page.
             count: The most rows.
             descending: Whether newest come first.
+            by_activity: Whether the time is the active_time, newest first, instead of the create_time.
 
         Raises:
             ActionDenied: The policy lets the caller read none.
             Overloaded: The page is a scan, and too many run already.
         """
-        start = (LATEST, "") if descending else (EARLIEST, "")
-        after_time, after_id = position or start
         read = access.demand("conversation", "read")
         filters_source = any(each.name == "forked_from" for each in comparisons)
         ranges = None if filters_source else access.index_ranges  # the forks of one conversation are a range themselves
+        after_time, after_id = position or ((LATEST, "") if descending or by_activity else (EARLIEST, ""))
         values = {
             **access.values,
             "after_time": after_time,
@@ -323,16 +336,16 @@ class ConversationStore:
             **(conversation_filter(comparisons) if comparisons else {}),
         }
         filters_owner = any(each.name == "owner" and each.operator == "=" for each in comparisons)
-        statement = sql.page(
+        build = activity_page if by_activity else partial(sql.page, descending=descending)
+        statement = build(
             read,
             filters_owner=filters_owner if comparisons else None,
             covered=ranges is not None,
-            descending=descending,
             filters_source=filters_source,
         )
         # Without a filter, all rows of a range are shown, and all rows of a tenant if the caller may read all of them.
-        scans = bool(comparisons) or (ranges is None and not isinstance(read.plan, Always))
-        async with self._database.scans.place(access.principal.key) if scans else nullcontext():
+        is_scan = bool(comparisons) or (ranges is None and not isinstance(read.plan, Always))
+        async with self._database.scans.place(access.principal.key) if is_scan else nullcontext():
             rows = await self._database.fetch(statement, values)
         page = [row for row in rows[:count] if row["metadata"] is not None]
         return page, len(page) < len(rows)

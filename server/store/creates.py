@@ -129,6 +129,7 @@ class Create(PendingWrite[bool]):
             "update_time": self.now,
             **self.expiry.values(),
             "forked_from": None,
+            "active_time": self.now,
         }
 
 

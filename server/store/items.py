@@ -79,7 +79,7 @@ class ItemStore:
         self._conversations = conversations
         self._page_bytes = page_bytes
         self._responses = responses
-        self._batcher = AppendBatcher(database, conversations.locks, self._run_append)
+        self._batcher = AppendBatcher(database, conversations.locks, self._run_append, queues=conversations.queues)
 
     async def append(self, append: Append) -> list[StoredItem]:
         """Stores items after the newest one of a conversation, all or none; returns them.
@@ -144,7 +144,8 @@ class ItemStore:
         access, reservation, batch = append.access, append.reservation, append.batch
         references = access.may("item", "read") if batch.has_references else None
         expects, reserves = append.expected is not None, reservation is not None
-        statement = sql.append(*append.permissions, references, expects=expects, reserves=reserves)
+        queues = self._conversations.queues
+        statement = sql.append(*append.permissions, references, expects=expects, queues=queues, reserves=reserves)
         values = {
             **access.values,
             "conversation_id": append.conversation_id,

@@ -14,7 +14,7 @@ from server.errors import OperatorError
 from server.store.connection.opening import direct_connection
 from server.store.lock_retries import LOCK_TIMEOUT, try_until_locked
 
-HEAD = "0009"  # newest file in migrations/versions; known here so that a start need not load Alembic
+HEAD = "0010"  # newest file in migrations/versions; known here so that a start need not load Alembic
 _LOCK = 0x636F6E76  # "conv"
 _SESSION = {"lock_timeout": LOCK_TIMEOUT, "application_name": "conversations migration"}
 _SCRIPTS = Path(__file__).parent / "migrations"

@@ -49,6 +49,7 @@ _REMOVE_ATTRIBUTES = """
 _REMOVE_EXPIRATIONS = """
     DELETE FROM expirations WHERE conversation_id IN (
         SELECT conversation_id FROM expirations WHERE conversation_id = ANY($1) LIMIT $2)"""
+_REMOVE_PENDING = "DELETE FROM pending WHERE conversation_id = ANY($1)"  # one row of each at most, so in one step
 _REMOVE_IMPORTS = """
     DELETE FROM imports WHERE conversation_id IN (
         SELECT conversation_id FROM imports WHERE conversation_id = ANY($1) LIMIT $2)"""
@@ -60,8 +61,9 @@ _REMOVE_CONVERSATIONS = """
 async def remove_conversations(
     connection: asyncpg.Connection, ids: Sequence[str], note: Note, *, requests: bool = False
 ) -> None:
-    """Removes tombstones and what belongs to them: items, request ids, attributes, timers, then the conversations.
+    """Removes tombstones with items, request ids, attributes, timers and places in the queue.
 
+    Their rows in `activity` went when they became tombstones.
     A conversation that lives again, or that got an item meanwhile, stays.
 
     Args:
@@ -77,6 +79,7 @@ async def remove_conversations(
         await _remove_all(connection, "requests", _REMOVE_REQUESTS, ids, note)
     await _remove_all(connection, "attributes", _REMOVE_ATTRIBUTES, ids, note)
     await _remove_all(connection, "expirations", _REMOVE_EXPIRATIONS, ids, note)
+    await connection.execute(_REMOVE_PENDING, ids)
     async with connection.transaction():
         await note("conversations", count_of(await connection.execute(_REMOVE_CONVERSATIONS, ids)))
 

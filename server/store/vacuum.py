@@ -14,6 +14,9 @@ _TABLES = (
     "expirations",
     "imports",
     "author_progress",
+    "activity",
+    "pending",
+    "activity_progress",
 )
 _SECONDS = 24 * 3600.0  # for one table
 

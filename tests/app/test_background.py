@@ -24,6 +24,7 @@ TASKS = {
     "certificate",
     "purge",
     "erasures",
+    "activity",
     "identity keys",
     "event loop lag",
 }

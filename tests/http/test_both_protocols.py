@@ -38,6 +38,7 @@ NOT_OVER_HTTP = {  # errors of what the OpenAI API does not have
     errors.ResumeTokenInvalid,
     errors.ResumeTokenExpired,
     errors.ChangesNotKept,
+    errors.NotEnabled,
 }
 
 

@@ -325,6 +325,21 @@ async def test_erasures(own_service: Service) -> None:
     assert 0 == scrape.value("conversations_erasures_running")
 
 
+async def test_the_queue_of_activity(own_service: Service) -> None:
+    """The queue shows with the age of its oldest row; nothing is shown where the order is turned off."""
+    async with measured_service(own_service.url) as found:
+        made = await found.stub.CreateConversation(create())
+        async with row_locked(own_service.url, made.id):
+            since = "now() - interval '1 h'"
+            await fetch(own_service.url, f"INSERT INTO pending VALUES ('{made.id}', {since}), ('conv_gone', now())")
+            await until(found, lambda scrape: scrape.value("conversations_pending") == 1)
+            assert 3600 <= (await found.scrape()).value("conversations_pending_oldest_seconds") < 3700
+        await until(found, lambda scrape: scrape.value("conversations_pending") == 0)
+        assert 0 == (await found.scrape()).value("conversations_pending_oldest_seconds")
+    async with measured_service(own_service.url, activity=False) as found:
+        assert "conversations_pending" not in (await found.scrape()).families
+
+
 async def test_purges(service: Service) -> None:
     """A purge shows with what it removed and when."""
     async with measured_service(service.url, purge_every_minutes=0.003, purge_after_hours=0) as found:

@@ -10,7 +10,7 @@ from server.authorization import access as store_access
 from server.authorization.index_ranges import IndexRanges, index_ranges
 from server.policy.plan import Plan
 from server.policy.residual import Shares
-from server.store.sql import changes, conversations, items, predicate
+from server.store.sql import activity, changes, conversations, items, predicate
 from tests.support.postgres import fresh_database
 from tests.support.proof import Mismatch, Proof, proof_on
 
@@ -37,7 +37,15 @@ async def test_sql_is_the_reference(empty: str) -> None:
 def forgotten() -> Iterator[None]:
     """Compiled statements do not outlive the mistake that is in them."""
     yield
-    for statement in (conversations.get, conversations.page, items.get, items.get_batch, items.page, changes.read):
+    for statement in (
+        conversations.get,
+        conversations.page,
+        items.get,
+        items.get_batch,
+        items.page,
+        changes.read,
+        activity.page,
+    ):
         statement.cache_clear()
 
 
@@ -50,8 +58,8 @@ def _half_a_cover(plan: Plan) -> IndexRanges | None:
 def _off_by_one(page: Callable[..., Any]) -> Callable[..., Any]:
     """A page that is cut before it is asked for."""
 
-    async def cut(self: Any, access: Any, shape: Any, position: Any, count: int, *, descending: bool) -> Any:
-        rows, more = await page(self, access, shape, position, count, descending=descending)
+    async def cut(self: Any, access: Any, shape: Any, position: Any, count: int, **order: bool) -> Any:
+        rows, more = await page(self, access, shape, position, count, **order)
         return rows[: max(1, count - 1)], more
 
     return cut

@@ -23,6 +23,7 @@ WRONG = {
     "statement_timeout_seconds": f"long-{SECRET}",
     "purge_after_hours": "-77123",
     "purge_every_minutes": "-77123",
+    "activity": f"maybe-{SECRET}",
     "request_id_hours": "-77123",
     "unsafe_durability": f"maybe-{SECRET}",
     "identity": f"trust-{SECRET}",

@@ -188,7 +188,7 @@ def told(answer: Any) -> Any:
         return answer.code, answer.reason
     kept = Conversation()
     kept.CopyFrom(answer)
-    for name in ("id", "create_time", "update_time"):
+    for name in ("id", "create_time", "update_time", "active_time"):
         kept.ClearField(name)
     return kept
 

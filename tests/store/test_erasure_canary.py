@@ -31,6 +31,8 @@ ROWS = """
     ), indexed AS (
         INSERT INTO conversation_attributes
         SELECT id, 'teams=' || owner, 'acme', create_time FROM made WHERE delete_time IS NULL
+    ), queued AS (
+        INSERT INTO pending SELECT id FROM made
     ), reserved AS (
         INSERT INTO requests
         SELECT id, name, 4, gen_random_uuid(), '', 1, 1 FROM made, (VALUES ($1), ('x')) AS by (name)
@@ -42,7 +44,7 @@ ROWS = """
         (1, '', owner), (2, CASE owner WHEN $1 THEN '' ELSE $1 END, $1),
         (3, CASE owner WHEN $1 THEN 'x' ELSE $1 END, '')
     ) AS item (place, author, text)"""
-TABLES = {"conversations", "items", "requests", "conversation_attributes", "changes", "erasures"}
+TABLES = {"conversations", "items", "requests", "conversation_attributes", "changes", "erasures", "activity", "pending"}
 INDEXES = {
     "conversations_pkey",
     "conversations_by_owner",
@@ -54,6 +56,11 @@ INDEXES = {
     "items_by_author",
     "requests_pkey",
     "changes_pkey",
+    "conversation_attributes_by_activity",
+    "activity_pkey",
+    "activity_by_owner",
+    "activity_by_tenant",
+    "pending_pkey",
 }
 
 

@@ -311,7 +311,7 @@ async def test_two_servers_and_one_conversation(postgres: str, template: str) ->
 # --- locks of conversations
 
 
-async def test_holders_take_turns() -> None:
+async def test_holders_acquire_locks() -> None:
     """A lock is held by one at a time, in the order in which they asked; others are free."""
     locks, order = ConversationLocks(1), []
 

@@ -24,7 +24,7 @@ ALL_ROWS = """
         || (SELECT coalesce(jsonb_agg(r ORDER BY conversation_id, principal, request_id), '[]')
             FROM requests AS r)::text
         || (SELECT coalesce(jsonb_agg(a ORDER BY conversation_id, attribute), '[]')
-            FROM conversation_attributes AS a)::text"""
+            FROM (SELECT conversation_id, attribute, tenant, create_time FROM conversation_attributes) AS a)::text"""
 
 
 def erase(principal: str = "", **fields: Any) -> EraseSubjectRequest:

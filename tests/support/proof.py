@@ -36,6 +36,7 @@ from server.store.embedded import run_embedded
 from server.store.items import ItemStore
 from server.store.migrate import migrate
 from server.store.response_budget import ResponseBudget
+from server.store.sql import activity
 from server.store.sql import conversations as statements
 from server.store.sql.schema import conversations, items
 from server.store.sql.statement import compile_statement
@@ -210,18 +211,27 @@ class Proof:
         await self._connection.execute("DELETE FROM items")
         await self._connection.execute("DELETE FROM conversation_attributes")
         await self._connection.execute("DELETE FROM conversations")
+        await self._connection.execute("TRUNCATE activity")
         await self._connection.executemany(
             """INSERT INTO conversations (id, tenant, owner, attributes, metadata, last_sequence, version, revision,
-                   create_time, update_time, delete_time)
-               VALUES ($1, $2, $3, $4, '{}', 0, 1, 1, $5, $5, $6)""",
+                   create_time, update_time, delete_time, active_time)
+               VALUES ($1, $2, $3, $4, '{}', 0, 1, 1, $5, $5, $6, $7)""",
             [
-                (row.what.id, tenant, row.what.owner, sorted(pairs(row.what.attributes)), row.time, gone)
+                (
+                    row.what.id,
+                    tenant,
+                    row.what.owner,
+                    sorted(pairs(row.what.attributes)),
+                    row.time,
+                    gone,
+                    _active_time(row.what.id),
+                )
                 for row, tenant, gone in every
             ],
         )
         await self._connection.execute(
-            """INSERT INTO conversation_attributes (conversation_id, attribute, tenant, create_time)
-               SELECT id, unnest(attributes), tenant, create_time FROM conversations"""
+            """INSERT INTO conversation_attributes (conversation_id, attribute, tenant, create_time, active_time)
+               SELECT id, unnest(attributes), tenant, create_time, active_time FROM conversations"""
         )
         await self._connection.executemany(
             """INSERT INTO items (conversation_id, sequence, item_id, version, type, role, status, create_time, body)
@@ -312,6 +322,25 @@ class Proof:
             }
             self._same("plain list", world, access, expected, _keys(await self._database.fetch(plain, values)))
         await self._paged(world, access, keys)
+        await self._listed_by_activity(world, access, keys)
+
+    async def _listed_by_activity(self, world: World, access: Access, keys: list[tuple[datetime, str]]) -> None:
+        """The list by activity, in pages, by ranges and without them: the same conversations in another order."""
+        expected = sorted(((_active_time(key_id), key_id) for _, key_id in keys), reverse=True)
+        read, values = access.demand("conversation", "read"), {**access.values, "page_bytes": 2**24, "count": 1000}
+        plain = activity.page(read, filters_owner=None, covered=False)
+        rows = await self._database.fetch(plain, {**values, "after_time": LATEST, "after_id": ""})
+        self._same("plain list by activity", world, access, expected, _activity_keys(rows))
+        for size in (1000, 1 + len(world.rows) // 7):
+            found: list[tuple[datetime, str]] = []
+            position, more = None, True
+            while more:
+                rows, more = await self._conversations.page(
+                    access, (), position, size, descending=True, by_activity=True
+                )
+                found += _activity_keys(rows)
+                position = found[-1] if found else None
+            self._same("list by activity", world, access, expected, found)
 
     async def _paged(self, world: World, access: Access, keys: list[tuple[datetime, str]]) -> None:
         """Pages follow each other without a gap, and each says whether the list goes on."""
@@ -390,6 +419,15 @@ class Proof:
 
 def _keys(rows: Iterable[asyncpg.Record]) -> list[tuple[datetime, str]]:
     return [(row["create_time"], row["id"]) for row in rows]
+
+
+def _activity_keys(rows: Iterable[asyncpg.Record]) -> list[tuple[datetime, str]]:
+    return [(row["active_time"], row["id"]) for row in rows]
+
+
+def _active_time(conversation_id: str) -> datetime:
+    """When a conversation of the proof was active: many at the same time, in another order than that of creation."""
+    return EPOCH + timedelta(seconds=sum(conversation_id.encode()) % 5)
 
 
 def _item(what: What, item_id: str) -> What:

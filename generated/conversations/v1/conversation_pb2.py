@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#conversations/v1/conversation.proto\x12\x10\x63onversations.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\x06\n\x0c\x43onversation\x12\x30\n\x02id\x18\x01 \x01(\tB$\xe2\x41\x01\x08\xbaH\x1dr\x1b\x18@2\x17^(conv[A-Za-z0-9_-]*)?$\x12\x35\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12s\n\x08metadata\x18\x03 \x03(\x0b\x32,.conversations.v1.Conversation.MetadataEntryB3\xe2\x41\x01\x01\xbaH,\x9a\x01)\x10\x10\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$*\x11r\x0f\x18\x80\x04\x32\n^[^\\x00]*$\x12\x35\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x19\n\x04\x65tag\x18\x05 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18 \x12\x13\n\x05owner\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12l\n\nattributes\x18\x07 \x03(\x0b\x32..conversations.v1.Conversation.AttributesEntryB(\xe2\x41\x01\x01\xbaH!\x9a\x01\x1e\x10\x10\"\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x12\x1b\n\rlast_sequence\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x31\n\x0b\x66orked_from\x18\t \x01(\x0b\x32\x16.conversations.v1.ForkB\x04\xe2\x41\x01\x03\x12\x37\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01H\x00\x12@\n\x03ttl\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationB\x16\xe2\x41\x01\x04\xbaH\x0f\xaa\x01\x0c\"\x06\x08\x80\xa7\xe4\xe0\x0b\x32\x02\x08<H\x00\x12\x43\n\x08idle_ttl\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationB\x16\xe2\x41\x01\x01\xbaH\x0f\xaa\x01\x0c\"\x06\x08\x80\xa7\xe4\xe0\x0b\x32\x02\x08<\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aT\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.conversations.v1.AttributeValues:\x02\x38\x01\x42\x0c\n\nexpiration\"=\n\x04\x46ork\x12\x1d\n\x0f\x63onversation_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\"E\n\x0f\x41ttributeValues\x12\x32\n\x06values\x18\x01 \x03(\tB\"\xe2\x41\x01\x06\xbaH\x1b\x92\x01\x18\x10\x80\x02\"\x13r\x11 \x01(\x80\x02\x32\n^[^\\x00]*$B\x83\x01\n\x10\x63onversations.v1B\x11\x43onversationProtoP\x01Z conversations/v1;conversationsv1\xaa\x02\x10\x43onversations.V1\xca\x02\x10\x43onversations\\V1\xea\x02\x11\x43onversations::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#conversations/v1/conversation.proto\x12\x10\x63onversations.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x07\n\x0c\x43onversation\x12\x30\n\x02id\x18\x01 \x01(\tB$\xe2\x41\x01\x08\xbaH\x1dr\x1b\x18@2\x17^(conv[A-Za-z0-9_-]*)?$\x12\x35\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12s\n\x08metadata\x18\x03 \x03(\x0b\x32,.conversations.v1.Conversation.MetadataEntryB3\xe2\x41\x01\x01\xbaH,\x9a\x01)\x10\x10\"\x12r\x10\x10\x01\x18@2\n^[^\\x00]*$*\x11r\x0f\x18\x80\x04\x32\n^[^\\x00]*$\x12\x35\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x19\n\x04\x65tag\x18\x05 \x01(\tB\x0b\xe2\x41\x01\x01\xbaH\x04r\x02\x18 \x12\x13\n\x05owner\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12l\n\nattributes\x18\x07 \x03(\x0b\x32..conversations.v1.Conversation.AttributesEntryB(\xe2\x41\x01\x01\xbaH!\x9a\x01\x1e\x10\x10\"\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x12\x1b\n\rlast_sequence\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x31\n\x0b\x66orked_from\x18\t \x01(\x0b\x32\x16.conversations.v1.ForkB\x04\xe2\x41\x01\x03\x12\x37\n\x0b\x65xpire_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01H\x00\x12@\n\x03ttl\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationB\x16\xe2\x41\x01\x04\xbaH\x0f\xaa\x01\x0c\"\x06\x08\x80\xa7\xe4\xe0\x0b\x32\x02\x08<H\x00\x12\x43\n\x08idle_ttl\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationB\x16\xe2\x41\x01\x01\xbaH\x0f\xaa\x01\x0c\"\x06\x08\x80\xa7\xe4\xe0\x0b\x32\x02\x08<\x12\x35\n\x0b\x61\x63tive_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aT\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.conversations.v1.AttributeValues:\x02\x38\x01\x42\x0c\n\nexpiration\"=\n\x04\x46ork\x12\x1d\n\x0f\x63onversation_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\"E\n\x0f\x41ttributeValues\x12\x32\n\x06values\x18\x01 \x03(\tB\"\xe2\x41\x01\x06\xbaH\x1b\x92\x01\x18\x10\x80\x02\"\x13r\x11 \x01(\x80\x02\x32\n^[^\\x00]*$B\x83\x01\n\x10\x63onversations.v1B\x11\x43onversationProtoP\x01Z conversations/v1;conversationsv1\xaa\x02\x10\x43onversations.V1\xca\x02\x10\x43onversations\\V1\xea\x02\x11\x43onversations::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,6 +64,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONVERSATION'].fields_by_name['ttl']._serialized_options = b'\342A\001\004\272H\017\252\001\014\"\006\010\200\247\344\340\0132\002\010<'
   _globals['_CONVERSATION'].fields_by_name['idle_ttl']._loaded_options = None
   _globals['_CONVERSATION'].fields_by_name['idle_ttl']._serialized_options = b'\342A\001\001\272H\017\252\001\014\"\006\010\200\247\344\340\0132\002\010<'
+  _globals['_CONVERSATION'].fields_by_name['active_time']._loaded_options = None
+  _globals['_CONVERSATION'].fields_by_name['active_time']._serialized_options = b'\342A\001\003'
   _globals['_FORK'].fields_by_name['conversation_id']._loaded_options = None
   _globals['_FORK'].fields_by_name['conversation_id']._serialized_options = b'\342A\001\003'
   _globals['_FORK'].fields_by_name['sequence']._loaded_options = None
@@ -71,13 +73,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTRIBUTEVALUES'].fields_by_name['values']._loaded_options = None
   _globals['_ATTRIBUTEVALUES'].fields_by_name['values']._serialized_options = b'\342A\001\006\272H\033\222\001\030\020\200\002\"\023r\021 \001(\200\0022\n^[^\\x00]*$'
   _globals['_CONVERSATION']._serialized_start=185
-  _globals['_CONVERSATION']._serialized_end=1055
-  _globals['_CONVERSATION_METADATAENTRY']._serialized_start=908
-  _globals['_CONVERSATION_METADATAENTRY']._serialized_end=955
-  _globals['_CONVERSATION_ATTRIBUTESENTRY']._serialized_start=957
-  _globals['_CONVERSATION_ATTRIBUTESENTRY']._serialized_end=1041
-  _globals['_FORK']._serialized_start=1057
-  _globals['_FORK']._serialized_end=1118
-  _globals['_ATTRIBUTEVALUES']._serialized_start=1120
-  _globals['_ATTRIBUTEVALUES']._serialized_end=1189
+  _globals['_CONVERSATION']._serialized_end=1110
+  _globals['_CONVERSATION_METADATAENTRY']._serialized_start=963
+  _globals['_CONVERSATION_METADATAENTRY']._serialized_end=1010
+  _globals['_CONVERSATION_ATTRIBUTESENTRY']._serialized_start=1012
+  _globals['_CONVERSATION_ATTRIBUTESENTRY']._serialized_end=1096
+  _globals['_FORK']._serialized_start=1112
+  _globals['_FORK']._serialized_end=1173
+  _globals['_ATTRIBUTEVALUES']._serialized_start=1175
+  _globals['_ATTRIBUTEVALUES']._serialized_end=1244
 # @@protoc_insertion_point(module_scope)

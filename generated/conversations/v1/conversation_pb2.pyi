@@ -81,6 +81,7 @@ class Conversation(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     IDLE_TTL_FIELD_NUMBER: _builtins.int
+    ACTIVE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. `conv_` and 48 lower-case hex digits, given by the server. Opaque:
     callers cannot choose it, and on input only the prefix `conv` and the characters
@@ -153,6 +154,13 @@ class Conversation(_message.Message):
         `expire_time` and `ttl`, it also sets `expire_time`: to this long after the call.
         """
 
+    @_builtins.property
+    def active_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. When items were last appended; at first, and if none ever was, the
+        creation. In a list by `active_time` up to a second old: it is kept beside the
+        appends.
+        """
+
     def __init__(
         self,
         *,
@@ -168,10 +176,11 @@ class Conversation(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         idle_ttl: _duration_pb2.Duration | None = ...,
+        active_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expiration", b"expiration", "expire_time", b"expire_time", "forked_from", b"forked_from", "idle_ttl", b"idle_ttl", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "create_time", b"create_time", "expiration", b"expiration", "expire_time", b"expire_time", "forked_from", b"forked_from", "idle_ttl", b"idle_ttl", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "create_time", b"create_time", "etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "forked_from", b"forked_from", "id", b"id", "idle_ttl", b"idle_ttl", "last_sequence", b"last_sequence", "metadata", b"metadata", "owner", b"owner", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "attributes", b"attributes", "create_time", b"create_time", "etag", b"etag", "expiration", b"expiration", "expire_time", b"expire_time", "forked_from", b"forked_from", "id", b"id", "idle_ttl", b"idle_ttl", "last_sequence", b"last_sequence", "metadata", b"metadata", "owner", b"owner", "ttl", b"ttl", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_expiration: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
     _WhichOneofArgType_expiration: _TypeAlias = _typing.Literal["expiration", b"expiration"]  # noqa: Y015

@@ -322,8 +322,9 @@ class ListConversationsRequest(_message.Message):
     INVALID_ARGUMENT (`FILTER_INVALID`), with the position of the mistake.
     """
     order_by: _builtins.str
-    """Optional. `create_time desc`, the default, or `create_time` (AIP-132). Equal
-    times are ordered by id.
+    """Optional. `create_time desc`, the default, `create_time` (AIP-132), or
+    `active_time desc`: a conversation that becomes active between two pages may then
+    be missed. Equal times are ordered by id.
     """
     def __init__(
         self,

@@ -127,6 +127,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     deleted; or an import brought an id that another conversation has, also one that
     was deleted, or that is not the caller's. Nothing was written.
     """
+    ERROR_REASON_NOT_ENABLED: _ErrorReason.ValueType  # 26
+    """UNIMPLEMENTED; `setting`. The operator has turned off what was asked for."""
     ERROR_REASON_ERASURE_NOT_FOUND: _ErrorReason.ValueType  # 27
     """NOT_FOUND; `erasureId`. The tenant had no erasure of this id in the last 90 days."""
 
@@ -243,6 +245,8 @@ ERROR_REASON_CONVERSATION_EXISTS: ErrorReason.ValueType  # 25
 deleted; or an import brought an id that another conversation has, also one that
 was deleted, or that is not the caller's. Nothing was written.
 """
+ERROR_REASON_NOT_ENABLED: ErrorReason.ValueType  # 26
+"""UNIMPLEMENTED; `setting`. The operator has turned off what was asked for."""
 ERROR_REASON_ERASURE_NOT_FOUND: ErrorReason.ValueType  # 27
 """NOT_FOUND; `erasureId`. The tenant had no erasure of this id in the last 90 days."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -26,7 +26,7 @@ from server.observability.metrics.sources import (
     TaskState,
     WatchState,
 )
-from server.observability.stats import ErasureStats, JwksStats, PurgeStats, TransferStats, WatchStats
+from server.observability.stats import ActivityStats, ErasureStats, JwksStats, PurgeStats, TransferStats, WatchStats
 from server.settings.service import Settings
 
 _VERSIONS = ("grpcio", "protobuf", "asyncpg")
@@ -61,6 +61,7 @@ def registry_of(sources: Sources, lag: EventLoopLag) -> CollectorRegistry:
                 partial(of_store, sources.database),
                 partial(of_sharing, sources.database),
                 partial(of_purges, sources.settings, sources.purges),
+                partial(of_activity, sources.settings, sources.activity),
                 partial(of_erasures, sources.erasures),
                 partial(of_policy, sources.policy),
                 partial(of_jwks, sources.jwks),
@@ -174,6 +175,14 @@ def of_purges(settings: Settings, purges: PurgeStats) -> Iterator[Metric]:
     yield gauge(
         "purge_last_success_timestamp_seconds", "Time of the last successful purge; 0 before the first.", purges.last
     )
+
+
+def of_activity(settings: Settings, activity: ActivityStats) -> Iterator[Metric]:
+    """Yields the queue of the order by activity; nothing if it is turned off."""
+    if not settings.activity:
+        return
+    yield gauge("pending", "Conversations whose place in lists by activity may have to be moved.", activity.pending)
+    yield gauge("pending_oldest_seconds", "For how long the oldest of these has waited.", activity.oldest_seconds)
 
 
 def of_erasures(erasures: ErasureStats) -> Iterator[Metric]:

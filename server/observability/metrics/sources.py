@@ -7,6 +7,7 @@ from typing import Protocol
 
 from server.observability.histogram import Histogram
 from server.observability.stats import (
+    ActivityStats,
     ErasureStats,
     JwksStats,
     MethodStats,
@@ -159,6 +160,7 @@ class Sources:
     database: PoolState
     policy: PolicyState
     purges: PurgeStats
+    activity: ActivityStats
     erasures: ErasureStats
     jwks: JwksStats | None
     certificate: CertificateState | None

@@ -31,7 +31,8 @@ from server.authorization.permission import Permission
 from server.store.sql.expiry import expiry_after_append
 from server.store.sql.idempotency import REQUEST_COLUMNS
 from server.store.sql.item_batch import ITEM_COLUMNS, author_for
-from server.store.sql.schema import conversations, items, requests
+from server.store.sql.queue import active_time_after_append, enqueue
+from server.store.sql.schema import Time, conversations, items, requests
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import allowed, visible_one
 
@@ -45,6 +46,7 @@ GROUPS = {
     "size": BigInteger,  # number of items
     "changes": BigInteger,  # number of appends
     "expected": BigInteger,  # last_sequence before the group; NULL for any
+    "now": Time,  # of its newest items
 }
 ITEMS = {
     "group_number": Integer,  # position of its group in GROUPS, from 1
@@ -60,12 +62,13 @@ REQUESTS = {
 
 
 @lru_cache(maxsize=512)
-def append_many(read: Permission, create: Permission, *, reserves: bool, skip_locked: bool) -> Statement:
+def append_many(read: Permission, create: Permission, *, queues: bool, reserves: bool, skip_locked: bool) -> Statement:
     """The appends of several groups; returns the number of each stored group and the last sequence before it.
 
     Args:
         read: To read a conversation; each group has its own values.
         create: To create items, likewise; must not depend on item ids.
+        queues: Whether the conversations enter the queue.
         reserves: Whether the appends have request ids: all, or none.
         skip_locked: Whether it never waits for a lock: a conversation whose row is locked stores nothing.
 
@@ -75,6 +78,8 @@ def append_many(read: Permission, create: Permission, *, reserves: bool, skip_lo
     groups = _rows("groups", {**GROUPS, **dict.fromkeys(values, Text)})
     bumped = (_bump_unlocked if skip_locked else _bump)(read, create, groups).cte("bumped")
     statement: Select[Any] = select(bumped.c.number, bumped.c.base).add_cte(_insert_items(bumped))
+    if queues:
+        statement = statement.add_cte(enqueue(bumped))
     if reserves:
         statement = statement.add_cte(_insert_request_ids(bumped))
     return compile_statement(statement, "append", waits=not skip_locked)
@@ -98,7 +103,7 @@ def _bump_unlocked(read: Permission, create: Permission, groups: Any) -> Update:
     A conversation that changed since the snapshot of the statement is looked at again when its row is
     locked, and again when it is updated.
     """
-    columns = (groups.c.number, _c.id, groups.c.author, groups.c.size, groups.c.changes)
+    columns = (groups.c.number, _c.id, groups.c.author, groups.c.size, groups.c.changes, groups.c.now)
     query = select(*columns).where(*_conditions(read, create, groups))
     locked = query.with_for_update(of=conversations, key_share=True, skip_locked=True).cte("locked")
     return _advance(locked).where(_c.id == locked.c.id)
@@ -123,6 +128,7 @@ def _advance(groups: Any) -> Update:
     counters = {
         "last_sequence": _c.last_sequence + groups.c.size,
         "version": _c.version + groups.c.changes,
+        "active_time": active_time_after_append(groups.c.now),
         "expire_time": expiry_after_append(),
     }
     base = (_c.last_sequence - groups.c.size).label("base")

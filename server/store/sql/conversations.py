@@ -39,7 +39,8 @@ from server.store.sql.attributes import insert_attributes
 from server.store.sql.expiry import changed_expiry, schedule_check
 from server.store.sql.fitting import fit_in_order
 from server.store.sql.idempotency import reserve
-from server.store.sql.schema import Time, conversation_attributes, conversations
+from server.store.sql.queue import enqueue
+from server.store.sql.schema import Time, activity, conversation_attributes, conversations
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import alive, allowed, readable_one, unexpired, visible, visible_one
 
@@ -65,6 +66,7 @@ COLUMNS = (
     _c.idle_ttl,
     _c.forked_from,
     _c.forked_sequence,
+    func.coalesce(_c.active_time, _c.create_time).label("active_time"),
 )
 
 
@@ -85,14 +87,20 @@ def get_deleted(read: Permission, delete: Permission) -> Statement:
     return compile_statement(select(*columns).where(readable_one(read), unexpired()), "read")
 
 
-def _unnest(array: ColumnElement[Any]) -> Any:
+def unnest(array: ColumnElement[Any]) -> Any:
     """The elements of ``array`` as a table with the column ``value``."""
     return func.unnest(array).table_valued("value").render_derived()
 
 
 @lru_cache(maxsize=512)
 def change(
-    read: Permission, permissions: tuple[Permission, ...], *, attributes: bool, expiry: bool, reserves: bool
+    read: Permission,
+    permissions: tuple[Permission, ...],
+    *,
+    attributes: bool,
+    expiry: bool,
+    queues: bool,
+    reserves: bool,
 ) -> Statement:
     """Changes metadata, attributes and expiry; no row when a map would then have more than `MAX_PAIRS` names.
 
@@ -101,6 +109,7 @@ def change(
         permissions: All must cover the conversation as it is before the change.
         attributes: Whether attributes change.
         expiry: Whether it changes when the conversation ends.
+        queues: Whether a conversation whose attributes change enters the queue.
         reserves: Whether there is a request id.
     """
     metadata = _merged_metadata()
@@ -122,9 +131,12 @@ def change(
     if expiry:
         statement = statement.add_cte(schedule_check(changed).cte("scheduled"))
     if attributes:
-        inserted = insert_attributes(changed, changed.c.attributes, changed.c.create_time)
+        listed = select(activity.c.active_time).where(activity.c.conversation_id == changed.c.id).scalar_subquery()
+        inserted = insert_attributes(changed, changed.c.attributes, changed.c.create_time, listed)
         new = inserted.on_conflict_do_nothing()  # the rows of the others exist
         statement = statement.add_cte(_delete_old_attributes(changed), new.cte("reindexed"))
+        if queues:  # for the case that the time has been moved since the snapshot of this statement
+            statement = statement.add_cte(enqueue(changed))
     return compile_statement(statement.add_cte(reserve(changed).cte("reserved")) if reserves else statement, "write")
 
 
@@ -222,7 +234,7 @@ def page(
     """
     conditions = (visible(read), *filter_conditions(owner=filters_owner, source=filters_source))
     rows = first_rows(COLUMNS, conditions, covered=covered, descending=descending)
-    return compile_statement(_fitting(rows, descending=descending), "read")
+    return compile_statement(fitting(rows, "create_time", descending=descending), "read")
 
 
 def first_rows(
@@ -247,10 +259,13 @@ def first_rows(
     return merged.order_by(*_order(_c, descending=descending)).limit(_count)
 
 
-def _fitting(query: Select[Any], *, descending: bool) -> Select[Any]:
-    """The rows of ``query``, a page of `COLUMNS`, with the maps of only those that fit; the first one always does."""
+def fitting(query: Select[Any], time: str, *, descending: bool) -> Select[Any]:
+    """The rows of ``query``, a page of `COLUMNS`, with the maps of only those that fit; the first one always does.
+
+    ``time``: the name of the column that they are ordered by.
+    """
     page = query.subquery("page").c
-    order = _order(page, descending=descending)
+    order = tuple(column.desc() if descending else column.asc() for column in (page[time], page.id))
     maps = func.octet_length(cast(page.metadata, Text)) + func.octet_length(cast(page.attributes, Text))
     size = maps + literal_column(str(_FIXED_BYTES), Integer)
     fits = fit_in_order(size, order)
@@ -283,9 +298,9 @@ def _id_of(keys: Any) -> ColumnElement[str]:
 def _range_queries(conditions: tuple[ColumnElement[bool], ...], *, descending: bool) -> Iterable[FromClause]:
     """The first rows of the ranges by owner, by attribute and by id."""
     a = conversation_attributes.c
-    owners = _unnest(bindparam("cover_owners", type_=ARRAY(Text)))
+    owners = unnest(bindparam("cover_owners", type_=ARRAY(Text)))
     by_owner = _first_rows(select(_c.id), _c, (_c.owner == owners.c.value, *conditions), descending=descending)
-    values = _unnest(bindparam("cover_attributes", type_=ARRAY(Text)))
+    values = unnest(bindparam("cover_attributes", type_=ARRAY(Text)))
     joined = select(_c.id).join_from(conversation_attributes, conversations, _c.id == a.conversation_id)
     same = (a.tenant == bindparam("tenant", type_=Text), a.attribute == values.c.value)
     by_value = _first_rows(joined, a, (*same, *conditions), descending=descending)

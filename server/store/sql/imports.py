@@ -177,12 +177,19 @@ def _finish() -> Statement:
         "limit_time": bindparam("limit_time", type_=Time),
         "forked_from": bindparam("forked_from", type_=Text),
         "forked_sequence": bindparam("forked_sequence", type_=BigInteger),
+        "active_time": func.greatest(create_time, _newest_time(done.c.conversation_id)),
     }
     written = update(conversations).where(_c.id == done.c.conversation_id).values(values)
-    shown = written.returning(_c.id, _c.expire_time).cte("shown")
-    indexed = insert_attributes(shown, attributes, create_time).cte("indexed")
+    shown = written.returning(_c.id, _c.expire_time, _c.active_time).cte("shown")
+    indexed = insert_attributes(shown, attributes, create_time, shown.c.active_time).cte("indexed")
     scheduled = schedule_check(shown).cte("scheduled")
     return compile_statement(select(shown.c.id).add_cte(indexed, scheduled), "write")
+
+
+def _newest_time(conversation_id: ColumnElement[str]) -> ColumnElement[Any]:
+    """The create_time of the last item; NULL if there is none."""
+    newest = select(_i.create_time).where(_i.conversation_id == conversation_id).order_by(_i.sequence.desc())
+    return newest.limit(literal_column("1", Integer)).scalar_subquery()
 
 
 BEGIN, TAKE, ABANDON, DISCARD, RESTART, STORE, VERIFY, FINISH = (

@@ -33,6 +33,7 @@ from server.store.sql.expiry import expiry_after_append
 from server.store.sql.fitting import fit_in_order
 from server.store.sql.idempotency import reserve
 from server.store.sql.item_batch import all_allowed, all_found, fit_together, insert_items, resolved_rows, sent_rows
+from server.store.sql.queue import active_time_after_append, enqueue
 from server.store.sql.schema import Time, conversations, items
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import alive, item_allowed, visible, visible_one
@@ -46,7 +47,13 @@ _item_id: ColumnElement[str] = bindparam("item_id", type_=Text)
 
 @lru_cache(maxsize=512)
 def append(
-    read: Permission, create: Permission, references: Permission | None, *, expects: bool, reserves: bool
+    read: Permission,
+    create: Permission,
+    references: Permission | None,
+    *,
+    expects: bool,
+    queues: bool,
+    reserves: bool,
 ) -> Statement:
     """Appends items; returns the last sequence before them, or no row when a condition does not hold.
 
@@ -55,6 +62,7 @@ def append(
         create: To create items in it.
         references: To read items, if some are references; all together must then fit into ``max_bytes``.
         expects: Whether the conversation's last_sequence must be the parameter ``expected``.
+        queues: Whether the conversation enters the queue.
         reserves: Whether there is a request id.
 
     The row lock of the conversation makes the order of items that of commits.
@@ -69,11 +77,18 @@ def append(
     bumped = (
         update(conversations)
         .where(*conditions)
-        .values(last_sequence=_c.last_sequence + size, version=_c.version + _one, expire_time=expiry_after_append())
+        .values(
+            last_sequence=_c.last_sequence + size,
+            version=_c.version + _one,
+            active_time=active_time_after_append(_now),
+            expire_time=expiry_after_append(),
+        )
         .returning(_c.id, _c.owner, (_c.last_sequence - size).label("base"), _c.version)
         .cte("bumped")
     )
     statement: Select[Any] = select(bumped.c.base).add_cte(insert_items(rows, bumped))
+    if queues:
+        statement = statement.add_cte(enqueue(bumped))
     if reserves:
         statement = statement.add_cte(reserve(bumped, bumped.c.base + _one, size).cte("reserved"))
     return compile_statement(statement, "append")

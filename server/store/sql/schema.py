@@ -55,6 +55,8 @@ conversations = Table(
     Column("limit_time", Time, nullable=False, server_default=text("'infinity'")),  # expire_time is never later
     Column("forked_from", Name),  # id of the source of a fork, whether that still exists or not
     Column("forked_sequence", BigInteger),  # of the last place that was copied
+    # When items were last appended; NULL if none were since the creation. No index may have it either.
+    Column("active_time", Time),
     # An append changes no indexed column, so it is a heap-only update when the
     # page has room: keep some.
     postgresql_with={"fillfactor": "70"},
@@ -112,6 +114,7 @@ conversation_attributes = Table(
     Column("attribute", Name, primary_key=True),  # name=value
     Column("tenant", Name, nullable=False),
     Column("create_time", Time, nullable=False),  # of the conversation
+    Column("active_time", Time),  # as in `activity`; NULL for the create_time
 )
 Index(
     "conversation_attributes_by_value",
@@ -119,6 +122,48 @@ Index(
     conversation_attributes.c.attribute,
     conversation_attributes.c.create_time,
     conversation_attributes.c.conversation_id,
+)
+
+listed_active_time = func.coalesce(conversation_attributes.c.active_time, conversation_attributes.c.create_time)
+Index(
+    "conversation_attributes_by_activity",
+    conversation_attributes.c.tenant,
+    conversation_attributes.c.attribute,
+    listed_active_time,
+    conversation_attributes.c.conversation_id,
+)
+
+# A row for each conversation that is not deleted, in the order of lists by active_time. A trigger makes and removes it;
+# appends leave it to `server.store.activity`, which moves the time (docs/adr/0039).
+activity = Table(
+    "activity",
+    metadata,
+    Column("conversation_id", Name, primary_key=True),
+    Column("tenant", Name, nullable=False),
+    Column("owner", Name, nullable=False),
+    Column("active_time", Time, nullable=False),
+)
+Index("activity_by_tenant", activity.c.tenant, activity.c.active_time, activity.c.conversation_id)
+Index("activity_by_owner", activity.c.tenant, activity.c.owner, activity.c.active_time, activity.c.conversation_id)
+
+# The queue: conversations whose times in `activity` and `conversation_attributes` may have to be moved.
+pending = Table(
+    "pending",
+    metadata,
+    Column("conversation_id", Name, primary_key=True),
+    Column("since", Time, nullable=False, server_default=text("now()")),
+    # Rows come and go: without frequent vacuums, each pass over the queue would read what has gone since the last one.
+    postgresql_with={"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "10000"},
+)
+
+# One row: up to which conversation the times were compared with those of its items, after the migration, or after
+# appends had left nothing in the queue.
+activity_progress = Table(
+    "activity_progress",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("conversation_id", Name, nullable=False),
+    Column("is_done", Boolean, nullable=False),
 )
 
 # When the purge looks whether a conversation has expired: never later than its expire_time.
