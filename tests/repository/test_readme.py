@@ -75,6 +75,7 @@ LIFECYCLES = {
     "Undelete": [r"^\{\}$", r'"last_?[sS]equence": "6"'],
     "Delete many": [r'"deleted_?[cC]ount": 1', r'"deleted_?[cC]ount": 1'],
     "Fork": [r'"metadata": \{\s*"branch": "b"', r'"forked_?[fF]rom"', r'"conversations": \['],
+    "Lists by activity": [r'"active_?[tT]ime": "2'],
     "Rewind": [r'"last_?[sS]equence": "6"'],
     "What an export has": [r'"conversation": \{', r'"items": \{', r'"end": \{', r'"resume_?[tT]oken"'],
 }
