@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections import deque
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -18,13 +19,16 @@ from conversations.v1.conversations_service_pb2 import (
 )
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from tests.faults.found import LIFE
 from tests.faults.history import (
     ABANDONED,
     Append,
     Attempt,
     Creation,
     Deletion,
+    End,
     Increment,
+    Life,
     Outcome,
     Placement,
     Read,
@@ -46,11 +50,14 @@ from tests.support.build import (
     list_items,
     rewind,
     text_of,
+    undelete,
     update,
     user_message,
 )
 
 _STREAM_DEADLINE = 60.0
+_SOON = DEADLINE + 0.5  # seconds after which a conversation ends: no call that says so is answered later
+_CLOCKS = 0.1  # seconds between our clock and that of the database, at most
 _FORKED_PLACES = 60  # at most
 _AHEAD = 4  # messages that a stream sends before their answers
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -263,6 +270,60 @@ class Forker(RepeatingCaller):
         await asyncio.sleep(5 * self.workload.pause)
 
 
+class Reviver(RepeatingCaller):
+    """Creates conversations, deletes them, brings them back, and says when they end."""
+
+    async def _step(self) -> None:
+        life = Life(self.tenant.name, self.marker(), tuple(self.marker() for _ in range(self.random.randint(1, 3))))
+        self.history.lives.append(life)
+        made = create(
+            *map(user_message, life.markers), metadata={"marker": life.marker, LIFE: "yes"}, request_id=self._new_id()
+        )
+        conversation_id = (await self._insist("CreateConversation", made, life.created)).id
+        for _ in range(self.random.randint(0, 3)):
+            await self._turn(
+                life, End.DELETED, "DeleteConversation", delete(conversation_id, request_id=self._new_id())
+            )
+            await self.rest()
+            if self.random.random() < 0.3:
+                return
+            back = undelete(conversation_id, request_id=self._new_id())
+            await self._turn(life, End.BACK, "UndeleteConversation", back)
+        if self.random.random() < 0.5:
+            await self._end(life, conversation_id)
+        await asyncio.sleep(5 * self.workload.pause)
+
+    async def _end(self, life: Life, conversation_id: str) -> None:
+        """Says once when it ends: a repeated call would not find what has ended meanwhile."""
+        end = self.random.choice((End.EXPIRED, End.LATER))
+        when = datetime.now(UTC) + timedelta(seconds=_SOON if end is End.EXPIRED else 3600)
+        attempts: list[Attempt] = []
+        life.turns.append((end, attempts))
+        attempt, _ = await self.ask("UpdateConversation", update(conversation_id, "expire_time", expire_time=when))
+        attempts.append(attempt)
+        await asyncio.sleep(max(0.0, (when - datetime.now(UTC)).total_seconds() + _CLOCKS) * (end is End.EXPIRED))
+
+    async def _turn(self, life: Life, end: End, method: str, request: Any) -> None:
+        attempts: list[Attempt] = []
+        life.turns.append((end, attempts))
+        await self._insist(method, request, attempts)
+
+    async def _insist(self, method: str, request: Any, attempts: list[Attempt]) -> Any:
+        """The answer, once there is one."""
+        answers: list[Any] = []
+
+        async def once() -> Attempt:
+            attempt, answer = await self.ask(method, request)
+            answers.append(answer)
+            return attempt
+
+        await self.insist(attempts, once)
+        return answers[-1]
+
+    def _new_id(self) -> str:
+        return str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+
+
 class Reader(RepeatingCaller):
     """Reads the newest items."""
 
@@ -322,6 +383,7 @@ def _requests_about(conversation_id: str, item_id: str, marker: str) -> list[tup
         ("UpdateConversation", update(conversation_id, "metadata", metadata={"marker": marker})),
         ("DeleteItem", delete_item(conversation_id, item_id)),
         ("DeleteConversation", delete(conversation_id)),
+        ("UndeleteConversation", undelete(conversation_id)),
         ("ForkConversation", fork(conversation_id)),
         ("RewindConversation", rewind(conversation_id, 0)),
     ]
@@ -341,5 +403,6 @@ CALLERS = (
     Deleter,
     Rewinder,
     Forker,
+    Reviver,
     Reader,
 )

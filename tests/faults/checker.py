@@ -210,6 +210,19 @@ def _forks_are_prefixes(_history: History, found: Found) -> Iterator[str]:
             yield f"{fork.conversation_id} is not {fork.source_id} up to {fork.through}"
 
 
+def _lives_are_as_told(history: History, found: Found) -> Iterator[str]:
+    """A conversation that was deleted or has ended is gone, one that was brought back is whole, and one is not two."""
+    for life in history.lives:
+        made, possible = found.markers.get(life.marker, []), life.possible()
+        last = life.turns[-1][0] if life.turns else "created"
+        if len(made) > 1:
+            yield f"{life.marker} was created {len(made)} times under one request_id"
+        elif bool(made) not in possible:
+            yield f"{life.marker} was acknowledged as {last} and is {'there' if made else 'gone'}"
+        elif made and (items := found.lives.get(life.marker, [])) != list(life.markers):
+            yield f"{life.marker} was acknowledged as {last} and has {len(items)} of {len(life.markers)} items"
+
+
 def _increments_add_up(history: History, found: Found) -> Iterator[str]:
     """A number raised under etags is as high as was acknowledged, and no higher than was asked for."""
     for each in found.conversations:
@@ -288,6 +301,7 @@ RULES: tuple[Rule, ...] = (
     _deletions_hold,
     _rewinds_hold,
     _forks_are_prefixes,
+    _lives_are_as_told,
     _increments_add_up,
     _reads_are_current,
     _watches_tell_everything,

@@ -18,6 +18,7 @@ from conversations.v1.item_pb2 import Item
 
 from tests.support.build import text_of
 
+LIFE = "life"  # in the metadata of conversations that are deleted and brought back
 _SECONDS = 20  # for each call; nothing is broken any more
 _ROWS = (
     "SELECT sequence, item_id, delete_time IS NOT NULL AS deleted FROM items"
@@ -79,6 +80,7 @@ class Found:
     conversations: list[FoundConversation]
     markers: dict[str, list[tuple[str, str]]]  # tenant and id of each conversation by the marker in its metadata
     forks: list[FoundFork] = field(default_factory=list)
+    lives: dict[str, list[str]] = field(default_factory=dict)  # markers of the items, by that of the conversation
 
 
 async def find(
@@ -95,12 +97,15 @@ async def find(
     found = [await readers[tenant].conversation(conversation_id, database) for tenant, conversation_id in used]
     markers: dict[str, list[tuple[str, str]]] = {}
     forks: list[FoundFork] = []
+    lives: dict[str, list[str]] = {}
     for tenant, reader in readers.items():
         for made in await reader.marked():
             markers.setdefault(made.metadata["marker"], []).append((tenant, made.id))
             if made.HasField("forked_from"):
                 forks.append(await reader.fork(made))
-    return Found(found, markers, forks)
+            if LIFE in made.metadata:
+                lives[made.metadata["marker"]] = await reader.markers(made.id)
+    return Found(found, markers, forks, lives)
 
 
 class _Reader:
@@ -146,6 +151,10 @@ class _Reader:
         source = made.forked_from
         items = await self._pages(made.id, ORDER_ASCENDING, 100)
         return FoundFork(made.id, source.conversation_id, source.sequence, items)
+
+    async def markers(self, conversation_id: str) -> list[str]:
+        """Of the items of a conversation, in order."""
+        return [item.marker for item in await self._pages(conversation_id, ORDER_ASCENDING, 100)]
 
     async def marked(self) -> list[Conversation]:
         """The conversations that have a marker in their metadata."""

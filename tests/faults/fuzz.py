@@ -12,8 +12,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from conversations.v1 import access_service_pb2, conversations_service_pb2, transfer_service_pb2
-from conversations.v1.conversation_pb2 import Conversation
+from conversations.v1 import (
+    access_service_pb2,
+    conversations_service_pb2,
+    erasure_service_pb2,
+    transfer_service_pb2,
+)
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
@@ -22,7 +26,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.faults.examples import ITEM, Examples
 from tests.faults.history import ABANDONED, code_of, reason_of
-from tests.faults.scene import Scene
+from tests.faults.scene import TENANTS, Scene
 from tests.faults.workload import CHANNEL_OPTIONS
 
 Fault = Callable[[Scene], AbstractAsyncContextManager[None]]
@@ -30,20 +34,22 @@ Fault = Callable[[Scene], AbstractAsyncContextManager[None]]
 _CONNECTIONS = 4
 _AT_ONCE = 16  # calls of each connection
 _SECONDS = 5.0  # for each call
+_STREAM_SECONDS = (0.05, 0.05, 0.05, 0.5)  # for each that only the server ends
 _BUDGET = 300.0  # seconds for all
 _MIB = 1024 * 1024
 _MOST_GROWTH = 64  # MiB that the server may have grown by in the end
-# Erasures are left out, as is `_TAKES_ALL`: one that makes sense takes what every other call needs.
-_FILES = (conversations_service_pb2, access_service_pb2, transfer_service_pb2, health_pb2, reflection_pb2)
-_TAKES_ALL = "DeleteConversations"
-_MAY_NEVER_SUCCEED = (
-    "/Watch",
-    "/WatchItems",
-    "/WatchConversations",
-    "/ExportConversations",
-    "/ImportConversations",
-    "/UndeleteConversation",
+_FILES = (
+    conversations_service_pb2,
+    access_service_pb2,
+    transfer_service_pb2,
+    erasure_service_pb2,
+    health_pb2,
+    reflection_pb2,
 )
+# One of these that makes sense takes what every other call needs, or writes what others would read: they have a
+# caller of their own, in a tenant of its own.
+_APART = ("/DeleteConversations", "/EraseSubject", "/GetErasure", "/ImportConversations")
+_APART_TENANT = "green"
 # What docs/clients.md and docs/watch.md promise that a call may end with.
 DOCUMENTED = frozenset(
     (
@@ -98,7 +104,7 @@ class Method:
 def methods() -> list[Method]:
     """All that are served to callers, and one that is not."""
     services = itertools.chain.from_iterable(each.DESCRIPTOR.services_by_name.values() for each in _FILES)
-    found = [_method(each) for service in services for each in service.methods if each.name != _TAKES_ALL]
+    found = [_method(each) for service in services for each in service.methods]
     reflection = found[-1]
     newer = reflection.path.replace("v1alpha", "v1")  # the same messages, by another name
     nothing = Method("/conversations.v1.Nothing/Nothing", health_pb2.HealthCheckRequest, (False, False))
@@ -204,15 +210,28 @@ class Fuzzer:
         return self.random.choice(strange)
 
 
+@dataclass(frozen=True)
+class Stranger:
+    """A caller, and the requests that it makes."""
+
+    credentials: list[tuple[str, str]]
+    examples: Examples
+    fuzzer: Fuzzer
+
+    @classmethod
+    async def of(cls, scene: Scene, tenant: str) -> "Stranger":
+        """A new one, with conversations of its own."""
+        secret, ids = await scene.stranger(conversations=40, item_id=ITEM, tenant=tenant)
+        examples = Examples(scene.random, ids)
+        return cls([("authorization", f"Bearer {secret}")], examples, Fuzzer(scene.random, examples))
+
+
 def fuzzed(calls: int) -> Fault:
     """So many calls, over several connections."""
 
     @asynccontextmanager
     async def fault(scene: Scene) -> AsyncIterator[None]:
-        secret, ids = await scene.stranger(conversations=40, item_id=ITEM)
-        good = [("authorization", f"Bearer {secret}")]
-        examples = Examples(scene.random, ids)
-        fuzzer = Fuzzer(scene.random, examples)
+        usual, apart = await Stranger.of(scene, TENANTS[0]), await Stranger.of(scene, _APART_TENANT)
         codes: Counter[tuple[str, str]] = Counter()
         before, end = scene.memory(), time.monotonic() + _BUDGET
         numbers = iter(range(calls))
@@ -223,7 +242,7 @@ def fuzzed(calls: int) -> Fault:
                 if time.monotonic() > end:
                     return
                 method = scene.random.choice(all_methods)
-                code = await _call(channel, method, fuzzer, fuzzer.metadata(good), examples)
+                code = await _call(channel, method, apart if method.path.endswith(_APART) else usual)
                 codes[method.path, code] += 1
 
         options = [*CHANNEL_OPTIONS, ("grpc.max_metadata_size", 64 * 1024)]
@@ -251,45 +270,58 @@ def _judge(scene: Scene, codes: Counter[tuple[str, str]], calls: int) -> None:
     done = codes.total()
     scene.expect(done == calls, f"{done:,} of {calls:,} calls were made in {_BUDGET:.0f} s")
     missing = {each.path for each in methods()} - {path for path, code in codes if code in {"OK", "UNIMPLEMENTED"}}
-    missing -= {path for path in missing if path.endswith(_MAY_NEVER_SUCCEED)}  # some end with their deadline only
     scene.expect(not missing, f"no call of {', '.join(sorted(missing))} was answered with OK")
 
 
-async def _call(channel: grpc.aio.Channel, method: Method, fuzzer: Fuzzer, metadata: Any, examples: Examples) -> str:
-    def same(body: bytes) -> bytes:
-        return body
-
+async def _call(channel: grpc.aio.Channel, method: Method, caller: Stranger) -> str:
+    """How a call ended. A stream that brought something before its deadline was answered, for many end only so."""
+    fuzzer = caller.fuzzer
+    metadata: Any = fuzzer.metadata(caller.credentials)
     many = fuzzer.random.randint(0, 3) if method.streams[0] else 1
     bodies = [fuzzer.body(method) for _ in range(many)]
-    deadline = fuzzer.random.choice((_SECONDS, _SECONDS, 0.01))
+    came: list[bytes] = []
     try:
-        match method.streams:
-            case (False, False):
-                unary = channel.unary_unary(method.path, same, same)
-                answer = await unary(bodies[0], metadata=metadata, timeout=deadline)
-                if method.path.endswith("/CreateConversation"):
-                    examples.expendable.append(Conversation.FromString(answer).id)
-            case (False, True):  # a watch does not end by itself
-                call = channel.unary_stream(method.path, same, same)(bodies[0], metadata=metadata, timeout=0.05)
-                await _until_end(call)
-            case _:
-                stream = channel.stream_stream(method.path, same, same)
-                await _until_end(stream(_each(bodies), metadata=metadata, timeout=deadline))
+        await _send(channel, method, bodies, metadata, fuzzer.random, came)
     except grpc.aio.AioRpcError as error:
         code = code_of(error)
+        if came and code == "DEADLINE_EXCEEDED":
+            return "OK"
         return f"{code} {reason_of(error) or error.details()}" if code == "UNAVAILABLE" else code
     except asyncio.CancelledError:  # grpc.aio leaves a stream that ends while it is written to
         if not method.streams[0] or ((task := asyncio.current_task()) and task.cancelling()):
             raise
         return ABANDONED
+    finally:
+        if came:
+            caller.examples.note(method.path, bodies, came[-1])
     return "OK"
+
+
+async def _send(
+    channel: grpc.aio.Channel, method: Method, bodies: list[bytes], metadata: Any, random: Random, came: list[bytes]
+) -> None:
+    """Makes a call, and adds to ``came`` what it is answered."""
+
+    def same(body: bytes) -> bytes:
+        return body
+
+    deadline = random.choice((_SECONDS, _SECONDS, 0.01))
+    call: Any
+    match method.streams:
+        case (False, False):
+            unary = channel.unary_unary(method.path, same, same)
+            came.append(await unary(bodies[0], metadata=metadata, timeout=deadline))
+            return
+        case (False, True):  # a watch does not end by itself
+            stream = channel.unary_stream(method.path, same, same)
+            call = stream(bodies[0], metadata=metadata, timeout=random.choice(_STREAM_SECONDS))
+        case _:
+            both = channel.stream_stream(method.path, same, same)
+            call = both(_each(bodies), metadata=metadata, timeout=deadline)
+    async for message in call:
+        came.append(message)  # noqa: PERF401 - what has come before an error is kept
 
 
 async def _each(bodies: Iterable[bytes]) -> AsyncIterator[bytes]:
     for body in bodies:
         yield body
-
-
-async def _until_end(call: Any) -> None:
-    async for _ in call:
-        pass

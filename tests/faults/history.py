@@ -132,6 +132,38 @@ class Rewinding:
         return any(each.outcome is Outcome.OK for each in self.attempts)
 
 
+class End(StrEnum):
+    """What becomes of a conversation."""
+
+    DELETED = "deleted"
+    BACK = "brought back"
+    EXPIRED = "expired"
+    LATER = "to expire later"
+
+
+@dataclass(slots=True)
+class Life:
+    """A conversation that was deleted, brought back, or told when to end, in turn; its marker is in its metadata."""
+
+    tenant: str
+    marker: str
+    markers: tuple[str, ...]  # of its items
+    created: list[Attempt] = field(default_factory=list)
+    turns: list[tuple[End, list[Attempt]]] = field(default_factory=list)
+
+    def possible(self) -> set[bool]:
+        """Whether it may be there, and whether it may be gone."""
+        found = {True} if _is_done(self.created) else {True, False}
+        for end, attempts in self.turns:
+            after = end in {End.BACK, End.LATER}
+            found = {after} if _is_done(attempts) else {*found, after}
+        return found
+
+
+def _is_done(attempts: list[Attempt]) -> bool:
+    return any(each.outcome is Outcome.OK for each in attempts)
+
+
 @dataclass(slots=True)
 class Increment:
     """A number in a conversation's metadata, raised by one under an etag."""
@@ -173,6 +205,7 @@ class History:
     creations: list[Creation] = field(default_factory=list)
     deletions: list[Deletion] = field(default_factory=list)
     rewindings: list[Rewinding] = field(default_factory=list)
+    lives: list[Life] = field(default_factory=list)
     increments: list[Increment] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     watches: list[Watch] = field(default_factory=list)

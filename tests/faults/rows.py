@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from tests.faults import fuzz, network, overload, processes, sick_store, soak
 from tests.faults.attacks import attacked
@@ -46,6 +47,7 @@ class Row:
 _TWO = Layout(servers=2)
 _DIRECT = Layout(proxied=False)
 _LOGGED = Layout(proxied=False, changes=True)
+_FUZZED = replace(_LOGGED, settings={"policy_file": str(Path(__file__).with_name("fuzz_policy.yaml"))})
 _COMPRESSED = Layout(proxied=False, settings={"compressed_requests": "true"})
 _TWINS = Layout(servers=2, callers=(Twin, Twin, Twin))
 _NEIGHBOURS = Layout(callers=(*CALLERS, Trespasser, Trespasser, Trespasser))
@@ -203,8 +205,8 @@ ROWS = (
     _attack("16 idle streams after 12 MiB", attacked("idle_streams", 6)),
     _attack("2,000 watches of health", attacked("health_watches", 6, stranger=True)),
     _attack("malformed streams", attacked("malformed_streams", 15)),
-    _attack("5,000 fuzzed calls", fuzz.fuzzed(5_000), short=True, layout=_LOGGED),
-    _attack("100,000 fuzzed calls", fuzz.fuzzed(100_000), layout=_LOGGED),
+    _attack("5,000 fuzzed calls", fuzz.fuzzed(5_000), short=True, layout=_FUZZED),
+    _attack("100,000 fuzzed calls", fuzz.fuzzed(100_000), layout=_FUZZED),
     # The HTTP edge.
     Row("HTTP: two servers restarted in turn", processes.servers_restarted_under_sdks, seconds=0, layout=_HTTP_TWO),
     Row(

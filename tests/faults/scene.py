@@ -121,13 +121,15 @@ class Scene:
         """Bytes of all processes of the servers, now."""
         return sum(resident_bytes(pid) for server in self.servers for pid in server.pids())
 
-    async def stranger(self, conversations: int, items: int = 0, item_id: str | None = None) -> tuple[str, list[str]]:
+    async def stranger(
+        self, conversations: int, items: int = 0, item_id: str | None = None, tenant: str = TENANTS[0]
+    ) -> tuple[str, list[str]]:
         """The token of a principal who is no caller of the workload, and its own conversations.
 
         ``items``: of 64 KiB, in each of them. ``item_id``: of a short one, with which each of them begins.
         """
         initial = [user_message("x", id=item_id)] if item_id else []
-        secret = token(claims(sub="stranger", org=TENANTS[0], exp=int(time.time() + 7200)))
+        secret = token(claims(sub="stranger", org=tenant, exp=int(time.time() + 7200)))
         metadata = [("authorization", f"Bearer {secret}")]
         async with self.workload.channel() as channel:
             stub = ConversationsServiceStub(channel)

@@ -13,8 +13,10 @@ from tests.faults.history import (
     Attempt,
     Creation,
     Deletion,
+    End,
     History,
     Increment,
+    Life,
     Outcome,
     Placement,
     Read,
@@ -57,7 +59,22 @@ def honest() -> tuple[History, Found]:
     items = [FoundItem(1, "msg_1", "marker:red:rewound 1")]
     rewound.ascending, rewound.descending, rewound.behind = items, list(items), list(items)
     forks = [FoundFork("conv_5", HERE, 2, kept.ascending[:2])]
-    return history, Found([kept, thinned, rewound], {"marker:red:made": [("red", "conv_2")]}, forks)
+    history.lives = [
+        life("back", End.DELETED, End.BACK),
+        life("gone", End.DELETED),
+        life("ended", End.EXPIRED),
+        life("ends", End.LATER),
+    ]
+    markers = {"marker:red:made": [("red", "conv_2")]}
+    markers |= {f"marker:red:{name}": [("red", f"conv_{name}")] for name in ("back", "ends")}
+    lives = {f"marker:red:{name}": [f"marker:red:{name} item"] for name in ("back", "ends")}
+    return history, Found([kept, thinned, rewound], markers, forks, lives)
+
+
+def life(name: str, *ends: End) -> Life:
+    """A conversation of one item to which all this was acknowledged."""
+    turns = [(end, [attempt()]) for end in ends]
+    return Life("red", f"marker:red:{name}", (f"marker:red:{name} item",), [attempt()], turns)
 
 
 def test_an_honest_history() -> None:
@@ -78,6 +95,18 @@ def test_calls_that_are_cancelled() -> None:
     history.attempts += [attempt(code="CANCELLED", outcome=Outcome.UNKNOWN) for _ in range(3)]
     assert [] == check(history, found, cancelled=3)
     assert 3 == len(check(history, found, cancelled=2))
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_outcome_that_nobody_knows(is_there: bool) -> None:  # noqa: FBT001 - a case
+    """A conversation whose last delete was not acknowledged may be there or not."""
+    history, found = honest()
+    history.lives = [life("x", End.DELETED, End.BACK, End.DELETED)]
+    history.lives[0].turns[-1] = (End.DELETED, [attempt(code="UNAVAILABLE", outcome=Outcome.UNKNOWN)])
+    if is_there:
+        found.markers["marker:red:x"] = [("red", "conv_x")]
+        found.lives["marker:red:x"] = ["marker:red:x item"]
+    assert [] == check(history, found)
 
 
 def lists_of(found: Found) -> list[list[FoundItem]]:
@@ -180,6 +209,30 @@ def fork_of_less(_history: History, found: Found) -> None:
     found.forks[0] = replace(found.forks[0], through=3)
 
 
+def not_brought_back(_history: History, found: Found) -> None:
+    del found.markers["marker:red:back"]
+
+
+def brought_back_in_part(_history: History, found: Found) -> None:
+    found.lives["marker:red:back"].clear()
+
+
+def brought_back_twice(_history: History, found: Found) -> None:
+    found.markers["marker:red:back"].append(("red", "conv_9"))
+
+
+def deleted_and_there(_history: History, found: Found) -> None:
+    found.markers["marker:red:gone"] = [("red", "conv_gone")]
+
+
+def expired_and_there(_history: History, found: Found) -> None:
+    found.markers["marker:red:ended"] = [("red", "conv_ended")]
+
+
+def expired_too_early(_history: History, found: Found) -> None:
+    del found.markers["marker:red:ends"]
+
+
 def lost_update(_history: History, found: Found) -> None:
     found.conversations[0].metadata["number"] = "0"
 
@@ -237,6 +290,12 @@ TAMPERED: list[tuple[Callable[[History, Found], None], str]] = [
     (rewound_later, "no rewind asked for it"),
     (fork_of_more, "conv_5 is not conv_1 up to 2"),
     (fork_of_less, "conv_5 is not conv_1 up to 3"),
+    (not_brought_back, "was acknowledged as brought back and is gone"),
+    (brought_back_in_part, "was acknowledged as brought back and has 0 of 1 items"),
+    (brought_back_twice, "marker:red:back was created 2 times"),
+    (deleted_and_there, "was acknowledged as deleted and is there"),
+    (expired_and_there, "was acknowledged as expired and is there"),
+    (expired_too_early, "was acknowledged as to expire later and is gone"),
     (lost_update, "the number is 0"),
     (stale_page, "a page ends at 3 after 4 was acknowledged"),
     (page_with_gap, "a page has a gap"),
