@@ -79,6 +79,7 @@ class _Running:
     """
 
     key: ImportKey
+    owner: str
     head: ImportedHead | None = None
     cutter: BlockCutter | None = None
     progress: Progress = field(default_factory=lambda: Progress(0, 0, b""))
@@ -158,7 +159,7 @@ class ImportStream:
     async def _take_head(self, request: Request) -> list[Response]:
         message = request.record.conversation
         key = ImportKey(self._access.principal.tenant, message.id, self._stream)
-        before, self._running = self._running, _Running(key)
+        before, self._running = self._running, _Running(key, message.owner)
         answers = []
         if before and before.head:
             if before.key == key:  # this head replaces that one, and all that came of it
@@ -208,7 +209,7 @@ class ImportStream:
         progress = Progress(block.rows[-1][0], before.item_count + len(block.rows), digest)
         try:
             async with self._parts.writes:
-                await self._parts.imports.store(running.key, block.rows, progress)
+                await self._parts.imports.store(running.key, running.owner, block.rows, progress)
         except KeyTaken:
             rule = "has the id of another item of the conversation"
             raise FieldInvalid(Violation("record.items", rule, "import.item_id")) from None

@@ -18,6 +18,8 @@ SESSION = {"lock_timeout": "5s"}  # appends wait for a step, and a step for appe
 _COUNT = "SELECT count(*) FROM conversations WHERE tenant = $1 AND owner = $2 AND delete_time IS NULL"
 # By the index conversations_by_owner, from its front: what is moved is no longer there.
 _FIND = "SELECT id FROM conversations WHERE tenant = $1 AND owner = $2 AND delete_time IS NULL LIMIT $3"
+# Items without an author are of whoever owns the conversation: those of the owner before become the new one's, and
+# the new one's own are no longer those of somebody else.
 # Locked in the order of ids, as appends lock them, so that nobody waits in a circle.
 _MOVE = """
     WITH locked AS MATERIALIZED (
@@ -29,7 +31,10 @@ _MOVE = """
         FROM locked WHERE conversations.id = locked.id RETURNING conversations.id),
     attributes AS (
         UPDATE conversation_attributes SET tenant = $4
-        FROM moved WHERE conversation_attributes.conversation_id = moved.id AND $4 <> $2)
+        FROM moved WHERE conversation_attributes.conversation_id = moved.id AND $4 <> $2),
+    authors AS (
+        UPDATE items SET author = ''
+        FROM moved WHERE items.conversation_id = moved.id AND items.author = $5 AND items.author <> '')
     SELECT count(*) FROM moved"""
 
 
@@ -58,7 +63,7 @@ async def count_conversations(url: str, owner: Owner) -> int:
 
 
 async def change_owner(url: str, old: Owner, new: Owner) -> int:
-    """Gives all conversations of ``old`` to ``new``; returns how many there were.
+    """Gives all conversations of ``old`` to ``new``, with what both wrote there; returns how many there were.
 
     The service may run meanwhile. Deleted conversations keep their owner until the purge removes them.
 

@@ -20,6 +20,7 @@ from server.store import remover
 from server.store.authors import fill_in_authors
 from server.store.comparison import EARLIEST, Comparison, conversation_filter
 from server.store.connection.opening import direct_connection
+from server.store.erased_imports import erase_imports
 from server.store.erasures import Subject, begin_values, is_done
 from server.store.remover import remove_conversations
 from server.store.sql import erasures as sql
@@ -292,6 +293,7 @@ class _Erasure:
         found = 1
         while found:
             found = await self._hide_conversations()
+            found += await erase_imports(self._connection, self._tenant, self._subject)
             if self._principal:
                 found += await self._hide_items()
             if found:

@@ -79,7 +79,7 @@ class ImportedHead:
         return {**vars(self), "metadata": metadata, **self.expiry.values()}
 
 
-# sequence, id, type, role, status, create_time and body of an item
+# sequence, author, id, type, role, status, create_time and body of an item
 ImportedItem = tuple[int, str, str, str, str, str, datetime, bytes]
 
 
@@ -123,11 +123,12 @@ class Imports:
         """Lets nobody go on with an import; the next one of this id begins anew. Returns whether there is one."""
         return await self._database.fetchrow(sql.ABANDON, key.values()) is not None
 
-    async def store(self, key: ImportKey, items: list[ImportedItem], progress: Progress) -> None:
+    async def store(self, key: ImportKey, owner: str, items: list[ImportedItem], progress: Progress) -> None:
         """Stores a block of items.
 
         Args:
             key: Of the import.
+            owner: Of the conversation.
             items: Behind those that are there.
             progress: With them.
 
@@ -135,7 +136,7 @@ class Imports:
             KeyTaken: An item has an id that the conversation has already.
         """
         rows = array_parameters("items", ITEM_ROWS, items)
-        values = {**key.values(), **rows, "digest": progress.digest}
+        values = {**key.values(), **rows, "owner": owner, "digest": progress.digest}
         values |= {"stored_sequence": progress.stored_sequence, "item_count": progress.item_count}
         if await self._database.fetchrow(sql.STORE, values) is None:  # or it was stored, and the answer was lost
             await self._require(sql.VERIFY, values)

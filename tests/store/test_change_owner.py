@@ -16,8 +16,10 @@ from server.app.service import run_service
 from server.settings.service import load
 from server.store import change_owner
 from server.store.change_owner import ChangeOfOwnerFailed, Owner
-from tests.support.build import create, delete, get, user_message
+from tests.support.access import ANN, BOB, EVE, GuardedService
+from tests.support.build import append, create, delete, get, user_message
 from tests.support.commands import error_line_of, output_of
+from tests.support.erasure import ERASURE_RULES
 from tests.support.postgres import fresh_database
 from tests.support.service import Service
 
@@ -126,3 +128,21 @@ async def test_the_command(own_service: Service) -> None:
 async def test_wrong_names_are_told(arguments: tuple[str, ...], told: str) -> None:
     """A name that nobody can have is an error before any database is asked."""
     assert told in await error_line_of("change-owner", *arguments, url="postgresql://127.0.0.1:1/none")
+
+
+async def test_authors(guarded: GuardedService) -> None:
+    """What the owner before wrote becomes the new owner's, what the new one had written is the owner's as well."""
+    guarded.obey(ERASURE_RULES)
+    await guarded.connection.execute("TRUNCATE conversations, items, requests, conversation_attributes")
+    ann, bob, eve = (guarded.by(each) for each in (ANN, BOB, EVE))
+    given = (await ann.CreateConversation(create(user_message()))).id
+    eves = (await eve.CreateConversation(create(user_message()))).id
+    for who in (bob, eve):
+        await who.CreateItems(append(given, user_message()))
+    await ann.CreateItems(append(eves, user_message()))
+    assert 1 == await change_owner.change_owner(guarded.url, Owner("acme", "ann"), Owner("acme", "bob"))
+    found = await guarded.connection.fetch(
+        "SELECT conversation_id, author FROM items WHERE conversation_id = ANY($1) ORDER BY sequence", [given, eves]
+    )
+    assert ["", "", "eve"] == [row["author"] for row in found if row["conversation_id"] == given]
+    assert ["", "ann"] == [row["author"] for row in found if row["conversation_id"] == eves]

@@ -144,8 +144,7 @@ def _store() -> Statement:
     arrays = [bindparam(f"items_{name}", type_=ARRAY(type_)) for name, type_ in ITEM_ROWS.items()]
     rows = func.unnest(*arrays).table_valued(*ITEM_ROWS, name="rows").render_derived()
     placed = {"conversation_id": mine.c.conversation_id, "version": _one, **{name: rows.c[name] for name in ITEM_ROWS}}
-    owner = select(_c.owner).where(_c.id == mine.c.conversation_id).scalar_subquery()
-    placed["author"] = author_for(rows.c.author, owner)
+    placed["author"] = author_for(rows.c.author, bindparam("owner", type_=Text))  # the row has no owner yet
     query: Select[Any] = select(*placed.values()).select_from(mine.join(rows, true()))
     stored: Insert = insert(items).from_select(list(placed), query)
     return compile_statement(select(mine.c.conversation_id).add_cte(stored.cte("stored")), "append")
