@@ -1,7 +1,9 @@
 """The service and a model of lists and dictionaries answer alike, whatever is asked of them."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
@@ -15,8 +17,10 @@ from conversations.v1.conversations_service_pb2 import (
     CreateConversationRequest,
     CreateItemsRequest,
     DeleteItemRequest,
+    ForkConversationRequest,
     ListItemsResponse,
     RewindConversationRequest,
+    UndeleteConversationRequest,
 )
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
 from conversations.v1.item_pb2 import Item, NewItem
@@ -44,6 +48,7 @@ from tests.support.service import Service
 
 EXAMPLES, STEPS = 60, 50
 UNKNOWN_ITEM = "msg_nobody"
+SOON = 0.3  # seconds until a conversation ends
 T = TypeVar("T")
 
 ids = st.sampled_from([""] * 8 + [f"msg_{letter}" for letter in "abcdefgh"])
@@ -71,6 +76,8 @@ class Machine(RuleBasedStateMachine):
     appends: Bundle[CreateItemsRequest] = Bundle("appends")
     deletions: Bundle[DeleteItemRequest] = Bundle("deletions")
     rewinds: Bundle[RewindConversationRequest] = Bundle("rewinds")
+    forks: Bundle[ForkConversationRequest] = Bundle("forks")
+    undeletions: Bundle[UndeleteConversationRequest] = Bundle("undeletions")
     cursors: Bundle[Cursor] = Bundle("cursors")
 
     def __init__(self, stub: Any, http_address: Address | None = None) -> None:
@@ -187,7 +194,7 @@ class Machine(RuleBasedStateMachine):
     def reuse_append(self, request: CreateItemsRequest, text: str) -> None:
         """Sends another append under a request id that was used."""
         log = self.model.logs.get(request.conversation_id)
-        if log and not log.deleted and request.request_id in log.requests:
+        if log and not (log.deleted or log.expired) and request.request_id in log.requests:
             other = CreateItemsRequest()
             other.CopyFrom(request)
             other.items.append(build.user_message(f"other {text}"))
@@ -212,7 +219,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(conversation_id=conversations, offset=offsets, really=st.integers(0, 3))
     def delete(self, conversation_id: str, offset: int | None, really: int) -> None:
-        """Deletes a conversation; not too often, for nothing happens to it afterwards."""
+        """Deletes a conversation; not too often, for nothing but an undelete happens to it afterwards."""
         if really == 3:
             revision = self.revision(conversation_id, offset)
             request = build.delete(conversation_id, etag=etag(revision))
@@ -267,6 +274,94 @@ class Machine(RuleBasedStateMachine):
         )
         if both:
             self.same_conversation(both[0], name, both[1])
+
+    @rule(
+        target=forks,
+        conversation_id=conversations,
+        pick=picks,
+        by_item=st.booleans(),
+        metadata=maps,
+        retries=st.booleans(),
+    )
+    def fork(
+        self, conversation_id: str, pick: int, *, by_item: bool, metadata: dict[str, str], retries: bool
+    ) -> ForkConversationRequest:
+        """A fork up to an item, which may be deleted or never was, or up to a place, which may be behind the last."""
+        log = self.model.logs.get(conversation_id)
+        last = {"through_sequence": pick % ((log.last_sequence if log else 0) + 2)}
+        through: dict[str, Any] = {"through_item_id": self.item_id(conversation_id, pick)} if by_item else last
+        request = build.fork(conversation_id, str(uuid4()) if retries else "", metadata=metadata, **through)
+        self.send_fork(request)
+        return request
+
+    @rule(target=conversations, request=forks)
+    def send_fork(self, request: ForkConversationRequest) -> str | MultipleResults[str]:
+        """Sends a fork, perhaps again."""
+        body, request_id = request.SerializeToString(deterministic=True), request.request_id
+        through = request.through_item_id or request.through_sequence
+        metadata = dict(request.conversation.metadata)
+        source = request.conversation_id
+        both = self.both(
+            "ForkConversation", request, lambda: self.model.fork(source, through, metadata, request_id, body)
+        )
+        if both is None:
+            return multiple()
+        answer, (log, is_new) = both
+        if is_new:
+            self.model.name(answer.id, log, request_id, body)
+        assert source == answer.forked_from.conversation_id
+        self.same_conversation(answer, answer.id, log)
+        return str(answer.id)
+
+    @rule(target=undeletions, conversation_id=conversations, retries=st.booleans())
+    def undelete(self, conversation_id: str, *, retries: bool) -> UndeleteConversationRequest:
+        """Takes the delete of a conversation back, which is deleted, or not, or never was."""
+        request = build.undelete(conversation_id, request_id=str(uuid4()) if retries else "")
+        self.send_undelete(request)
+        return request
+
+    @rule(request=undeletions)
+    def send_undelete(self, request: UndeleteConversationRequest) -> None:
+        """Sends an undelete, perhaps again."""
+        body, name = request.SerializeToString(deterministic=True), request.conversation_id
+        both = self.both("UndeleteConversation", request, lambda: self.model.undelete(name, request.request_id, body))
+        if both:
+            self.same_conversation(both[0], name, both[1])
+
+    @rule(fork=forks, validate_only=st.booleans())
+    def delete_forks(self, fork: ForkConversationRequest, *, validate_only: bool) -> None:
+        """Deletes all forks of a conversation, whether that is there or not, or counts them."""
+        conversation_id = fork.conversation_id
+        request = build.delete_many(f'forked_from = "{conversation_id}"', validate_only=validate_only)
+        both = self.both(
+            "DeleteConversations",
+            request,
+            lambda: self.model.delete_forks(conversation_id, validate_only=validate_only),
+        )
+        assert both
+        assert (both[1], False) == (both[0].deleted_count, both[0].has_more)
+
+    @rule(conversation_id=conversations, hours=st.sampled_from([None, 1, 1000]))
+    def end_later(self, conversation_id: str, hours: int | None) -> None:
+        """Says that a conversation ends later, or never."""
+        self.send_end(conversation_id, datetime.now(UTC) + timedelta(hours=hours) if hours else None)
+
+    @rule(conversation_id=conversations, really=st.integers(0, 9))
+    def end_soon(self, conversation_id: str, really: int) -> None:
+        """A conversation ends; not too often, for nothing happens to it afterwards."""
+        log = self.model.logs.get(conversation_id)
+        if really == 9 and log and not log.deleted and not log.expired:
+            self.send_end(conversation_id, datetime.now(UTC) + timedelta(seconds=SOON))
+            time.sleep(SOON + 0.05)
+            log.expired = True
+
+    def send_end(self, conversation_id: str, when: datetime | None) -> None:
+        """Says when a conversation ends."""
+        fields: dict[str, Any] = {"expire_time": when} if when else {}
+        request = build.update(conversation_id, "expire_time", **fields)
+        both = self.both("UpdateConversation", request, lambda: self.model.end_at(conversation_id, when))
+        if both:
+            self.same_conversation(both[0], conversation_id, both[1])
 
     @rule(conversation_id=conversations, some=st.lists(picks, min_size=1, max_size=6))
     def batch_get(self, conversation_id: str, some: list[int]) -> None:
@@ -388,6 +483,8 @@ class Machine(RuleBasedStateMachine):
         assert (conversation_id, log.metadata, etag(log.revision)) == told
         if isinstance(answer, Conversation):
             assert log.last_sequence == answer.last_sequence
+            ends = answer.expire_time.ToDatetime(UTC) if answer.HasField("expire_time") else None
+            assert log.ends == ends
 
     def item_id(self, conversation_id: str, pick: int) -> str:
         """Some id of the conversation, of a deleted item too, or one that it never had."""

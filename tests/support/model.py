@@ -5,12 +5,14 @@ ids that it makes, is filled in from its answers.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from conversations.v1.item_pb2 import Item
 
 CODES = {
     "CONVERSATION_NOT_FOUND": "NOT_FOUND",
+    "CONVERSATION_EXISTS": "ALREADY_EXISTS",
     "ITEM_NOT_FOUND": "NOT_FOUND",
     "ITEM_EXISTS": "ALREADY_EXISTS",
     "ETAG_MISMATCH": "ABORTED",
@@ -56,6 +58,9 @@ class Log:
     entries: list[Entry] = field(default_factory=list)
     revision: int = 1
     deleted: bool = False
+    expired: bool = False
+    ends: datetime | None = None
+    source: str = ""  # of a fork
     requests: dict[str, tuple[bytes, list[Entry]]] = field(default_factory=dict)  # by request id
 
     @property
@@ -112,9 +117,56 @@ class Model:
     def log(self, conversation_id: str) -> Log:
         """A living conversation."""
         log = self.logs.get(conversation_id)
-        if log is None or log.deleted:
+        if log is None or log.deleted or log.expired:
             raise Refused("CONVERSATION_NOT_FOUND")
         return log
+
+    def forks_of(self, conversation_id: str) -> list[Log]:
+        """The forks of a conversation that are there."""
+        return [log for _, log in self.living() if log.source == conversation_id]
+
+    def fork(
+        self, conversation_id: str, through: int | str, metadata: dict[str, str], request_id: str, fingerprint: bytes
+    ) -> tuple[Log, bool]:
+        """The fork and whether it is new, as of `create`; ``through`` is a sequence or an item."""
+        if request_id in self._created:
+            before, made = self._created[request_id]
+            if before != fingerprint:
+                raise Refused("REQUEST_ID_REUSED")
+            return self.log(made), False
+        log = self.log(conversation_id)
+        last = log.find(through).sequence if isinstance(through, str) else through
+        fork = Log(log.metadata | metadata, source=conversation_id)
+        fork.entries = [replace(entry, item_id="" if entry.deleted else entry.item_id) for entry in log.entries[:last]]
+        return fork, True
+
+    def undelete(self, conversation_id: str, request_id: str, fingerprint: bytes) -> Log:
+        """Takes a delete back."""
+        log = self.logs.get(conversation_id)
+        if log is None or log.expired:
+            raise Refused("CONVERSATION_NOT_FOUND")
+        if request_id in log.requests and log.requests[request_id][0] == fingerprint:
+            return self.log(conversation_id)
+        if not log.deleted:
+            raise Refused("CONVERSATION_EXISTS")
+        log.deleted = False
+        if request_id:
+            log.requests[request_id] = (fingerprint, [])
+        return log
+
+    def end_at(self, conversation_id: str, when: datetime | None) -> Log:
+        """Says when a conversation ends."""
+        log = self.log(conversation_id)
+        log.ends = when
+        log.revision += 1
+        return log
+
+    def delete_forks(self, conversation_id: str, *, validate_only: bool) -> int:
+        """How many forks of a conversation there are, which are deleted then."""
+        forks = self.forks_of(conversation_id)
+        for log in forks:
+            log.deleted = not validate_only
+        return len(forks)
 
     def create(
         self, metadata: dict[str, str], new: Sequence[New], request_id: str, fingerprint: bytes
@@ -211,7 +263,7 @@ class Model:
 
     def living(self) -> Iterator[tuple[str, Log]]:
         """The conversations that are there."""
-        return ((name, log) for name, log in self.logs.items() if not log.deleted)
+        return ((name, log) for name, log in self.logs.items() if not (log.deleted or log.expired))
 
 
 def _follows(entry: Entry, place: int | None, *, descending: bool) -> bool:
