@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import asyncpg
 import structlog
@@ -26,12 +27,16 @@ class ActivityKeeper:
     Args:
         url: Of PostgreSQL itself, not of PgBouncer.
         stats: Where the queue is counted.
+        is_usable: Whether calls can use the database. While they cannot, nothing is logged here: an outage has a line
+            of its own.
     """
 
-    def __init__(self, url: str, stats: ActivityStats) -> None:
+    def __init__(self, url: str, stats: ActivityStats, is_usable: Callable[[], bool] = lambda: True) -> None:
         self._url = url
         self._stats = stats
-        self._is_failing = False
+        self._is_usable = is_usable
+        self._failures = 0  # in a row
+        self._is_logged = False
 
     async def run(self) -> None:
         """Works whenever no other process does, until it is cancelled."""
@@ -47,17 +52,24 @@ class ActivityKeeper:
             await asyncio.sleep(random.uniform(*_RETRY_SECONDS))  # noqa: S311 - jitter
 
     async def _try(self, work: activity.Work) -> bool:
-        """Does some work on a connection; returns whether it did not fail. The first failure in a row is logged."""
+        """Does some work on a connection; returns whether it did not fail. A failure that lasts is logged once."""
         try:
             async with direct_connection(self._url, settings=activity.SESSION) as connection:
                 await work(connection)
         except _FAILURES as error:
-            if not self._is_failing:
-                log.warning("keeping the order by activity failed", error=type(error).__name__)
-            self._is_failing = True
+            self._note_failure(error)
             return False
-        self._is_failing = False
+        self._note_success()
         return True
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failures += 1  # the first one may be the begin of an outage that nobody else has noticed yet
+        if self._failures > 1 and not self._is_logged and self._is_usable():
+            log.warning("keeping the order by activity failed", error=type(error).__name__)
+            self._is_logged = True
+
+    def _note_success(self) -> None:
+        self._failures, self._is_logged = 0, False
 
     async def _work(self, connection: asyncpg.Connection) -> None:
         """Passes over the queue again and again; returns if another process does."""
@@ -66,7 +78,7 @@ class ActivityKeeper:
             await activity.settle(connection)
             is_compared = is_compared or await activity.compare(connection, _COMPARE_SECONDS)
             await self._count(connection)
-            self._is_failing = False
+            self._note_success()
             await asyncio.sleep(_PASS_SECONDS)
         await self._count(connection)
 

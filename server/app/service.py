@@ -402,7 +402,8 @@ def _background_work(
         yield "memory", partial(give_memory_back, glibc)
     yield "erasures", parts.erasures.run
     if not worker:
-        keeper = ActivityKeeper(served.store.url, parts.activity)
+        database = served.store.database
+        keeper = ActivityKeeper(served.store.url, parts.activity, lambda: database.usable)
         yield "activity", keeper.run if settings.activity else keeper.note_off
     if settings.purge_every_minutes and not worker:
         purge = (settings, served.store.url, parts.retention, parts.purges, parts.erasures.wake)
