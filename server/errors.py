@@ -21,6 +21,7 @@
     ├── ConversationExists       ALREADY_EXISTS
     ├── RequestIdReused          FAILED_PRECONDITION
     ├── ChangesNotKept           FAILED_PRECONDITION
+    ├── NotSupported             UNIMPLEMENTED
     ├── EtagMismatch             ABORTED
     ├── SequenceMismatch         ABORTED
     ├── Conflict                 ABORTED
@@ -308,6 +309,16 @@ class NotEnabled(ServiceError):
         super().__init__(
             f"Not enabled here: the operator can turn it on with the setting '{setting}'.", setting=setting
         )
+
+
+class NotSupported(ServiceError):
+    """What was asked for does not work on a distributed database."""
+
+    code = StatusCode.UNIMPLEMENTED
+    reason = "NOT_SUPPORTED"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} does not work on a distributed database.")
 
 
 class FilterInvalid(_BadRequest):

@@ -21,7 +21,9 @@ import uvloop
 from server.store.embedded import run_embedded
 from server.store.migrate import migrate
 from tests.support.access import GuardedService, guarded_service
-from tests.support.postgres import execute, fresh_database, memory_folder, with_database
+from tests.support.citus_tier import mark_for_citus
+from tests.support.distributed import make_distributed_template
+from tests.support.postgres import CITUS, drop_everywhere, execute, fresh_database, memory_folder, with_database
 from tests.support.service import Service, running_service
 from tests.support.skips import require_tools
 from tests.support.tools import required_tools, search_path
@@ -35,6 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
         required_tools(os.environ)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the shared database with `citus` when that is distributed, and skips what cannot run then."""
+    mark_for_citus(items, is_distributed=CITUS in os.environ)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -57,7 +64,7 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 @pytest.fixture(scope="session")
 async def postgres() -> AsyncIterator[str]:
     """A server's address, with a right to create databases."""
-    if url := os.environ.get("TEST_DATABASE_URL"):
+    if url := os.environ.get(CITUS) or os.environ.get("TEST_DATABASE_URL"):
         yield url
         return
     with TemporaryDirectory(dir=memory_folder()) as name:
@@ -70,10 +77,13 @@ async def postgres() -> AsyncIterator[str]:
 async def template(postgres: str) -> AsyncIterator[str]:
     """The name of a migrated database to copy."""
     name = f"template_{os.getpid()}"
-    await execute(postgres, f'CREATE DATABASE "{name}"')
-    await migrate(with_database(postgres, name))
+    if os.environ.get(CITUS):
+        await make_distributed_template(postgres, name)
+    else:
+        await execute(postgres, f'CREATE DATABASE "{name}"')
+        await migrate(with_database(postgres, name))
     yield name
-    await execute(postgres, f'DROP DATABASE "{name}" WITH (FORCE)')
+    await drop_everywhere(postgres, name)
 
 
 @pytest.fixture(scope="session")

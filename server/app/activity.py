@@ -11,6 +11,7 @@ from server.errors import OperatorError
 from server.observability.stats import ActivityStats
 from server.store import activity
 from server.store.connection.failures import DRIVER_ERRORS
+from server.store.connection.layout import find_layout
 from server.store.connection.opening import direct_connection
 
 log = structlog.get_logger(__name__)
@@ -73,6 +74,8 @@ class ActivityKeeper:
 
     async def _work(self, connection: asyncpg.Connection) -> None:
         """Passes over the queue again and again; returns if another process does."""
+        if not (await find_layout(connection)).orders_by_activity:
+            return
         has_lock, is_compared = await activity.acquire_lock(connection), False
         while has_lock:
             await activity.settle(connection)

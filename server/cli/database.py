@@ -1,4 +1,4 @@
-"""Commands that change the database themselves: migrate, purge, change-owner."""
+"""Commands that change the database themselves: migrate, distribute, purge, change-owner."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -29,6 +29,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 def register(app: typer.Typer) -> None:
     """Adds the commands to ``app``."""
     app.command()(migrate)
+    app.command()(distribute)
     app.command()(purge)
     app.command("change-owner")(change_owner)
 
@@ -62,6 +63,39 @@ async def _migrate(settings: Settings, *, check: bool) -> None:
             with progress_bar("migration") as bar:
                 done = await _followed(bring_up_to_date(url), url, bar)
             print(f"{name}: schema {'brought to' if done else 'was at'} {HEAD}")
+
+
+def distribute(
+    database_url: DatabaseUrl = None,
+    shards: Annotated[
+        int, typer.Option(min=1, max=1024, help="Parts of each table, as many as there may be workers one day.")
+    ] = 32,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if there is something to do.")] = False,
+) -> None:
+    """Distribute the tables over the workers of Citus, with the rows that they have; the service must not run.
+
+    It can be repeated: what is distributed already stays as it is.
+    """
+    settings = load_without_identity(database_url=database_url)
+    if settings.database_url is None:
+        raise OperatorError("--database-url: the private PostgreSQL has no workers; give the URL of a coordinator.")
+    run(_distribute(settings, shards, check=check))
+
+
+async def _distribute(settings: Settings, shards: int, *, check: bool) -> None:
+    from server.app.database import provision_database
+    from server.store.distribution import distribute as carry_out
+    from server.store.distribution import plan_distribution
+
+    async with provision_database(settings) as (url, name):
+        plan = await (plan_distribution(url) if check else carry_out(url, shards))
+    for line in plan.lines():
+        print(f"{'would: ' if check else ''}{line}")
+    if plan.is_empty:
+        print(f"{name}: is distributed")
+    elif check:
+        print("Nothing was changed; without --check it is done.")
+        raise typer.Exit(1)
 
 
 async def _followed(migration: Coroutine[Any, Any, bool], url: str, bar: Bar) -> bool:

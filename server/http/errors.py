@@ -82,6 +82,7 @@ ROWS: Mapping[type[ServiceError], Row] = {
     errors.ResumeTokenExpired: Row(400, "invalid_value"),
     errors.ChangesNotKept: Row(400, "invalid_value"),
     errors.NotEnabled: Row(400, "invalid_value"),  # SDKs repeat what ends with 501
+    errors.NotSupported: Row(400, "invalid_value"),
 }
 
 

@@ -73,6 +73,7 @@ class AdminServicer(AdminServiceServicer):
             pool=pb.Pool(size=process.database.size, in_use=process.database.in_use),
             schema_revision=HEAD,
             policy=_policy(process.policy),
+            layout=process.database.layout.name if process.database.answered else "",
             database_problem=_database_problem(process.database.outage.current),
         )
 

@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from server.authorization.access import Access, current_access
 from server.authorization.audit_log import current_audit
-from server.errors import FilterInvalid, NotEnabled
+from server.errors import FilterInvalid
 from server.identity.caller import current_caller
 from server.interceptors.chain import Context
 from server.policy.attributes import attribute_pairs
@@ -192,7 +192,7 @@ class ConversationsServicer(ConversationsServiceServicer):
         Raises:
             PageTokenInvalid: The token belongs to another query, or is none.
             FilterInvalid: The filter cannot be parsed.
-            NotEnabled: The operator has turned the order by activity off.
+            NotEnabled, NotSupported: There is no order by activity.
         """
         return await self.list_conversations(request)
 
@@ -206,8 +206,8 @@ class ConversationsServicer(ConversationsServiceServicer):
         """
         access, size = current_access.get(), page_tokens.page_size(request.page_size)
         descending, by_activity = request.order_by in _DESCENDING, request.order_by == _BY_ACTIVITY
-        if by_activity and not self._conversations.queues:
-            raise NotEnabled("activity")
+        if by_activity:
+            self._conversations.require_order_by_activity()
         order = _BY_ACTIVITY if by_activity else str(descending)
         query = (_CONVERSATIONS, access.principal.tenant, access.principal.id, request.filter, order)
         position = None

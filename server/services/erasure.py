@@ -57,7 +57,9 @@ class ErasureServicer(ErasureServiceServicer):
             Unauthenticated: The caller's credentials are no longer valid.
             ShuttingDown: The server drains.
             StoreUnavailable: The database cannot be reached.
+            NotSupported: The database is distributed.
         """
+        self._store.require_support()
         access, subject = current_access.get(), _subject(request)
         principal, erasure_id = access.principal, request.request_id.lower()
         if request.validate_only:

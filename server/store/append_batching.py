@@ -24,6 +24,7 @@ from server.store.connection.database import Database
 from server.store.connection.failures import KeyTaken
 from server.store.connection.slots import waited_since
 from server.store.conversation_locks import ConversationLocks
+from server.store.side_by_side import SideBySide
 from server.store.sql.appends import append_many
 from server.store.turns import Turn, Turns
 
@@ -47,6 +48,7 @@ class AppendBatcher(Turns[Append, Group]):
         self._locks = locks
         self._run_one = run_one
         self._queues = queues
+        self._apart = SideBySide(database.size)
         self._parked: dict[str, deque[Append]] = {}  # by conversation: they wait for a lane, or for a slow turn
         self._lanes: set[str] = set()  # conversations that have one
 
@@ -150,6 +152,13 @@ class AppendBatcher(Turns[Append, Group]):
             finally:
                 self._locks.release(conversation_id)
             return
+        if self._database.layout.spans_conversations:
+            await self._run_together(groups)
+        else:
+            await self._apart.run(groups, self._run_apart)
+
+    async def _run_together(self, groups: list[Group]) -> None:
+        """Runs ``groups`` in one statement."""
         bases = await self._run_shared(groups, skip_locked=True)
         refused = []
         for number, group in enumerate(groups, 1):
@@ -158,6 +167,13 @@ class AppendBatcher(Turns[Append, Group]):
             else:
                 refused.append(group)
         self._start_lanes(refused)
+
+    async def _run_apart(self, group: Group) -> None:
+        """Runs a group in a statement of its own, which waits for no lock."""
+        try:
+            await self._run_together([group])
+        except Exception as error:  # noqa: BLE001 - its callers receive it, and the others go on
+            group.fail(error)
 
     async def _run_shared(self, groups: list[Group], *, skip_locked: bool) -> dict[int, int]:
         """Runs one statement for ``groups``; the base of each stored group by its number, none when it was undone."""

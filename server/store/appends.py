@@ -8,12 +8,13 @@ from typing import Any
 
 from server.authorization.access import Access
 from server.authorization.permission import Permission
-from server.store.array_parameters import array_as_text, array_parameters
+from server.store.array_parameters import array_parameters
 from server.store.batch import EMPTY_BATCH, Batch
 from server.store.change_hub import ChangeHub
 from server.store.idempotency import Reservation
 from server.store.pending_write import PendingWrite
 from server.store.sql.appends import GROUPS, ITEMS, REQUESTS
+from server.store.sql.text_values import array_as_text
 
 MAX_ITEMS = 1_000  # of a shared statement
 MAX_BYTES = 1024 * 1024  # of a shared statement; an append of more than a quarter does not share one

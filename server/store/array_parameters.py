@@ -7,9 +7,3 @@ from typing import Any
 def array_parameters(table: str, names: Iterable[str], rows: list[tuple[Any, ...]]) -> dict[str, Any]:
     """``rows`` as an array for each column; nothing for a table without rows, which the statement does not have."""
     return {f"{table}_{name}": array for name, array in zip(names, zip(*rows, strict=True), strict=bool(rows))}
-
-
-def array_as_text(values: Iterable[str]) -> str:
-    """An array as an element of a text array; an array of arrays would have to be rectangular."""
-    quoted = (each.replace("\\", "\\\\").replace('"', '\\"') for each in values)
-    return "{" + ",".join(f'"{each}"' for each in quoted) + "}"

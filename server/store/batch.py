@@ -21,6 +21,8 @@ class Batch:
     Attributes:
         bodies: Each a serialized ``conversations.v1.Item`` without its sequence.
         references: None for an item that was sent; the other columns of a reference are empty.
+        create_times: Of the items, if some of them were references and have been read; else empty.
+        authors: Likewise.
     """
 
     item_ids: Sequence[str]
@@ -29,6 +31,8 @@ class Batch:
     statuses: Sequence[str]
     bodies: Sequence[bytes]
     references: Sequence[Reference | None]
+    create_times: Sequence[datetime] = ()
+    authors: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -44,7 +48,7 @@ class Batch:
         return [ref.item_id if ref else own for own, ref in zip(self.item_ids, self.references, strict=True)]
 
     def values(self, now: datetime, author: str) -> dict[str, Any]:
-        """The parameters of `sent_rows` or, with references, of `resolved_rows`.
+        """The parameters of `sent_rows`; with references of `resolved_rows`, with what they refer to of `copied_rows`.
 
         Args:
             now: The create_time of items that are not references.
@@ -58,6 +62,8 @@ class Batch:
             "bodies": self.bodies,
             "now": now,
             "author": author,
+            "create_times": self.create_times,
+            "authors": self.authors,
         }
         if self.has_references:
             values["reference_conversations"] = [ref.conversation_id if ref else "" for ref in self.references]

@@ -10,6 +10,8 @@ from server.authorization.index_ranges import IndexRanges, index_ranges
 from server.store.comparison import EARLIEST, Comparison, conversation_filter
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
+from server.store.range_lists import read_matching
+from server.store.side_by_side import SideBySide
 from server.store.sql import bulk_deletes as sql
 
 MAX_CONVERSATIONS = 1_000  # of one call
@@ -41,6 +43,7 @@ class BulkDeleteStore:
     def __init__(self, database: Database, conversations: ConversationStore) -> None:
         self._database = database
         self._conversations = conversations
+        self._apart = SideBySide(database.size)
 
     async def count(self, access: Access, comparisons: Sequence[Comparison]) -> Deleted:
         """How many conversations `delete` would delete.
@@ -49,10 +52,13 @@ class BulkDeleteStore:
             ActionDenied: The policy lets the caller read or delete none.
             Overloaded: Too many scans run already.
         """
-        matching, values = _matching(access, comparisons)
+        matching, ranges, values = _matching(access, comparisons)
+        values["count"] = MAX_CONVERSATIONS + 1
         async with self._database.scans.place(access.principal.key):
-            rows = await self._database.fetch(sql.count(matching), {**values, "count": MAX_CONVERSATIONS + 1})
-        found = rows[0]["found"]
+            if self._database.layout.spans_conversations:
+                found = (await self._database.fetch(sql.count(matching), values))[0]["found"]
+            else:
+                found = len(await self._find(matching, ranges, values))
         return Deleted(min(found, MAX_CONVERSATIONS), (), has_more=found > MAX_CONVERSATIONS)
 
     async def delete(self, access: Access, comparisons: Sequence[Comparison]) -> Deleted:
@@ -77,16 +83,44 @@ class BulkDeleteStore:
     async def _delete(
         self, access: Access, comparisons: Sequence[Comparison], most: int, *, skip_locked: bool = True
     ) -> Deleted:
-        matching, values = _matching(access, comparisons)
+        matching, ranges, values = _matching(access, comparisons)
         values |= {"count": most + 1, "now": datetime.now(UTC)}
+        if not self._database.layout.spans_conversations:
+            found = await self._find(matching, ranges, values)
+            ids = await self._delete_apart(matching, found[:most], values, skip_locked=skip_locked)
+            return Deleted(len(ids), ids, has_more=len(ids) < len(found))
         # Not repeated when the connection breaks: the count of the second time would not be that of the call.
         rows = await self._database.fetch(sql.delete(matching, skip_locked=skip_locked), values, repeatable=False)
         ids = [row["id"] for row in rows if row["is_deleted"]]
         return Deleted(len(ids), ids, has_more=len(ids) < len(rows))
 
+    async def _find(self, matching: sql.Matching, ranges: IndexRanges | None, values: dict[str, Any]) -> list[str]:
+        """The ids of the first ``count`` that match, in a database that is distributed."""
+        if ranges is None:
+            rows = await self._database.fetch(sql.find(matching), values)
+        else:
+            rows = await read_matching(self._database, matching, ranges, values)
+        return [row["id"] for row in rows]
 
-def _matching(access: Access, comparisons: Sequence[Comparison]) -> tuple[sql.Matching, dict[str, Any]]:
-    """Which conversations match, and the parameters of its statements but ``count`` and ``now``."""
+    async def _delete_apart(
+        self, matching: sql.Matching, ids: Sequence[str], values: dict[str, Any], *, skip_locked: bool
+    ) -> list[str]:
+        """Deletes each in a statement of its own; returns those that were, in the same order."""
+        deleted: set[str] = set()
+        statement = sql.delete_one(matching, skip_locked=skip_locked)
+
+        async def delete(conversation_id: str) -> None:
+            if await self._database.fetchrow(statement, {**values, "conversation_id": conversation_id}):
+                deleted.add(conversation_id)
+
+        await self._apart.run(ids, delete)
+        return [conversation_id for conversation_id in ids if conversation_id in deleted]
+
+
+def _matching(
+    access: Access, comparisons: Sequence[Comparison]
+) -> tuple[sql.Matching, IndexRanges | None, dict[str, Any]]:
+    """Which conversations match, the ranges they lie in, and the parameters but ``count`` and ``now``."""
     read, delete = access.demand("conversation", "read"), access.demand("conversation", "delete")
     owner = any(each.name == "owner" and each.operator == "=" for each in comparisons)
     source = any(each.name == "forked_from" for each in comparisons)
@@ -98,7 +132,7 @@ def _matching(access: Access, comparisons: Sequence[Comparison]) -> tuple[sql.Ma
         **(ranges.values() if ranges else {}),
         **conversation_filter(comparisons),
     }
-    return sql.Matching(read, delete, owner, source, covered=ranges is not None), values
+    return sql.Matching(read, delete, owner, source, covered=ranges is not None), ranges, values
 
 
 def _narrowest(*ranges: IndexRanges | None) -> IndexRanges | None:

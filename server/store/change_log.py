@@ -14,6 +14,7 @@ from functools import partial
 import asyncpg
 
 from server.errors import OperatorError
+from server.store.connection.layout import DISTRIBUTED, find_layout
 from server.store.connection.opening import direct_connection
 from server.store.lock_retries import LOCK_TIMEOUT, try_until_locked
 from server.store.migrate import require_schema
@@ -150,6 +151,7 @@ async def turn_on(url: str, keep: timedelta, wait_seconds: float = 60) -> bool:
         ChangesNotTurned: PostgreSQL refuses it, or a transaction held the table for longer than ``wait_seconds``.
         DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
     """
+    await _refuse_distributed(url)
     status = await read_status(url)
     if status.is_on and not status.is_foreign:
         async with direct_connection(url, settings=_SESSION) as connection:
@@ -172,6 +174,21 @@ async def turn_on(url: str, keep: timedelta, wait_seconds: float = 60) -> bool:
     return True
 
 
+async def _refuse_distributed(url: str) -> None:
+    """Returns if changes can be kept in this database.
+
+    Raises:
+        ChangesNotTurned: They cannot: positions in the log are transaction ids, of which each node has its own.
+        DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
+    """
+    async with direct_connection(url, settings=_SESSION) as connection:
+        if await find_layout(connection) is DISTRIBUTED:
+            raise ChangesNotTurned(
+                "The database is distributed, where changes cannot be kept: each node counts transactions by itself, "
+                "so there is no order of the changes of all (docs/scale.md)."
+            )
+
+
 async def turn_off(url: str, wait_seconds: float = 60) -> bool:
     """Forgets all changes and keeps no more; returns whether there was anything to do. Raises as `turn_on` does."""
     if not (await read_status(url)).is_on:
@@ -188,6 +205,8 @@ async def turn_off(url: str, wait_seconds: float = 60) -> bool:
 
 async def purge_changes(connection: asyncpg.Connection) -> int:
     """Removes the changes that are older than `keep`, in short steps; returns how many."""
+    if not await connection.fetchval("SELECT is_on FROM change_log"):
+        return 0  # there are none
     return await run_in_steps(connection, _PURGE, _STEP)
 
 

@@ -11,6 +11,7 @@ import asyncpg
 from server.errors import OperatorError
 from server.store.connection.opening import direct_connection
 from server.store.migrate import require_schema
+from server.store.sessions import Session, open_sessions
 
 STEP = 1_000  # conversations of one transaction
 SESSION = {"lock_timeout": "5s"}  # appends wait for a step, and a step for appends
@@ -75,11 +76,18 @@ async def change_owner(url: str, old: Owner, new: Owner) -> int:
     await require_schema(url)
     total = 0
     async with direct_connection(url, settings=SESSION) as connection:
-        while found := [row["id"] for row in await connection.fetch(_FIND, old.tenant, old.id, STEP)]:
-            try:
-                total += await connection.fetchval(_MOVE, found, old.tenant, old.id, new.tenant, new.id)
-            except asyncpg.LockNotAvailableError:
-                raise ChangeOfOwnerFailed(
-                    f"A conversation is locked by another transaction; {total} have been changed. Run it again."
-                ) from None
+        for session in await open_sessions(connection):
+            while found := [row["id"] for row in await session.fetch(_FIND, old.tenant, old.id, STEP)]:
+                total += await _move(session, found, old, new, total)
     return total
+
+
+async def _move(session: Session, found: list[str], old: Owner, new: Owner, total: int) -> int:
+    """Moves the conversations ``found``; ``total`` were moved before them."""
+    try:
+        row = await session.fetchrow(_MOVE, found, old.tenant, old.id, new.tenant, new.id)
+    except asyncpg.LockNotAvailableError:
+        raise ChangeOfOwnerFailed(
+            f"A conversation is locked by another transaction; {total} have been changed. Run it again."
+        ) from None
+    return int(row["count"]) if row else 0

@@ -6,6 +6,7 @@ from server.authorization.access import Access
 from server.errors import Conflict, ItemExists, ItemNotFound, LimitExceeded, ServiceError, Violation
 from server.store.batch import Batch
 from server.store.connection.database import Database
+from server.store.references import read_references
 from server.store.sql.conflicts import TAKEN_IDS, resolved_sizes
 
 
@@ -27,15 +28,29 @@ async def explain_batch(
 
 
 async def _find_unusable(database: Database, access: Access, batch: Batch, max_bytes: int) -> ServiceError | None:
+    if not database.layout.spans_conversations:
+        return await _find_unusable_apart(database, access, batch, max_bytes)
     statement = resolved_sizes(access.may("conversation", "read"), access.may("item", "read"))
     rows = await database.fetch(statement, {**access.values, **batch.values(datetime.now(UTC), access.principal.id)})
     for row, reference in zip(rows, batch.references, strict=True):
         if reference and not row["found"]:
             return ItemNotFound(reference.conversation_id, reference.item_id)
-    if sum(row["size"] for row in rows) > max_bytes:
-        rule = f"would have more than {max_bytes} bytes together"
-        return LimitExceeded(Violation("items", rule, "items.max_bytes"), max_bytes)
-    return None
+    return _excess(sum(row["size"] for row in rows), max_bytes)
+
+
+async def _find_unusable_apart(database: Database, access: Access, batch: Batch, max_bytes: int) -> ServiceError | None:
+    """As `_find_unusable`, where no statement sees several conversations."""
+    read = await read_references(database, access, batch, datetime.now(UTC), max_bytes)
+    if read.missing:
+        return ItemNotFound(read.missing.conversation_id, read.missing.item_id)
+    return _excess(read.size, max_bytes)
+
+
+def _excess(size: int, max_bytes: int) -> LimitExceeded | None:
+    if size <= max_bytes:
+        return None
+    rule = f"would have more than {max_bytes} bytes together"
+    return LimitExceeded(Violation("items", rule, "items.max_bytes"), max_bytes)
 
 
 async def _find_taken(database: Database, conversation_id: str, batch: Batch) -> ServiceError:

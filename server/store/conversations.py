@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 
 import asyncpg
@@ -15,10 +14,13 @@ from server.errors import (
     ConversationExists,
     ConversationNotFound,
     EtagMismatch,
+    NotEnabled,
+    NotSupported,
     RequestIdReused,
 )
 from server.policy.plan import Always
 from server.policy.principal import Principal
+from server.store.batch import Batch
 from server.store.change_hub import ChangeHub
 from server.store.changes import Change, permissions_to, too_many_pairs
 from server.store.comparison import EARLIEST, LATEST, Comparison, conversation_filter
@@ -37,6 +39,8 @@ from server.store.idempotency import (
     reservation_values,
 )
 from server.store.ids import conversation_id_for, new_conversation_id
+from server.store.range_lists import read_ranges
+from server.store.references import read_references
 from server.store.sql import conversations as sql
 from server.store.sql.activity import page as activity_page
 from server.store.sql.creates import CONSTRAINT as CONVERSATION_ID
@@ -62,7 +66,6 @@ class ConversationStore:
     Attributes:
         locks: Held by every write to one conversation that may wait for a lock in the database.
         hub: As above.
-        queues: Whether appends put their conversation in the queue, which moves the times of the lists by activity.
     """
 
     def __init__(
@@ -75,12 +78,29 @@ class ConversationStore:
         activity: bool = True,
     ) -> None:
         self.hub = hub or ChangeHub()
-        self.queues = activity
+        self._activity = activity
         self.locks = ConversationLocks(database.bounds.lock)
         self._creates = CreateBatcher(database, self.locks, self._run_create)
         self._database = database
         self._max_bytes = max_bytes
         self._keep = keep
+
+    @property
+    def queues(self) -> bool:
+        """Whether appends put their conversation in the queue, which moves the times of the lists by activity."""
+        return self._activity and self._database.layout.orders_by_activity
+
+    def require_order_by_activity(self) -> None:
+        """Returns if conversations can be listed by their activity.
+
+        Raises:
+            NotSupported: The database is distributed.
+            NotEnabled: The operator has turned it off.
+        """
+        if not self._database.layout.orders_by_activity:
+            raise NotSupported("The order by active_time")
+        if not self._activity:
+            raise NotEnabled("activity")
 
     async def create(self, create: Create) -> dict[str, Any] | asyncpg.Record:
         """Creates a conversation with its first items; returns its row.
@@ -107,7 +127,10 @@ class ConversationStore:
 
     async def _run_create(self, create: Create) -> bool:
         """Runs a create in a statement of its own; whether it was stored."""
-        access, batch, reserves = create.access, create.batch, create.is_repeatable
+        access, reserves = create.access, create.is_repeatable
+        batch = await self._with_references_read(create)
+        if batch is None:
+            return False
         references = _references(access) if batch.has_references else None
         statement = create_statement(
             references,
@@ -115,10 +138,11 @@ class ConversationStore:
             items=bool(batch),
             expires=create.expires,
             reserves=reserves,
+            copied=bool(batch.create_times),
         )
         try:
             row = await self._database.fetchrow(
-                statement, create.values(self._max_bytes), repeatable=reserves, callers=create.callers
+                statement, create.values(batch, self._max_bytes), repeatable=reserves, callers=create.callers
             )
         except KeyTaken as taken:
             create.key_taken = reserves and taken.constraint in {REQUEST_ID, CONVERSATION_ID}
@@ -126,6 +150,13 @@ class ConversationStore:
         if row is not None:
             create.mark_stored()
         return row is not None
+
+    async def _with_references_read(self, create: Create) -> Batch | None:
+        """The items of a create, without references where no statement could resolve them; None if one cannot be."""
+        batch = create.batch
+        if not batch.has_references or self._database.layout.spans_conversations:
+            return batch
+        return (await read_references(self._database, create.access, batch, create.now, self._max_bytes)).batch
 
     async def _find_created(self, create: Create) -> asyncpg.Record:
         """The row that an earlier call with the request id created, after a create that stored nothing.
@@ -336,17 +367,18 @@ class ConversationStore:
             **(conversation_filter(comparisons) if comparisons else {}),
         }
         filters_owner = any(each.name == "owner" and each.operator == "=" for each in comparisons)
-        build = activity_page if by_activity else partial(sql.page, descending=descending)
-        statement = build(
-            read,
-            filters_owner=filters_owner if comparisons else None,
-            covered=ranges is not None,
-            filters_source=filters_source,
-        )
+        shape: dict[str, Any] = {"filters_owner": filters_owner if comparisons else None}
+        if not by_activity:
+            shape["descending"] = descending
         # Without a filter, all rows of a range are shown, and all rows of a tenant if the caller may read all of them.
         is_scan = bool(comparisons) or (ranges is None and not isinstance(read.plan, Always))
         async with self._database.scans.place(access.principal.key) if is_scan else nullcontext():
-            rows = await self._database.fetch(statement, values)
+            if ranges and not self._database.layout.spans_conversations:
+                rows = await read_ranges(self._database, read, ranges, values, shape)
+            else:
+                build = activity_page if by_activity else sql.page
+                statement = build(read, covered=ranges is not None, filters_source=filters_source, **shape)
+                rows = await self._database.fetch(statement, values)
         page = [row for row in rows[:count] if row["metadata"] is not None]
         return page, len(page) < len(rows)
 

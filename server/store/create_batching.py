@@ -23,6 +23,7 @@ from server.store.connection.failures import KeyTaken
 from server.store.connection.slots import waited_since
 from server.store.conversation_locks import ConversationLocks
 from server.store.creates import MAX_BYTES, MAX_ROWS, Create, statement_parameters
+from server.store.side_by_side import SideBySide
 from server.store.sql.creates import create_many
 from server.store.turns import Turns
 
@@ -46,6 +47,7 @@ class CreateBatcher(Turns[Create, Create]):
         self._database = database
         self._locks = locks
         self._run_one = run_one
+        self._apart = SideBySide(database.size)
         self._retrying = 0  # tasks that try the creates of a failed statement again
 
     async def run(self, create: Create) -> bool:
@@ -107,6 +109,9 @@ class CreateBatcher(Turns[Create, Create]):
         self._last_was_batch = len(creates) > 1
         if len(creates) == 1 and not self._some_wait:
             await self._run_individually(creates[0])
+            return
+        if not self._database.layout.spans_conversations:
+            await self._apart.run(creates, self._run_individually)
             return
         try:
             await self._run_shared(creates)

@@ -8,12 +8,13 @@ from typing import Any
 
 from server.authorization.access import Access
 from server.policy.residual import Row
-from server.store.array_parameters import array_as_text, array_parameters
+from server.store.array_parameters import array_parameters
 from server.store.batch import EMPTY_BATCH, Batch
 from server.store.expiry import NEVER, Expiry
 from server.store.idempotency import Reservation, reservation_values
 from server.store.pending_write import PendingWrite
 from server.store.sql.creates import ATTRIBUTES, CREATES, EXPIRIES, ITEMS, REQUESTS
+from server.store.sql.text_values import array_as_text
 
 MAX_ROWS = 1_000  # of a shared statement
 MAX_BYTES = 1024 * 1024  # of a shared statement; a create of more than a quarter does not share one
@@ -96,10 +97,11 @@ class Create(PendingWrite[bool]):
         if self.on_stored:
             self.on_stored(self.access, self.conversation_id)
 
-    def values(self, max_bytes: int) -> dict[str, Any]:
+    def values(self, batch: Batch, max_bytes: int) -> dict[str, Any]:
         """The parameters of the statement `create`.
 
         Args:
+            batch: Its items.
             max_bytes: The most bytes of all items, those copied included.
         """
         return {
@@ -112,7 +114,7 @@ class Create(PendingWrite[bool]):
             "now": self.now,
             "max_bytes": max_bytes,
             **(self.expiry.values() if self.expires else {}),
-            **(self.batch.values(self.now, self.access.principal.id) if self.batch else {}),
+            **(batch.values(self.now, self.access.principal.id) if batch else {}),
             **reservation_values(self.access.principal, self.reservation),
         }
 

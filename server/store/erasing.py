@@ -16,9 +16,11 @@ from uuid import uuid4
 
 import asyncpg
 
+from server.errors import OperatorError
 from server.store import remover
 from server.store.authors import fill_in_authors
 from server.store.comparison import EARLIEST, Comparison, conversation_filter
+from server.store.connection.layout import find_layout
 from server.store.connection.opening import direct_connection
 from server.store.erased_imports import erase_imports
 from server.store.erasures import Subject, begin_values, is_done
@@ -158,6 +160,10 @@ _END = """
 _PURGE = "DELETE FROM erasures WHERE end_time < now() - interval '90 days'"
 
 
+class ErasureRefused(OperatorError):
+    """Nothing can be erased in this database; the text is for the operator and says why."""
+
+
 async def unfinished_tenants(url: str) -> list[str]:
     """Returns the tenants that have an erasure to carry on; raises as `direct_connection`."""
     async with direct_connection(url, settings=_SESSION) as connection:
@@ -213,6 +219,7 @@ async def erase_subject(
     """
     values = begin_values(tenant, str(uuid4()), subject, requested_by="")
     async with direct_connection(url, settings=_SESSION) as connection:
+        await _require_support(connection)
         await connection.execute(sql.BEGIN.text, *sql.BEGIN.arguments(values))
         while True:
             await erase_next(url, tenant, parse, writers_seconds, values["id"])
@@ -226,6 +233,7 @@ async def count_rows(url: str, tenant: str, subject: Subject) -> Counter[str]:
     """Returns how many rows an erasure of a subject would remove, by the names of `_ADD`; raises as `erase_next`."""
     counts: Counter[str] = Counter(dict.fromkeys(_ADD, 0))
     async with direct_connection(url, settings=_SESSION) as connection:
+        await _require_support(connection)
         if subject.principal:
             await fill_in_authors(connection)
         for deleted in (False, True):
@@ -236,6 +244,15 @@ async def count_rows(url: str, tenant: str, subject: Subject) -> Counter[str]:
             async for pages in _request_pages(connection):
                 counts["requests"] += await connection.fetchval(_COUNT_REQUESTS, tenant, subject.principal, *pages)
     return counts
+
+
+async def _require_support(connection: asyncpg.Connection) -> None:
+    """Returns if erasures can be carried out; raises ErasureRefused."""
+    if not (await find_layout(connection)).erases:
+        raise ErasureRefused(
+            "The database is distributed, where nothing can be erased: an erasure removes rows and counts them in one "
+            "transaction, which Citus does not take (docs/scale.md)."
+        )
 
 
 async def _scan(

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import asyncpg
 
-from server.errors import ErasureNotFound, RequestIdReused
+from server.errors import ErasureNotFound, NotSupported, RequestIdReused
 from server.store.comparison import Comparison
 from server.store.connection.database import Database
 from server.store.sql.erasures import BEGIN, GET, GET_SAME
@@ -42,6 +42,15 @@ class ErasureStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def require_support(self) -> None:
+        """Returns if erasures can be carried out.
+
+        Raises:
+            NotSupported: They cannot, because the database is distributed.
+        """
+        if not self._database.layout.erases:
+            raise NotSupported("EraseSubject")
 
     async def begin(self, tenant: str, erasure_id: str, subject: Subject, requested_by: str) -> None:
         """Stores that a subject is to be erased, unless that is stored already.

@@ -168,11 +168,19 @@ class ForkStore:
     async def _write(self, fork: Fork, places: int) -> asyncpg.Record | None:
         """The row of a fork of at most ``places``; None when nothing was stored."""
         reserves = fork.reservation is not None
-        statement = sql.fork(fork.permissions, fork.kind, reserves=reserves)
+        permissions = fork.permissions  # their values are known from then on
+        values = fork.values(places)
+        if self._database.layout.spans_conversations:
+            statement = sql.fork(permissions, fork.kind, reserves=reserves)
+        else:
+            source = await self._database.fetchrow(sql.read_source(permissions, fork.kind), values)
+            if source is None:
+                return None
+            statement, values = sql.store_copy(reserves=reserves), {**values, **source, "forked_from": fork.source_id}
         held = self._conversations.locks.hold(fork.conversation_id) if reserves else nullcontext()
         try:
             async with held:
-                return await self._database.fetchrow(statement, fork.values(places), repeatable=reserves)
+                return await self._database.fetchrow(statement, values, repeatable=reserves)
         except KeyTaken as taken:
             if not reserves or taken.constraint not in {REQUEST_ID, CONVERSATION_ID}:
                 raise

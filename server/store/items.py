@@ -31,6 +31,7 @@ from server.store.connection.failures import KeyTaken
 from server.store.conversations import ConversationStore
 from server.store.idempotency import PriorResult, Reservation, execute_write, reservation_values
 from server.store.ids import tag_of
+from server.store.references import read_references
 from server.store.response_budget import SHARED_BYTES, ResponseBudget
 from server.store.sql import items as sql
 from server.store.sql.statement import Statement
@@ -141,11 +142,16 @@ class ItemStore:
 
     async def _run_append(self, append: Append) -> int | None:
         """Runs an append in a statement of its own; the last sequence before its items, None when not stored."""
-        access, reservation, batch = append.access, append.reservation, append.batch
+        access, reservation = append.access, append.reservation
+        batch = await self._with_references_read(append)
+        if batch is None:
+            return None
         references = access.may("item", "read") if batch.has_references else None
-        expects, reserves = append.expected is not None, reservation is not None
+        expects, reserves, copied = append.expected is not None, reservation is not None, bool(batch.create_times)
         queues = self._conversations.queues
-        statement = sql.append(*append.permissions, references, expects=expects, queues=queues, reserves=reserves)
+        statement = sql.append(
+            *append.permissions, references, expects=expects, queues=queues, reserves=reserves, copied=copied
+        )
         values = {
             **access.values,
             "conversation_id": append.conversation_id,
@@ -163,6 +169,14 @@ class ItemStore:
             return None
         append.mark_stored()
         return int(row["base"])
+
+    async def _with_references_read(self, append: Append) -> Batch | None:
+        """The items of an append, without references where no statement could resolve them; None if one cannot be."""
+        batch = append.batch
+        if not batch.has_references or self._database.layout.spans_conversations:
+            return batch
+        read = await read_references(self._database, append.access, batch, append.now, self._page_bytes)
+        return read.batch
 
     async def _settle(self, append: Append, base: int | None) -> PriorResult:
         """What an append stored, or an earlier call with its request id; raises why nothing was stored.

@@ -5,6 +5,8 @@ CREATE INDEX CONCURRENTLY, and a pooled connection must keep no session state (s
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import asyncpg
 from server.errors import OperatorError
 from server.store.connection.opening import direct_connection
 from server.store.lock_retries import LOCK_TIMEOUT, try_until_locked
+from server.store.placement import place_new_tables
 
 HEAD = "0010"  # newest file in migrations/versions; known here so that a start need not load Alembic
 _LOCK = 0x636F6E76  # "conv"
@@ -71,12 +74,26 @@ async def migrate(url: str, wait_seconds: float = 60) -> bool:
     """
     if not is_behind(await current_revision(url)):
         return False
-    async with direct_connection(url) as lock:  # closing it releases the lock
-        await _acquire_lock(lock, wait_seconds)
+    async with migration_lock(url, wait_seconds):
         if not is_behind(await current_revision(url)):
             return False
         await _upgrade_between_statements(url, wait_seconds)
+        async with direct_connection(url, settings=_SESSION) as connection:
+            await place_new_tables(connection)
         return True
+
+
+@asynccontextmanager
+async def migration_lock(url: str, wait_seconds: float = 60) -> AsyncIterator[None]:
+    """Holds the lock of migrations meanwhile.
+
+    Raises:
+        MigrationFailed: Another session held it for longer than ``wait_seconds``.
+        DatabaseConfigError, DatabaseUnreachable: As `direct_connection`.
+    """
+    async with direct_connection(url) as lock:  # closing it releases the lock
+        await _acquire_lock(lock, wait_seconds)
+        yield
 
 
 async def _acquire_lock(lock: asyncpg.Connection, wait_seconds: float) -> None:

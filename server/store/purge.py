@@ -12,8 +12,6 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import asyncpg
-
 from server.settings.retention import NO_RETENTION, RetentionRules
 from server.store.change_log import purge_changes
 from server.store.connection.opening import direct_connection
@@ -21,6 +19,7 @@ from server.store.erasing import purge_erasures
 from server.store.removal_progress import on_removed
 from server.store.remover import CONVERSATIONS, STEP, remove_conversations
 from server.store.retention import apply_limits, mark_expired
+from server.store.sessions import Session, open_sessions
 from server.store.steps import PURGE_SESSION, run_in_steps
 
 _LOCK = 0x70757267  # "purg"
@@ -105,23 +104,37 @@ async def purge(
     async with direct_connection(url, settings=PURGE_SESSION) as connection:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
             return None
-        await apply_limits(connection, retention)
-        expired = await mark_expired(connection)
+        sessions = await open_sessions(connection)
+        await apply_limits(connection, sessions, retention)
+        expired = await mark_expired(sessions)
         now = await connection.fetchval("SELECT now()")
-        await _run_old(connection, "broken imports", now - _BROKEN_IMPORTS, _FEW)
-        await _run_old(connection, "deleted conversations", now - keep, _FEW)
-        marked = await _remove_marked(connection)
+        removed: Counter[str] = Counter()
+        for session in sessions:
+            removed += await _remove_old(session, now - keep, now - keep_requests, now - _BROKEN_IMPORTS)
         await purge_erasures(connection)
+        changes = await purge_changes(connection)
         return PurgeResult(
-            items=marked["items"] + await _run_old(connection, "items", now - keep, _FEW),
-            requests=await _run_old(connection, "requests", now - keep_requests, STEP),
-            conversations=marked["conversations"],
-            changes=await purge_changes(connection),
+            conversations=removed["conversations"],
+            items=removed["items"],
+            requests=removed["requests"],
+            changes=changes,
             expired=expired,
         )
 
 
-async def _remove_marked(connection: asyncpg.Connection) -> Counter[str]:
+async def _remove_old(
+    session: Session, deleted_before: datetime, requests_before: datetime, imports_before: datetime
+) -> Counter[str]:
+    """Removes what is old; returns how many rows of which table."""
+    await _run_old(session, "broken imports", imports_before, _FEW)
+    await _run_old(session, "deleted conversations", deleted_before, _FEW)
+    removed = await _remove_marked(session)
+    removed["items"] += await _run_old(session, "items", deleted_before, _FEW)
+    removed["requests"] += await _run_old(session, "requests", requests_before, STEP)
+    return removed
+
+
+async def _remove_marked(session: Session) -> Counter[str]:
     """Removes the conversations that are marked, with what belongs to them; returns how many rows of which table."""
     removed: Counter[str] = Counter()
 
@@ -130,11 +143,11 @@ async def _remove_marked(connection: asyncpg.Connection) -> Counter[str]:
         on_removed.get()(count)
 
     after = ""
-    while found := [row["id"] for row in await connection.fetch(_FIND_MARKED, after, CONVERSATIONS)]:
-        await remove_conversations(connection, found, note)
+    while found := [row["id"] for row in await session.fetch(_FIND_MARKED, after, CONVERSATIONS)]:
+        await remove_conversations(session, found, note)
         after = found[-1]
     return removed
 
 
-async def _run_old(connection: asyncpg.Connection, name: str, before: datetime, step: int) -> int:
-    return await run_in_steps(connection, _OLD[name], step, before)
+async def _run_old(session: Session, name: str, before: datetime, step: int) -> int:
+    return await run_in_steps(session, _OLD[name], step, before)

@@ -8,8 +8,7 @@ route, and not by their place in a table.
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
-import asyncpg
-
+from server.store.sessions import Session
 from server.store.steps import count_of
 
 STEP = 5_000  # rows of one statement
@@ -58,37 +57,35 @@ _REMOVE_CONVERSATIONS = """
     AND NOT EXISTS (SELECT FROM items WHERE items.conversation_id = conversations.id)"""
 
 
-async def remove_conversations(
-    connection: asyncpg.Connection, ids: Sequence[str], note: Note, *, requests: bool = False
-) -> None:
+async def remove_conversations(session: Session, ids: Sequence[str], note: Note, *, requests: bool = False) -> None:
     """Removes tombstones with items, request ids, attributes, timers and places in the queue.
 
     Their rows in `activity` went when they became tombstones.
     A conversation that lives again, or that got an item meanwhile, stays.
 
     Args:
-        connection: With the settings `LOOKUPS`, and not in a transaction.
+        session: With the settings `LOOKUPS`, and not in a transaction.
         ids: Of conversations that nobody appends to any more, some `CONVERSATIONS` of them.
         note: Is told of each step.
         requests: Whether their request ids go now. Otherwise these go when they are old, so that a create that is
             repeated until then does not make the conversation anew.
     """
-    await _remove_all(connection, "imports", _REMOVE_IMPORTS, ids, note)  # no stream stores more items then
-    await _remove_items(connection, ids, note)
+    await _remove_all(session, "imports", _REMOVE_IMPORTS, ids, note)  # no stream stores more items then
+    await _remove_items(session, ids, note)
     if requests:
-        await _remove_all(connection, "requests", _REMOVE_REQUESTS, ids, note)
-    await _remove_all(connection, "attributes", _REMOVE_ATTRIBUTES, ids, note)
-    await _remove_all(connection, "expirations", _REMOVE_EXPIRATIONS, ids, note)
-    await connection.execute(_REMOVE_PENDING, ids)
-    async with connection.transaction():
-        await note("conversations", count_of(await connection.execute(_REMOVE_CONVERSATIONS, ids)))
+        await _remove_all(session, "requests", _REMOVE_REQUESTS, ids, note)
+    await _remove_all(session, "attributes", _REMOVE_ATTRIBUTES, ids, note)
+    await _remove_all(session, "expirations", _REMOVE_EXPIRATIONS, ids, note)
+    await session.execute(_REMOVE_PENDING, ids)
+    async with session.transaction():
+        await note("conversations", count_of(await session.execute(_REMOVE_CONVERSATIONS, ids)))
 
 
-async def _remove_items(connection: asyncpg.Connection, ids: Sequence[str], note: Note) -> None:
+async def _remove_items(session: Session, ids: Sequence[str], note: Note) -> None:
     sequence = 0
     while ids:
-        async with connection.transaction():
-            last = await connection.fetchrow(_REMOVE_ITEMS, ids, sequence, STEP)
+        async with session.transaction():
+            last = await session.fetchrow(_REMOVE_ITEMS, ids, sequence, STEP)
             if last is None:
                 return
             await note("items", last["removed"])
@@ -97,12 +94,10 @@ async def _remove_items(connection: asyncpg.Connection, ids: Sequence[str], note
         ids, sequence = ids[last["number"] - 1 :], last["sequence"]
 
 
-async def _remove_all(
-    connection: asyncpg.Connection, table: str, statement: str, ids: Sequence[str], note: Note
-) -> None:
+async def _remove_all(session: Session, table: str, statement: str, ids: Sequence[str], note: Note) -> None:
     """Runs a statement that removes at most `STEP` rows until it finds no more."""
     count = STEP
     while count == STEP:
-        async with connection.transaction():
-            count = count_of(await connection.execute(statement, ids, STEP))
+        async with session.transaction():
+            count = count_of(await session.execute(statement, ids, STEP))
             await note(table, count)

@@ -5,6 +5,7 @@ anybody has marked it yet or not. Marking it lets the purge remove its rows, and
 conversations.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import asyncpg
@@ -12,6 +13,7 @@ import asyncpg
 from server.settings.retention import RetentionRules
 from server.store.comparison import EARLIEST
 from server.store.connection.opening import direct_connection
+from server.store.sessions import Session, open_sessions
 from server.store.steps import PURGE_SESSION
 
 _STEP = 500  # conversations of one statement, which locks them
@@ -92,10 +94,10 @@ async def mark_all_expired(url: str) -> int:
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError: As `mark_expired`.
     """
     async with direct_connection(url, settings=PURGE_SESSION) as connection:
-        return await mark_expired(connection)
+        return await mark_expired(await open_sessions(connection))
 
 
-async def mark_expired(connection: asyncpg.Connection) -> int:
+async def mark_expired(sessions: Sequence[Session]) -> int:
     """Marks the conversations that have expired, for the purge to remove; returns how many.
 
     It may run in several processes at once, and beside every other statement.
@@ -103,34 +105,48 @@ async def mark_expired(connection: asyncpg.Connection) -> int:
     Raises:
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError: A statement failed; steps before it are done.
     """
+    return sum([await _mark_expired(session) for session in sessions])
+
+
+async def _mark_expired(session: Session) -> int:
     total: int = 0
-    while True:
-        row = await connection.fetchrow(_MARK, _STEP)
+    while row := await session.fetchrow(_MARK, _STEP):
         total += row["marked"]
         if not row["seen"]:
-            return total
+            break
+    return total
 
 
-async def apply_limits(connection: asyncpg.Connection, retention: RetentionRules) -> None:
+async def apply_limits(connection: asyncpg.Connection, sessions: Sequence[Session], retention: RetentionRules) -> None:
     """Lowers the end of conversations that are older than a limit, or will be before they end.
 
     Each tenant is walked once when its limit is lowered, and from then on only what is newer than the last walk.
     """
     if not retention.has_limit:
         return
-    for row in await connection.fetch(_TENANTS):
-        if at_most := retention.rule_of(row["tenant"]).at_most:
-            await _apply_limit(connection, row["tenant"], at_most)
+    tenants = {row["tenant"] for session in sessions for row in await session.fetch(_TENANTS)}
+    for tenant in sorted(tenants):
+        if at_most := retention.rule_of(tenant).at_most:
+            await _apply_limit(connection, sessions, tenant, at_most)
 
 
-async def _apply_limit(connection: asyncpg.Connection, tenant: str, at_most: timedelta) -> None:
+async def _apply_limit(
+    connection: asyncpg.Connection, sessions: Sequence[Session], tenant: str, at_most: timedelta
+) -> None:
     began = await connection.fetchval("SELECT now()")
     applied = await connection.fetchrow(_APPLIED, tenant)
     is_known = applied is not None and applied["at_most"] <= at_most
-    place: tuple[datetime, str] = (applied["applied_through"] - _OVERLAP if is_known else EARLIEST, "")
-    skipped = 0
-    while row := await connection.fetchrow(_LOWER, tenant, *place, _STEP, at_most):
+    start = applied["applied_through"] - _OVERLAP if is_known else EARLIEST
+    if not sum(
+        [await _lower(session, tenant, start, at_most) for session in sessions]
+    ):  # those that were locked are looked at by the next purge
+        await connection.execute(_NOTE, tenant, at_most, began)
+
+
+async def _lower(session: Session, tenant: str, start: datetime, at_most: timedelta) -> int:
+    """Lowers the end of a tenant's conversations from ``start`` on; returns how many were locked by others."""
+    place, skipped = (start, ""), 0
+    while row := await session.fetchrow(_LOWER, tenant, *place, _STEP, at_most):
         place = row["create_time"], row["id"]
         skipped += row["skipped"]
-    if not skipped:  # those that were locked are looked at by the next purge
-        await connection.execute(_NOTE, tenant, at_most, began)
+    return skipped

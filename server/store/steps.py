@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import asyncpg
-
 from server.store.removal_progress import on_removed
+from server.store.sessions import Session
 
 # Each step looks its rows up by their keys. Statistics of a table that grows would make it scan all of it (ADR 10).
 LOOKUPS = {
@@ -17,14 +16,14 @@ LOOKUPS = {
 PURGE_SESSION = {"lock_timeout": "5s", "application_name": "conversations purge", **LOOKUPS}
 
 
-async def run_in_steps(connection: asyncpg.Connection, statement: str, step: int, *arguments: Any) -> int:
+async def run_in_steps(session: Session, statement: str, step: int, *arguments: Any) -> int:
     """Runs a statement, whose last argument is ``step``, until it finds fewer rows; returns how many it found in all.
 
     Rows that it deletes are told as `on_removed` says.
     """
     total, count = 0, step
     while count == step:
-        done = await connection.execute(statement, *arguments, step)
+        done = await session.execute(statement, *arguments, step)
         count = count_of(done)
         total += count
         if done.startswith("DELETE"):

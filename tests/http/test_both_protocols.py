@@ -39,6 +39,7 @@ NOT_OVER_HTTP = {  # errors of what the OpenAI API does not have
     errors.ResumeTokenExpired,
     errors.ChangesNotKept,
     errors.NotEnabled,
+    errors.NotSupported,
 }
 
 

@@ -1,18 +1,20 @@
 """Databases for single tests, and the PostgreSQL processes that serve them."""
 
+import asyncio
 import itertools
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
 EMPTY_TEMPLATE = "template0"  # PostgreSQL's own database without anything
+CITUS = "CITUS_URL"  # an environment variable: the address of a coordinator, for tests on a distributed database
 _numbers = itertools.count(1)
 
 
@@ -26,11 +28,36 @@ def with_database(url: str, name: str) -> str:
 async def fresh_database(postgres: str, template: str) -> AsyncIterator[str]:
     """The address of a migrated database of its own."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    await execute(postgres, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    await execute_everywhere(postgres, f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
     try:
         yield with_database(postgres, name)
     finally:
-        await execute(postgres, f'DROP DATABASE "{name}" WITH (FORCE)')
+        await drop_everywhere(postgres, name)
+
+
+async def execute_everywhere(postgres: str, statement: str) -> None:
+    """Runs a statement on a server or, for that of `CITUS_URL`, on each node; again while a daemon is in the way."""
+    for url in await node_urls(postgres):
+        for _ in range(50):
+            with suppress(asyncpg.ObjectInUseError):
+                await execute(url, statement)
+                break
+            await asyncio.sleep(0.1)
+
+
+async def drop_everywhere(postgres: str, name: str) -> None:
+    """Drops a database as `execute_everywhere` runs a statement."""
+    await execute_everywhere(postgres, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+async def node_urls(postgres: str) -> list[str]:
+    """The addresses of all nodes behind a coordinator, itself first; of a single server only its own."""
+    if postgres != os.environ.get(CITUS):
+        return [postgres]
+    nodes = await fetch(postgres, "SELECT nodename, nodeport FROM pg_dist_node WHERE groupid > 0 ORDER BY groupid")
+    parts = urlsplit(postgres)
+    user = f"{parts.username}@" if parts.username else ""
+    return [postgres, *(f"{parts.scheme}://{user}{row['nodename']}:{row['nodeport']}{parts.path}" for row in nodes)]
 
 
 async def execute(url: str, statement: str) -> None:

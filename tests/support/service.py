@@ -3,10 +3,8 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import Any
 
-import asyncpg
 import grpc
 import grpc.aio
 from conversations.v1.conversations_service_pb2_grpc import ConversationsServiceStub
@@ -17,7 +15,7 @@ from server.settings.service import load
 from server.store.connection.database import Database
 from server.store.connection.execution import Execute, Execution, Interceptor, Rows
 from tests.support.build import list_items
-from tests.support.postgres import with_database
+from tests.support.postgres import fresh_database
 
 
 @dataclass(frozen=True)
@@ -99,12 +97,5 @@ async def list_all_items(stub: Any, conversation_id: str, order: Any) -> list[It
 @asynccontextmanager
 async def shared_service(postgres: str, template: str) -> AsyncIterator[Service]:
     """A service with a database of its own, for fixtures that live as long as a module."""
-    name = f"shared_{token_hex(8)}"
-    connection = await asyncpg.connect(postgres)
-    try:
-        await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-        async with running_service(with_database(postgres, name)) as served:
-            yield served
-        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    finally:
-        await connection.close()
+    async with fresh_database(postgres, template) as url, running_service(url) as served:
+        yield served

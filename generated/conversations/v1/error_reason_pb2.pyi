@@ -131,6 +131,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED; `setting`. The operator has turned off what was asked for."""
     ERROR_REASON_ERASURE_NOT_FOUND: _ErrorReason.ValueType  # 27
     """NOT_FOUND; `erasureId`. The tenant had no erasure of this id in the last 90 days."""
+    ERROR_REASON_NOT_SUPPORTED: _ErrorReason.ValueType  # 28
+    """UNIMPLEMENTED. The database of this service is distributed over several servers,
+    where the method does not work. Nothing was written.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: `google.rpc.ErrorInfo.reason`, without the prefix, in the domain
@@ -249,4 +253,8 @@ ERROR_REASON_NOT_ENABLED: ErrorReason.ValueType  # 26
 """UNIMPLEMENTED; `setting`. The operator has turned off what was asked for."""
 ERROR_REASON_ERASURE_NOT_FOUND: ErrorReason.ValueType  # 27
 """NOT_FOUND; `erasureId`. The tenant had no erasure of this id in the last 90 days."""
+ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 28
+"""UNIMPLEMENTED. The database of this service is distributed over several servers,
+where the method does not work. Nothing was written.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

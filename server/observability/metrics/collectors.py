@@ -138,6 +138,8 @@ def of_store(database: PoolState) -> Iterator[Metric]:
     yield gauge("pool_open", "Connections that are open.", database.pool.get_size())
     yield gauge("pool_in_use", "Connections that run a statement.", database.in_use)
     yield gauge("pool_waiting", "Statements that wait for a connection.", database.waiting)
+    description = "1 if the tables are distributed over several servers, 0 if they are in one."
+    yield gauge("database_distributed", description, int(database.layout.is_distributed))
     yield histogram("pool_wait_seconds", "Time that statements waited for a connection when none was free.", own.waits)
     yield histograms_by(
         "conversations_statement_seconds",

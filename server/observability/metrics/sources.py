@@ -91,6 +91,13 @@ class Connections(Protocol):
     def get_size(self) -> int: ...
 
 
+class LayoutState(Protocol):
+    """How the tables lie."""
+
+    @property
+    def is_distributed(self) -> bool: ...
+
+
 class PoolState(Protocol):
     """The connections to the database, and the statements on them."""
 
@@ -104,6 +111,8 @@ class PoolState(Protocol):
     def waiting(self) -> int: ...
     @property
     def stats(self) -> StoreStats: ...
+    @property
+    def layout(self) -> LayoutState: ...
 
 
 class PolicyState(Protocol):

@@ -8,7 +8,7 @@ for a while ("Happy Eyeballs", RFC 8305). Standbys are refused: a session that c
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 from weakref import WeakSet
@@ -26,9 +26,13 @@ class Connector:
 
     Args:
         url: Of PostgreSQL or PgBouncer, with one host or several.
+
+    Attributes:
+        session: Settings of the connections that are made from now on, beside those in the options.
     """
 
     def __init__(self, url: str) -> None:
+        self.session: Mapping[str, str] = {}
         self._url = url
         self._hosts = hosts_of(url)
         self._made: WeakSet[asyncpg.Connection] = WeakSet()
@@ -46,6 +50,8 @@ class Connector:
             asyncpg.PostgresError, asyncpg.InterfaceError, OSError: As `asyncpg.connect`; of the first host.
         """
         options |= {"timeout": timeout, "target_session_attrs": self._target()}
+        if self.session:
+            options["server_settings"] = {**options.get("server_settings", {}), **self.session}
         connection = None
         try:
             async with asyncio.timeout(timeout) as limit:

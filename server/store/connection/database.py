@@ -30,6 +30,7 @@ from server.store.connection.failures import (
     Problem,
     find_taken_key,
 )
+from server.store.connection.layout import ONE_SERVER, Layout
 from server.store.connection.outage import OutageLog
 from server.store.connection.probe import Connect, Probe
 from server.store.connection.read_batching import ReadBatcher
@@ -55,6 +56,7 @@ class Database:
     Attributes:
         answered: How many statements the database has answered.
         usable: Whether the last probe found that it can be used; True before the first one.
+        layout: How the tables lie; of one server until `adopt`.
         outage: What has failed of late.
         scans: Bounds those that run at once; whoever runs one takes a place there.
     """
@@ -70,6 +72,7 @@ class Database:
     ) -> None:
         self.answered = 0
         self.usable = True
+        self.layout = ONE_SERVER
         self.size = size
         self.bounds = bounds
         self.stats = StoreStats()
@@ -109,7 +112,8 @@ class Database:
             KeyTaken: The statement would have stored a key that exists; for the store to explain.
             asyncpg.PostgresError: What has no rule in `failures`: a defect.
         """
-        return await self._execute(Execution(statement, (statement.arguments(values),), callers), repeatable=repeatable)
+        sent = self.layout.route(statement)
+        return await self._execute(Execution(sent, (sent.arguments(values),), callers), repeatable=repeatable)
 
     async def read(self, statement: Statement, values: Mapping[str, Any]) -> Rows:
         """As `fetch`, for short reads: those of many calls may share a round trip."""
@@ -143,6 +147,13 @@ class Database:
     def pool(self) -> asyncpg.Pool:
         """The pool, for what is no statement of a call."""
         return self._connections.pool
+
+    async def adopt(self, layout: Layout) -> None:
+        """Runs statements as ``layout`` wants them, on connections that are made from now on."""
+        if layout is not self.layout:
+            self.layout = layout
+            self._connector.session = layout.session
+            await self.pool.expire_connections()
 
     async def probe(self) -> str:
         """Asks the database, on a connection of its own, whether it can be used; takes `Bounds.probe` at most.

@@ -17,6 +17,7 @@ from typing import Self
 import asyncpg
 
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
+from server.store.sql.routing import NOT_FORWARDED
 
 _RESOLVER_CODES = {getattr(socket, name): name for name in dir(socket) if name.startswith("EAI_")}
 
@@ -108,6 +109,7 @@ BY_SQLSTATE: dict[str, FailureRule | None] = {
     "57P03": _refused("starting_up"),
     "57P04": _lost("no_such_database"),
     "58": FailureRule("system_error", undone=True, probe=True),
+    NOT_FORWARDED: FailureRule("not_forwarded", "connection", retry=True, renew=True, undone=True),
     "XX": FailureRule("server_error", undone=True),
     "XX001": _DEFECT,  # corrupted data: no other time helps, somebody has to look
     "XX002": _DEFECT,

@@ -15,6 +15,8 @@ from server.store.connection.connector import Connector
 from server.store.connection.database import Database
 from server.store.connection.execution import Interceptor
 from server.store.connection.failures import DRIVER_ERRORS, Failure, Problem, find_rule
+from server.store.connection.layout import ONE_SERVER, find_layout
+from server.store.connection.nodes import node_problems
 from server.store.connection.pgbouncer import PgBouncerConnection, session_differences
 
 MINIMUM_VERSION = 150000  # PostgreSQL 15
@@ -106,18 +108,34 @@ async def verify(database: Database, *, via_pgbouncer: bool, unsafe_durability: 
         unsafe_durability: Accept a server that may lose committed transactions in a crash.
 
     Raises:
-        DatabaseConfigError: It is too old, would lose committed data in a crash, or its PgBouncer makes sessions
-            without our settings.
+        DatabaseConfigError: It or one of its nodes is too old or would lose committed data in a crash, or its
+            PgBouncer makes sessions without our settings.
         DatabaseUnreachable: It cannot be reached now.
     """
     await database.pool.expire_connections()  # their sessions may be from before an operator changed a setting
     with translated_errors():
         await _verify_server(database.pool, unsafe_durability=unsafe_durability)
+        await _adopt_layout(database, via_pgbouncer=via_pgbouncer, unsafe_durability=unsafe_durability)
         if via_pgbouncer and (wrong := await session_differences(database.pool, database.bounds.session())):
             raise DatabaseConfigError(
                 f"Sessions of PgBouncer lack settings: {'; '.join(wrong)}. "
                 "Its connect_query has to set them (docs/scale.md)."
             )
+
+
+async def _adopt_layout(database: Database, *, via_pgbouncer: bool, unsafe_durability: bool) -> None:
+    layout = await find_layout(database.pool)
+    if layout is ONE_SERVER:
+        await database.adopt(layout)
+        return
+    if via_pgbouncer:
+        raise DatabaseConfigError(
+            "The database is distributed, and CONVERSATIONS_PGBOUNCER_URL is set: a distributed database is used "
+            "without PgBouncer, because sessions need settings that depend on it (docs/scale.md)."
+        )
+    if problems := await node_problems(database.pool, unsafe_durability=unsafe_durability):
+        raise DatabaseConfigError(f"Nodes of the database are set wrongly: {problems} (docs/scale.md).")
+    await database.adopt(layout)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 
 from server.authorization.permission import Permission
-from server.store.sql.conversations import filter_conditions, first_rows
+from server.store.sql.conversations import RangeKind, filter_conditions, first_rows, first_rows_in
 from server.store.sql.schema import Time, conversations
 from server.store.sql.statement import Statement, compile_statement
 from server.store.sql.visibility import allowed, visible, visible_one
@@ -63,6 +63,19 @@ def count(matching: Matching) -> Statement:
 
 
 @lru_cache(maxsize=512)
+def find(matching: Matching) -> Statement:
+    """The ids of the first ``count``, for a distributed database; ``matching`` is not covered."""
+    return compile_statement(matching.first(), "read")
+
+
+@lru_cache(maxsize=512)
+def find_in(matching: Matching, kind: RangeKind) -> Statement:
+    """As `find`, in the ranges of one kind."""
+    conditions = matching.conditions(visible(matching.read))
+    return compile_statement(first_rows_in(kind, (_c.id, _c.create_time), conditions, descending=False), "read")
+
+
+@lru_cache(maxsize=512)
 def delete(matching: Matching, *, skip_locked: bool) -> Statement:
     """Turns all but the last of the first ``count`` into tombstones; returns the id of each, and whether it was.
 
@@ -85,6 +98,19 @@ def delete(matching: Matching, *, skip_locked: bool) -> Statement:
         .order_by(found.c.create_time, found.c.id)
     )
     return compile_statement(query, "write", waits=not skip_locked)
+
+
+@lru_cache(maxsize=512)
+def delete_one(matching: Matching, *, skip_locked: bool) -> Statement:
+    """Turns one conversation into a tombstone if it still matches; returns its id. ``skip_locked`` as of `delete`."""
+    locked = (
+        select(_c.id)
+        .where(*matching.conditions(visible_one(matching.read)))
+        .with_for_update(of=conversations, key_share=True, skip_locked=skip_locked)
+        .cte("locked")
+    )
+    deleted = _delete(locked).cte("deleted")
+    return compile_statement(select(deleted.c.id), "write", waits=not skip_locked)
 
 
 def _lock(matching: Matching, targets: CTE, *, skip_locked: bool) -> Select[Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import (
     CTE,
@@ -51,7 +51,7 @@ _id: ColumnElement[str] = bindparam("conversation_id", type_=Text)
 _now: ColumnElement[datetime] = bindparam("now", type_=Time)
 _one: ColumnElement[int] = literal_column("1", BigInteger)
 _most: ColumnElement[int] = literal_column(str(MAX_PAIRS), Integer)
-_FIXED_BYTES = 512  # more than a message takes for what is not in a map
+FIXED_BYTES = 512  # more than a message takes for what is not in a map
 _count: ColumnElement[int] = bindparam("count", type_=Integer)
 COLUMNS = (
     _c.id,
@@ -237,6 +237,53 @@ def page(
     return compile_statement(fitting(rows, "create_time", descending=descending), "read")
 
 
+# The kinds of index ranges that a distributed database reads one after the other; "owner" is a single one.
+RangeKind: TypeAlias = Literal["owner", "owners", "attributes", "ids"]
+
+
+@lru_cache(maxsize=512)
+def range_page(read: Permission, kind: RangeKind, *, filters_owner: bool | None, descending: bool) -> Statement:
+    """A page as of `page`, of the conversations in the ranges of one kind; for a distributed database.
+
+    Each shard finds its own first rows. The ranges of a kind are read together, not each from its front.
+
+    Args:
+        read: To read a conversation.
+        kind: Which ranges.
+        filters_owner: As of `page`.
+        descending: As of `page`.
+    """
+    conditions = (visible(read), *filter_conditions(owner=filters_owner, source=False))
+    rows = first_rows_in(kind, COLUMNS, conditions, descending=descending)
+    return compile_statement(fitting(rows, "create_time", descending=descending), "read")
+
+
+def first_rows_in(
+    kind: RangeKind,
+    columns: Sequence[ColumnElement[Any]],
+    conditions: tuple[ColumnElement[bool], ...],
+    *,
+    descending: bool,
+) -> Select[Any]:
+    """As `first_rows`, of the conversations in the ranges of one kind."""
+    query = select(*columns)
+    match kind:
+        case "owner":
+            inside = _c.owner == bindparam("cover_owner", type_=Text)
+        case "owners":
+            inside = _c.owner == any_(bindparam("cover_owners", type_=ARRAY(Text)))
+        case "attributes":
+            a = conversation_attributes.c
+            value = a.attribute == any_(bindparam("cover_attributes", type_=ARRAY(Text)))
+            held = select(a.conversation_id).where(
+                a.conversation_id == _c.id, a.tenant == bindparam("tenant", type_=Text), value
+            )
+            inside = held.correlate(conversations).exists()
+        case "ids":
+            inside = _c.id == any_(bindparam("cover_ids", type_=ARRAY(Text)))
+    return _first_rows(query, _c, (inside, *conditions), descending=descending)
+
+
 def first_rows(
     columns: Sequence[ColumnElement[Any]],
     conditions: tuple[ColumnElement[bool], ...],
@@ -267,7 +314,7 @@ def fitting(query: Select[Any], time: str, *, descending: bool) -> Select[Any]:
     page = query.subquery("page").c
     order = tuple(column.desc() if descending else column.asc() for column in (page[time], page.id))
     maps = func.octet_length(cast(page.metadata, Text)) + func.octet_length(cast(page.attributes, Text))
-    size = maps + literal_column(str(_FIXED_BYTES), Integer)
+    size = maps + literal_column(str(FIXED_BYTES), Integer)
     fits = fit_in_order(size, order)
     shown = [
         case((fits, column)).label(name) if name in ("metadata", "attributes") else column

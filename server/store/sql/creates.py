@@ -27,7 +27,15 @@ from server.authorization.permission import Permission
 from server.store.sql.attributes import insert_attributes
 from server.store.sql.expiry import schedule_check
 from server.store.sql.idempotency import REQUEST_COLUMNS, reserve
-from server.store.sql.item_batch import ITEM_COLUMNS, all_found, fit_together, insert_items, resolved_rows, sent_rows
+from server.store.sql.item_batch import (
+    ITEM_COLUMNS,
+    all_found,
+    copied_rows,
+    fit_together,
+    insert_items,
+    resolved_rows,
+    sent_rows,
+)
 from server.store.sql.schema import Time, conversation_attributes, conversations, items, requests
 from server.store.sql.statement import Statement, compile_statement
 
@@ -67,7 +75,13 @@ REQUESTS = {
 
 @lru_cache(maxsize=512)
 def create(
-    references: tuple[Permission, Permission] | None, *, attributes: bool, items: bool, expires: bool, reserves: bool
+    references: tuple[Permission, Permission] | None,
+    *,
+    attributes: bool,
+    items: bool,
+    expires: bool,
+    reserves: bool,
+    copied: bool = False,
 ) -> Statement:
     """Inserts a conversation with its first items; nothing when a reference is not found.
 
@@ -78,8 +92,10 @@ def create(
         items: Whether it has first items.
         expires: Whether it has an expiry.
         reserves: Whether there is a request id.
+        copied: Whether references have been read before, so that there are none any more.
     """
-    rows = resolved_rows(*references) if references else sent_rows() if items else None
+    own = copied_rows if copied else sent_rows
+    rows = resolved_rows(*references) if references else own() if items else None
     now = bindparam("now", type_=Time)
     columns = _columns(
         conversation_id=bindparam("conversation_id", type_=Text),

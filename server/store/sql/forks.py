@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
+    LargeBinary,
     Select,
     Text,
     and_,
@@ -22,7 +23,7 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, aggregate_order_by
 
 from server.authorization.permission import Permission
 from server.store.sql.attributes import insert_attributes
@@ -69,32 +70,10 @@ def fork(permissions: Permissions, through: Through, *, reserves: bool) -> State
     All that it reads is of one snapshot, so that it needs no lock: what it copies is the source as it was then.
     At most ``max_places`` with ``max_bytes`` are copied.
     """
-    read, item_read, create, item_create, share = permissions
+    read, item_read = permissions[:2]
     source = _found(read, item_read, through).cte("found")
-    made = source.c
-    conditions = [
-        made.through <= bindparam("max_places", type_=BigInteger),
-        _may_share(share, source),
-        _may_create(create, source, _id),
-        _may_create_items(item_read, item_create, source),
-        _size(item_read, source) <= bindparam("max_bytes", type_=BigInteger),
-        *_fits(source),
-    ]
-    columns: dict[str, ColumnElement[Any]] = {
-        "id": _id,
-        "tenant": _tenant,
-        "owner": _owner,
-        "attributes": made.audience,
-        "metadata": made.merged,
-        "last_sequence": made.through,
-        "version": _one,
-        "revision": _one,
-        "create_time": _now,
-        "update_time": _now,
-        "forked_from": made.id,
-        "forked_sequence": made.through,
-        **{name: bindparam(name, type_=type_) for name, type_ in EXPIRIES.items()},
-    }
+    columns = _columns(source.c.audience, source.c.merged, source.c.through, source.c.id)
+    conditions = _conditions(permissions, source)
     query = select(*columns.values()).where(*conditions)
     created = insert(conversations).from_select(list(columns), query).returning(*COLUMNS).cte("created")
     statement: Select[Any] = select(*created.c).add_cte(
@@ -105,6 +84,108 @@ def fork(permissions: Permissions, through: Through, *, reserves: bool) -> State
     if reserves:
         statement = statement.add_cte(reserve(created).cte("reserved"))
     # Only the id of a repeated fork can be that of another session's row.
+    return compile_statement(statement, "write", waits=reserves)
+
+
+def _conditions(permissions: Permissions, source: CTE) -> tuple[ColumnElement[bool], ...]:
+    """All that must hold for the source to be copied."""
+    _read, item_read, create, item_create, share = permissions
+    return (
+        source.c.through <= bindparam("max_places", type_=BigInteger),
+        _may_share(share, source),
+        _may_create(create, source, _id),
+        _may_create_items(item_read, item_create, source),
+        _size(item_read, source) <= bindparam("max_bytes", type_=BigInteger),
+        *_fits(source),
+    )
+
+
+def _columns(
+    attributes: ColumnElement[Any],
+    metadata: ColumnElement[Any],
+    through: ColumnElement[int],
+    forked_from: ColumnElement[str],
+) -> dict[str, ColumnElement[Any]]:
+    """The columns of the fork."""
+    return {
+        "id": _id,
+        "tenant": _tenant,
+        "owner": _owner,
+        "attributes": attributes,
+        "metadata": metadata,
+        "last_sequence": through,
+        "version": _one,
+        "revision": _one,
+        "create_time": _now,
+        "update_time": _now,
+        "forked_from": forked_from,
+        "forked_sequence": through,
+        **{name: bindparam(name, type_=type_) for name, type_ in EXPIRIES.items()},
+    }
+
+
+# The columns of the items of a fork that is read before it is stored, and their parameters, an array each.
+_COPIED: dict[str, tuple[str, Any]] = {
+    "sequence": ("sequences", BigInteger),
+    "item_id": ("item_ids", Text),
+    "type": ("types", Text),
+    "role": ("roles", Text),
+    "status": ("statuses", Text),
+    "create_time": ("create_times", Time),
+    "body": ("bodies", LargeBinary),
+    "author": ("authors", Text),
+}
+
+
+@lru_cache(maxsize=512)
+def read_source(permissions: Permissions, through: Through) -> Statement:
+    """What `store_copy` stores, of one snapshot of the source; no row if a condition of `fork` fails.
+
+    On a distributed database the two conversations may be at different nodes.
+    """
+    read, item_read = permissions[:2]
+    source = _found(read, item_read, through).cte("found")
+    author = author_for(author_of(_i.author, source.c.owner), _owner)
+    values = {name: author if name == "author" else _i[name] for name in _COPIED}
+    arrays = [
+        func.coalesce(func.array_agg(aggregate_order_by(values[name], _i.sequence)), _empty(type_)).label(array)
+        for name, (array, type_) in _COPIED.items()
+    ]
+    copied = _copied(item_read, source, *arrays).lateral("copied")
+    query = (
+        select(source.c.through, source.c.merged, source.c.audience, *copied.c)
+        .select_from(source.join(copied, true()))
+        .where(*_conditions(permissions, source))
+    )
+    return compile_statement(query, "read")
+
+
+def _empty(type_: Any) -> ColumnElement[Any]:
+    return cast(literal_column("'{}'", Text), ARRAY(type_))
+
+
+@lru_cache(maxsize=2)
+def store_copy(*, reserves: bool) -> Statement:
+    """Inserts a fork whose source has been read; returns it. ``reserves`` as of `fork`."""
+    last = bindparam("through", type_=BigInteger)
+    columns = _columns(
+        bindparam("audience", type_=ARRAY(Text)),
+        cast(bindparam("merged", type_=Text), JSONB),
+        last,
+        bindparam("forked_from", type_=Text),
+    )
+    query = select(*columns.values())
+    created = insert(conversations).from_select(list(columns), query).returning(*COLUMNS).cte("created")
+    arrays = [bindparam(array, type_=ARRAY(type_)) for array, type_ in _COPIED.values()]
+    sent = func.unnest(*arrays).table_valued(*_COPIED, name="sent").render_derived()
+    rows = select(created.c.id, _one, *sent.c).select_from(created.join(sent, true()))
+    statement: Select[Any] = select(*created.c).add_cte(
+        insert(items).from_select(["conversation_id", "version", *_COPIED], rows).cte("copied"),
+        insert_attributes(created, created.c.attributes, _now).cte("indexed"),
+        schedule_check(created).cte("scheduled"),
+    )
+    if reserves:
+        statement = statement.add_cte(reserve(created).cte("reserved"))
     return compile_statement(statement, "write", waits=reserves)
 
 

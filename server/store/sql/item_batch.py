@@ -61,6 +61,23 @@ def sent_rows() -> CTE:
     return select(*rows.c, _now.label("create_time"), _author.label("author")).cte("rows")
 
 
+def copied_rows() -> CTE:
+    """The items of a request whose references have been read, as rows; each with its own create_time and author."""
+    columns = {
+        "item_ids": Text,
+        "types": Text,
+        "roles": Text,
+        "statuses": Text,
+        "bodies": LargeBinary,
+        "create_times": Time,
+        "authors": Text,
+    }
+    names = ("item_id", "type", "role", "status", "body", "create_time", "author")
+    arrays = [_array(name, type_) for name, type_ in columns.items()]
+    rows = func.unnest(*arrays).table_valued(*names, with_ordinality="ordinal", name="sent").render_derived()
+    return select(*rows.c).cte("rows")
+
+
 def resolved_rows(read: Permission, item_read: Permission) -> CTE:
     """The items of a request as rows, with the referenced items in place of references; a copy keeps its author.
 

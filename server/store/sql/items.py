@@ -16,6 +16,7 @@ from sqlalchemy import (
     Text,
     all_,
     and_,
+    any_,
     bindparam,
     case,
     func,
@@ -32,7 +33,16 @@ from server.store.sql.conversations import COLUMNS
 from server.store.sql.expiry import expiry_after_append
 from server.store.sql.fitting import fit_in_order
 from server.store.sql.idempotency import reserve
-from server.store.sql.item_batch import all_allowed, all_found, fit_together, insert_items, resolved_rows, sent_rows
+from server.store.sql.item_batch import (
+    all_allowed,
+    all_found,
+    author_of,
+    copied_rows,
+    fit_together,
+    insert_items,
+    resolved_rows,
+    sent_rows,
+)
 from server.store.sql.queue import active_time_after_append, enqueue
 from server.store.sql.schema import Time, conversations, items
 from server.store.sql.statement import Statement, compile_statement
@@ -54,6 +64,7 @@ def append(
     expects: bool,
     queues: bool,
     reserves: bool,
+    copied: bool = False,
 ) -> Statement:
     """Appends items; returns the last sequence before them, or no row when a condition does not hold.
 
@@ -64,10 +75,11 @@ def append(
         expects: Whether the conversation's last_sequence must be the parameter ``expected``.
         queues: Whether the conversation enters the queue.
         reserves: Whether there is a request id.
+        copied: Whether references have been read before, so that there are none any more.
 
     The row lock of the conversation makes the order of items that of commits.
     """
-    rows = resolved_rows(read, references) if references else sent_rows()
+    rows = resolved_rows(read, references) if references else copied_rows() if copied else sent_rows()
     size: ColumnElement[int] = bindparam("size", type_=BigInteger)
     conditions = [visible_one(read), all_allowed(create, rows)]
     if expects:
@@ -164,6 +176,19 @@ def get_batch(read: Permission, item_read: Permission) -> Statement:
         .order_by(named.c.ordinal),
         "read",
     )
+
+
+@lru_cache(maxsize=512)
+def referenced(read: Permission, item_read: Permission) -> Statement:
+    """The items of one conversation that references name by ``item_ids``, as they are copied.
+
+    Bodies are NULL beyond ``page_bytes`` together.
+    """
+    named = and_(_i.item_id == any_(bindparam("item_ids", type_=ARRAY(Text))), _i.delete_time.is_(None))
+    joined = and_(_i.conversation_id == _id, named, item_allowed(item_read, _i.item_id))
+    columns = (_i.item_id, _i.type, _i.role, _i.status, _i.create_time, author_of(_i.author, _c.owner).label("author"))
+    query = select(*columns, *_fitting(_i.body, _i.item_id)).select_from(conversations.join(items, joined))
+    return compile_statement(query.where(visible_one(read)), "read")
 
 
 @lru_cache(maxsize=512)

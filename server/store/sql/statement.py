@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Executable
+from sqlalchemy import Executable, Select
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -27,12 +27,14 @@ class Statement:
         names: Of their values, in the order of the numbers.
         kind: What the statement does, for metrics.
         waits: Whether it may wait for a lock that another session holds on a row.
+        columns: Of its rows, in order.
     """
 
     text: str
     names: tuple[str, ...]
     kind: StatementKind
     waits: bool = False
+    columns: tuple[str, ...] = ()
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values in the order of `names`; ``values`` may have more.
@@ -59,4 +61,5 @@ def compile_statement(executable: Executable, kind: StatementKind, *, waits: boo
     unnamed = {name for name in result.positiontup or () if result.binds[name].value is not None}
     assert not unnamed, f"values inside the statement: {unnamed}"
     names = tuple(result.positiontup or ())
-    return Statement(result.string, names, kind, waits=kind != "read" if waits is None else waits)
+    columns = tuple(result.statement.selected_columns.keys()) if isinstance(result.statement, Select) else ()
+    return Statement(result.string, names, kind, kind != "read" if waits is None else waits, columns)

@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*conversations/admin/v1/admin_service.proto\x12\x16\x63onversations.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\x9f\x03\n\x06Status\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06worker\x18\x04 \x01(\x05\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x11\n\twaits_for\x18\x07 \x01(\t\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x11\n\tlisteners\x18\t \x03(\t\x12\r\n\x05\x63\x61lls\x18\n \x01(\x05\x12*\n\x04pool\x18\x0b \x01(\x0b\x32\x1c.conversations.admin.v1.Pool\x12\x17\n\x0fschema_revision\x18\x0c \x01(\t\x12.\n\x06policy\x18\r \x01(\x0b\x32\x1e.conversations.admin.v1.Policy\x12\x41\n\x10\x64\x61tabase_problem\x18\x0e \x01(\x0b\x32\'.conversations.admin.v1.DatabaseProblem\"\x80\x01\n\x0f\x44\x61tabaseProblem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x66\x61ilures\x18\x05 \x01(\x03\"$\n\x04Pool\x12\x0c\n\x04size\x18\x01 \x01(\x05\x12\x0e\n\x06in_use\x18\x02 \x01(\x05\"J\n\x06Policy\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07reloads\x18\x03 \x01(\x05\x12\x0f\n\x07refused\x18\x04 \x01(\x05\"\x14\n\x12GetLogLevelRequest\"\x95\x01\n\x12SetLogLevelRequest\x12<\n\x05level\x18\x01 \x01(\x0e\x32\x1d.conversations.admin.v1.LevelB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x41\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\xe2\x41\x01\x01\xbaH\r\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\x01\"\x9c\x01\n\x08LogLevel\x12,\n\x05level\x18\x01 \x01(\x0e\x32\x1d.conversations.admin.v1.Level\x12\x31\n\nconfigured\x18\x02 \x01(\x0e\x32\x1d.conversations.admin.v1.Level\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rReloadRequest\"\x10\n\x0eReloadResponse*c\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLEVEL_DEBUG\x10\x01\x12\x0e\n\nLEVEL_INFO\x10\x02\x12\x11\n\rLEVEL_WARNING\x10\x03\x12\x0f\n\x0bLEVEL_ERROR\x10\x04\x32\xf8\x02\n\x0c\x41\x64minService\x12U\n\tGetStatus\x12(.conversations.admin.v1.GetStatusRequest\x1a\x1e.conversations.admin.v1.Status\x12[\n\x0bGetLogLevel\x12*.conversations.admin.v1.GetLogLevelRequest\x1a .conversations.admin.v1.LogLevel\x12[\n\x0bSetLogLevel\x12*.conversations.admin.v1.SetLogLevelRequest\x1a .conversations.admin.v1.LogLevel\x12W\n\x06Reload\x12%.conversations.admin.v1.ReloadRequest\x1a&.conversations.admin.v1.ReloadResponseB\xa7\x01\n\x16\x63onversations.admin.v1B\x11\x41\x64minServiceProtoP\x01Z+conversations/admin/v1;conversationsadminv1\xaa\x02\x16\x43onversations.Admin.V1\xca\x02\x16\x43onversations\\Admin\\V1\xea\x02\x18\x43onversations::Admin::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*conversations/admin/v1/admin_service.proto\x12\x16\x63onversations.admin.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xaf\x03\n\x06Status\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06uptime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06worker\x18\x04 \x01(\x05\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x11\n\twaits_for\x18\x07 \x01(\t\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x11\n\tlisteners\x18\t \x03(\t\x12\r\n\x05\x63\x61lls\x18\n \x01(\x05\x12*\n\x04pool\x18\x0b \x01(\x0b\x32\x1c.conversations.admin.v1.Pool\x12\x17\n\x0fschema_revision\x18\x0c \x01(\t\x12.\n\x06policy\x18\r \x01(\x0b\x32\x1e.conversations.admin.v1.Policy\x12\x41\n\x10\x64\x61tabase_problem\x18\x0e \x01(\x0b\x32\'.conversations.admin.v1.DatabaseProblem\x12\x0e\n\x06layout\x18\x0f \x01(\t\"\x80\x01\n\x0f\x44\x61tabaseProblem\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x66\x61ilures\x18\x05 \x01(\x03\"$\n\x04Pool\x12\x0c\n\x04size\x18\x01 \x01(\x05\x12\x0e\n\x06in_use\x18\x02 \x01(\x05\"J\n\x06Policy\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07reloads\x18\x03 \x01(\x05\x12\x0f\n\x07refused\x18\x04 \x01(\x05\"\x14\n\x12GetLogLevelRequest\"\x95\x01\n\x12SetLogLevelRequest\x12<\n\x05level\x18\x01 \x01(\x0e\x32\x1d.conversations.admin.v1.LevelB\x0e\xe2\x41\x01\x02\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x41\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x14\xe2\x41\x01\x01\xbaH\r\xaa\x01\n\"\x04\x08\x80\xa3\x05\x32\x02\x08\x01\"\x9c\x01\n\x08LogLevel\x12,\n\x05level\x18\x01 \x01(\x0e\x32\x1d.conversations.admin.v1.Level\x12\x31\n\nconfigured\x18\x02 \x01(\x0e\x32\x1d.conversations.admin.v1.Level\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rReloadRequest\"\x10\n\x0eReloadResponse*c\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLEVEL_DEBUG\x10\x01\x12\x0e\n\nLEVEL_INFO\x10\x02\x12\x11\n\rLEVEL_WARNING\x10\x03\x12\x0f\n\x0bLEVEL_ERROR\x10\x04\x32\xf8\x02\n\x0c\x41\x64minService\x12U\n\tGetStatus\x12(.conversations.admin.v1.GetStatusRequest\x1a\x1e.conversations.admin.v1.Status\x12[\n\x0bGetLogLevel\x12*.conversations.admin.v1.GetLogLevelRequest\x1a .conversations.admin.v1.LogLevel\x12[\n\x0bSetLogLevel\x12*.conversations.admin.v1.SetLogLevelRequest\x1a .conversations.admin.v1.LogLevel\x12W\n\x06Reload\x12%.conversations.admin.v1.ReloadRequest\x1a&.conversations.admin.v1.ReloadResponseB\xa7\x01\n\x16\x63onversations.admin.v1B\x11\x41\x64minServiceProtoP\x01Z+conversations/admin/v1;conversationsadminv1\xaa\x02\x16\x43onversations.Admin.V1\xca\x02\x16\x43onversations\\Admin\\V1\xea\x02\x18\x43onversations::Admin::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,28 +40,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETLOGLEVELREQUEST'].fields_by_name['level']._serialized_options = b'\342A\001\002\272H\007\202\001\004\020\001 \000'
   _globals['_SETLOGLEVELREQUEST'].fields_by_name['duration']._loaded_options = None
   _globals['_SETLOGLEVELREQUEST'].fields_by_name['duration']._serialized_options = b'\342A\001\001\272H\r\252\001\n\"\004\010\200\243\0052\002\010\001'
-  _globals['_LEVEL']._serialized_start=1248
-  _globals['_LEVEL']._serialized_end=1347
+  _globals['_LEVEL']._serialized_start=1264
+  _globals['_LEVEL']._serialized_end=1363
   _globals['_GETSTATUSREQUEST']._serialized_start=197
   _globals['_GETSTATUSREQUEST']._serialized_end=215
   _globals['_STATUS']._serialized_start=218
-  _globals['_STATUS']._serialized_end=633
-  _globals['_DATABASEPROBLEM']._serialized_start=636
-  _globals['_DATABASEPROBLEM']._serialized_end=764
-  _globals['_POOL']._serialized_start=766
-  _globals['_POOL']._serialized_end=802
-  _globals['_POLICY']._serialized_start=804
-  _globals['_POLICY']._serialized_end=878
-  _globals['_GETLOGLEVELREQUEST']._serialized_start=880
-  _globals['_GETLOGLEVELREQUEST']._serialized_end=900
-  _globals['_SETLOGLEVELREQUEST']._serialized_start=903
-  _globals['_SETLOGLEVELREQUEST']._serialized_end=1052
-  _globals['_LOGLEVEL']._serialized_start=1055
-  _globals['_LOGLEVEL']._serialized_end=1211
-  _globals['_RELOADREQUEST']._serialized_start=1213
-  _globals['_RELOADREQUEST']._serialized_end=1228
-  _globals['_RELOADRESPONSE']._serialized_start=1230
-  _globals['_RELOADRESPONSE']._serialized_end=1246
-  _globals['_ADMINSERVICE']._serialized_start=1350
-  _globals['_ADMINSERVICE']._serialized_end=1726
+  _globals['_STATUS']._serialized_end=649
+  _globals['_DATABASEPROBLEM']._serialized_start=652
+  _globals['_DATABASEPROBLEM']._serialized_end=780
+  _globals['_POOL']._serialized_start=782
+  _globals['_POOL']._serialized_end=818
+  _globals['_POLICY']._serialized_start=820
+  _globals['_POLICY']._serialized_end=894
+  _globals['_GETLOGLEVELREQUEST']._serialized_start=896
+  _globals['_GETLOGLEVELREQUEST']._serialized_end=916
+  _globals['_SETLOGLEVELREQUEST']._serialized_start=919
+  _globals['_SETLOGLEVELREQUEST']._serialized_end=1068
+  _globals['_LOGLEVEL']._serialized_start=1071
+  _globals['_LOGLEVEL']._serialized_end=1227
+  _globals['_RELOADREQUEST']._serialized_start=1229
+  _globals['_RELOADREQUEST']._serialized_end=1244
+  _globals['_RELOADRESPONSE']._serialized_start=1246
+  _globals['_RELOADRESPONSE']._serialized_end=1262
+  _globals['_ADMINSERVICE']._serialized_start=1366
+  _globals['_ADMINSERVICE']._serialized_end=1742
 # @@protoc_insertion_point(module_scope)

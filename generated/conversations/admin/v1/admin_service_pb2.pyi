@@ -90,6 +90,7 @@ class Status(_message.Message):
     SCHEMA_REVISION_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     DATABASE_PROBLEM_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the service, such as `1.2.0`."""
     worker: _builtins.int
@@ -107,6 +108,10 @@ class Status(_message.Message):
     schema_revision: _builtins.str
     """The newest revision of the schema that this version knows; that of the
     database is the same or a newer one.
+    """
+    layout: _builtins.str
+    """How the tables lie: `one server`, or `distributed` over several by Citus; empty
+    until the database has answered.
     """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
@@ -151,10 +156,11 @@ class Status(_message.Message):
         schema_revision: _builtins.str = ...,
         policy: Global___Policy | None = ...,
         database_problem: Global___DatabaseProblem | None = ...,
+        layout: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["database_problem", b"database_problem", "policy", b"policy", "pool", b"pool", "start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "database_problem", b"database_problem", "draining", b"draining", "listeners", b"listeners", "pid", b"pid", "policy", b"policy", "pool", b"pool", "ready", b"ready", "schema_revision", b"schema_revision", "start_time", b"start_time", "uptime", b"uptime", "version", b"version", "waits_for", b"waits_for", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "database_problem", b"database_problem", "draining", b"draining", "layout", b"layout", "listeners", b"listeners", "pid", b"pid", "policy", b"policy", "pool", b"pool", "ready", b"ready", "schema_revision", b"schema_revision", "start_time", b"start_time", "uptime", b"uptime", "version", b"version", "waits_for", b"waits_for", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

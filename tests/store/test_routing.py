@@ -1,0 +1,109 @@
+"""Writes as calls of the function that is forwarded to the worker of their conversation."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from server.authorization.permission import Permission
+from server.policy.plan import Always
+from server.store.idempotency import Method
+from server.store.sql import appends, conversations, creates, forks, imports, items, rewinds
+from server.store.sql.routing import RoutedStatement, route, shard_statement
+from server.store.sql.statement import Statement
+from server.store.sql.text_values import as_text
+
+READ, WRITE = Permission("conversation", "read", Always()), Permission("item", "create", Always())
+WRITES = {
+    "append": items.append(READ, WRITE, None, expects=True, reserves=True),
+    "append of copies": items.append(READ, WRITE, None, expects=True, reserves=True, copied=True),
+    "append of a group": appends.append_many(READ, WRITE, reserves=True, skip_locked=True),
+    "create": creates.create(None, attributes=True, items=True, expires=True, reserves=True),
+    "update": conversations.change(READ, (WRITE,), attributes=True, expiry=True, reserves=True),
+    "delete": conversations.delete(READ, WRITE, reserves=True),
+    "undelete": conversations.undelete(READ, WRITE, reserves=True),
+    "delete of an item": items.delete(READ, WRITE, WRITE, reserves=True),
+    "rewind": rewinds.rewind(READ, WRITE, WRITE, expects=True, reserves=True),
+    "copy": forks.store_copy(reserves=True),
+    "begin of an import": imports.BEGIN,
+    "block of an import": imports.STORE,
+    "end of an import": imports.FINISH,
+}
+TABLES = ("conversations", "items", "requests", "conversation_attributes", "expirations", "imports")
+
+
+@pytest.mark.parametrize("statement", WRITES.values(), ids=WRITES)
+def test_every_table_is_that_of_the_shard(statement: Statement) -> None:
+    """No write of one conversation names a table as such: its own text would ask Citus."""
+    routed = route(statement)
+    assert isinstance(routed, RoutedStatement)
+    words = routed.body.replace("(", " ").split()
+    named = [words[at + 1] for at, word in enumerate(words[:-1]) if word in {"FROM", "JOIN", "INTO", "UPDATE"}]
+    assert [] == [name for name in named if name in TABLES]
+    assert set(routed.tables) == {table for table in TABLES if f"{{{table}}}" in routed.body}
+
+
+@pytest.mark.parametrize("statement", WRITES.values(), ids=WRITES)
+def test_every_parameter_is_an_element(statement: Statement) -> None:
+    """Of the two arrays that the function gives to the statement, no parameter is left out."""
+    routed = route(statement)
+    assert isinstance(routed, RoutedStatement)
+    at_bodies = statement.names.index(routed.bodies) + 1 if routed.bodies else 0
+    for number in range(1, len(statement.names) + 1):
+        assert number == at_bodies or f"($1[{number}])::" in routed.body
+
+
+def test_what_is_not_routed() -> None:
+    """Reads go through Citus, and so does what concerns several conversations."""
+    read = conversations.get(READ)
+    assert route(read) is read
+    fork = forks.fork(forks.Permissions((READ, READ, WRITE, WRITE, WRITE)), "all", reserves=False)
+    assert route(fork) is fork
+
+
+def test_the_arguments() -> None:
+    """They are the conversation, its tables, the text, and all values but the bodies as texts."""
+    routed = route(imports.RESTART)
+    assert isinstance(routed, RoutedStatement)
+    values = {"conversation_id": "conv_1", "stream": "s", "head": b"\x01\xff", "digest": b""}
+    conversation, tables, _text, texts, bodies = routed.arguments(values)
+    assert ("conv_1", ("imports",), ["\\x01ff", "\\x", "conv_1", "s"], ()) == (conversation, tables, texts, bodies)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (None, None),
+        ("a", "a"),
+        (True, "true"),
+        (False, "false"),
+        (7, "7"),
+        (Method.CREATE_ITEMS, "4"),
+        (b"\x00\xff", "\\x00ff"),
+        (timedelta(days=1, seconds=2, microseconds=3), "1 days 2 seconds 3 microseconds"),
+        (datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC), "2026-01-02T03:04:05.000006+00:00"),
+        (datetime.max.replace(tzinfo=UTC), "infinity"),
+        (datetime.min.replace(tzinfo=UTC), "-infinity"),
+        ([], "{}"),
+        (['a"b', "c\\d", "NULL", ""], '{"a\\"b","c\\\\d","NULL",""}'),
+        ([1, None], '{"1",NULL}'),
+        ([b"\x01"], '{"\\\\x01"}'),
+    ],
+)
+def test_values_as_text(value: Any, text: str | None) -> None:
+    """Every kind of value that statements have is written as PostgreSQL reads it."""
+    assert text == as_text(value)
+
+
+def test_own_sql() -> None:
+    """SQL without types gets those of its arguments."""
+    text, tables, texts = shard_statement(
+        "DELETE FROM items USING old WHERE id = ANY($1) AND n < $2 AND t > $3 AND i = $4::interval",
+        (["a"], 5, datetime(2026, 1, 1, tzinfo=UTC), timedelta(hours=1)),
+    )
+    assert ("items",) == tables
+    assert '{"a"}' == texts[0]
+    assert (
+        "DELETE FROM {items} AS items USING old WHERE id = ANY(($1[1])::text[]) AND n < ($1[2])::bigint "
+        "AND t > ($1[3])::timestamptz AND i = ($1[4])::interval"
+    ) == text

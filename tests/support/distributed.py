@@ -1,0 +1,37 @@
+"""Distributed databases for tests, on the cluster of `CITUS_URL`."""
+
+from urllib.parse import urlsplit
+
+from server.store.distribution import distribute
+from server.store.migrate import migrate
+from tests.support.postgres import execute, execute_everywhere, node_urls, with_database
+
+SHARDS = 8
+
+
+async def make_distributed_template(postgres: str, name: str) -> None:
+    """Makes a migrated and distributed database on each node, for others to be copied from."""
+    await make_distributed_database(postgres, name)
+    for url in await node_urls(postgres):
+        await execute(url, f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS false')
+        await execute(url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+
+
+async def make_distributed_database(postgres: str, name: str, shards: int = SHARDS) -> None:
+    """Makes a migrated and distributed database on each node."""
+    url = await make_joined_database(postgres, name)
+    await migrate(url)
+    await distribute(url, shards)
+
+
+async def make_joined_database(postgres: str, name: str) -> str:
+    """Makes an empty database on each node, all of which know each other; returns the address at the coordinator."""
+    await execute_everywhere(postgres, f'CREATE DATABASE "{name}"')
+    coordinator, *workers = [with_database(url, name) for url in await node_urls(postgres)]
+    for url in (coordinator, *workers):
+        await execute(url, "CREATE EXTENSION citus")
+    here = urlsplit(coordinator)
+    await execute(coordinator, f"SELECT citus_set_coordinator_host('{here.hostname}', {here.port})")
+    for worker in map(urlsplit, workers):
+        await execute(coordinator, f"SELECT citus_add_node('{worker.hostname}', {worker.port})")
+    return coordinator
