@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from conversations.v1.conversations_service_pb2 import ListConversationsRequest
 
-from server.store.connection.failures import BY_EXCEPTION, BY_SQLSTATE
+from server.store.connection.failures import BY_EXCEPTION, BY_SQLSTATE, WORKER_LOST
 from tests.support.build import create, user_message
 from tests.support.certificates import CertificateAuthority
 from tests.support.commands import environment, program_path
@@ -378,5 +378,5 @@ def test_every_reason_of_a_database_failure_is_explained() -> None:
         OPERATIONS.read_text(encoding="utf-8").partition("### Reasons of database failures\n")[2].partition("\n### ")[0]
     )
     first_cells = re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)[1:]
-    rules = [*BY_SQLSTATE.values(), *(rule for _, rule in BY_EXCEPTION)]
+    rules = [*BY_SQLSTATE.values(), *(rule for _, rule in BY_EXCEPTION), WORKER_LOST]
     assert {rule.reason for rule in rules if rule} | {"unexpected"} == set(re.findall(r"\w+", " ".join(first_cells)))

@@ -7,6 +7,8 @@ import pytest
 
 from server.authorization.permission import Permission
 from server.policy.plan import Always
+from server.store.comparison import EARLIEST
+from server.store.expiry import NEVER_TIME
 from server.store.idempotency import Method
 from server.store.sql import appends, conversations, creates, forks, imports, items, rewinds
 from server.store.sql.routing import RoutedStatement, route, shard_statement
@@ -82,8 +84,9 @@ def test_the_arguments() -> None:
         (b"\x00\xff", "\\x00ff"),
         (timedelta(days=1, seconds=2, microseconds=3), "1 days 2 seconds 3 microseconds"),
         (datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC), "2026-01-02T03:04:05.000006+00:00"),
-        (datetime.max.replace(tzinfo=UTC), "infinity"),
-        (datetime.min.replace(tzinfo=UTC), "-infinity"),
+        (NEVER_TIME, "infinity"),
+        (EARLIEST.replace(tzinfo=None), "-infinity"),
+        (datetime.max.replace(tzinfo=UTC), "9999-12-31T23:59:59.999999+00:00"),
         ([], "{}"),
         (['a"b', "c\\d", "NULL", ""], '{"a\\"b","c\\\\d","NULL",""}'),
         ([1, None], '{"1",NULL}'),

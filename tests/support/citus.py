@@ -57,6 +57,11 @@ class Node:
         """Its database of that name."""
         return f"postgresql://postgres@{HOST}:{self.port}/postgres"
 
+    @property
+    def pid(self) -> int:
+        """Of its postmaster."""
+        return int((self.folder / "postmaster.pid").read_text().split()[0])
+
     def initialize(self) -> None:
         """Makes its data folder."""
         self.folder.mkdir()

@@ -7,19 +7,40 @@ import pytest
 from tests.support.postgres import CITUS
 
 _SHARED = {"postgres", "template"}  # fixtures of the shared database
-_PLANS = "it is about the plans of one server"
+_PLANS = "it is about the plans of one server, or about pages of its tables"
 _STATEMENTS = "it counts statements of one server, or looks for their text"
-_LOCKS = "it looks for waits in the pg_stat_activity of one server"
-_SQL = "it prepares the database with SQL that Citus does not take"
+_LOCKS = "it locks rows, or looks for those who wait, at the coordinator, which has none"
 _LOG = "the log of changes is refused there"
 _ERASURE = "erasures are refused there"
-_OTHER = "it makes databases of its own, or starts servers"
+_TIME = "it has to be faster than a poll"
+_PARTS = "it is about parts of the store on one server"
+_STABLE = "it prepares rows with an UPDATE that Citus refuses"
 
-# By folder, file or test, the longest that fits: why it is skipped.
+# By folder, file or test, the longest that fits: why it is skipped; '' if it is not.
 REASONS = {
-    "tests/store/test_list_scale.py": _PLANS,
+    "tests/http/test_listener.py::test_a_caller_that_goes_ends_its_query": _LOCKS,
+    "tests/http/test_listener.py::test_a_drain": _LOCKS,
+    "tests/http/test_listener.py::test_deadlines": _LOCKS,
+    "tests/services/test_delete_many.py::test_a_lost_answer": _STATEMENTS,
+    "tests/services/test_delete_many.py::test_random_policies": _LOG,
+    "tests/services/test_delete_many.py::test_watches_end": _LOG,
+    "tests/services/test_delete_many.py::test_what_is_locked_waits_for_another_call": _LOCKS,
+    "tests/services/test_delete_many.py::test_what_matches_is_deleted": _STATEMENTS,
     "tests/services/test_erasure.py": _ERASURE,
+    "tests/services/test_expiry.py::test_appends_stay_heap_only": _PLANS,
+    "tests/services/test_expiry.py::test_the_instant": _STABLE,
+    "tests/services/test_fork.py::test_a_fork_is_a_new_conversation_to_watches": _LOG,
+    "tests/services/test_fork.py::test_a_lost_answer": _STATEMENTS,
+    "tests/services/test_fork.py::test_one_statement": _STATEMENTS,
+    "tests/services/test_fork.py::test_only_a_few_large_ones_at_once": _STATEMENTS,
+    "tests/services/test_rewind.py::test_watches_of_all_conversations_see_deletes": _LOG,
+    "tests/services/test_size_limits.py::test_a_stream_reads_nothing_back": _STATEMENTS,
+    "tests/services/test_watch_access.py::test_a_key_that_is_rotated": _LOG,
+    "tests/services/test_watch_access.py::test_a_token_that_expires": _LOG,
     "tests/services/test_watch_conversations.py": _LOG,
+    "tests/services/test_watch_items.py::test_a_stream_that_the_purge_overtakes": _TIME,
+    "tests/store/": _PARTS,
+    "tests/store/test_distributed.py": "",
 }
 
 
@@ -34,6 +55,6 @@ def mark_for_citus(items: Iterable[pytest.Item], *, is_distributed: bool) -> Non
             item.add_marker(pytest.mark.skip(reason=f"needs {CITUS}, the address of a coordinator of Citus"))
 
 
-def _reason_for(test: str) -> str | None:
+def _reason_for(test: str) -> str:
     found = [name for name in REASONS if test.startswith(name)]
-    return REASONS[max(found, key=len)] if found else None
+    return REASONS[max(found, key=len)] if found else ""

@@ -134,8 +134,15 @@ BY_EXCEPTION: tuple[tuple[type[BaseException], FailureRule | None], ...] = (
 )
 
 
+# A coordinator answers so when it cannot reach a worker; its own session goes on.
+WORKER_LOST = FailureRule("worker_lost", "connection", retry=True)
+_OF_WORKER = "connection to the remote node"
+
+
 def find_rule(error: BaseException) -> FailureRule | None:
     """Returns the rule for an exception of the driver; None for a defect, or for the store to explain."""
+    if isinstance(error, asyncpg.PostgresConnectionError) and str(error).startswith(_OF_WORKER):
+        return WORKER_LOST
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate:
         return BY_SQLSTATE.get(error.sqlstate, BY_SQLSTATE.get(error.sqlstate[:2]))
     return next((rule for kind, rule in BY_EXCEPTION if isinstance(error, kind)), None)

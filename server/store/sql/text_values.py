@@ -1,13 +1,11 @@
 """Values as PostgreSQL reads them from text."""
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
-_ENDS: Mapping[Any, str] = {
-    datetime.max.replace(tzinfo=UTC): "infinity",
-    datetime.min.replace(tzinfo=UTC): "-infinity",
-}
+# Without a zone, as the driver sends them.
+_ENDS: Mapping[Any, str] = {datetime.max: "infinity", datetime.min: "-infinity"}  # noqa: DTZ901 - as above
 
 
 def array_as_text(values: Iterable[str]) -> str:
@@ -36,7 +34,7 @@ def as_text(value: Any) -> str | None:
 
 
 def _time_as_text(value: date) -> str:
-    """As the driver sends it: the first and the last moment stand for infinity."""
+    """The first and the last moment without a zone stand for infinity."""
     return _ENDS.get(value) or value.isoformat()
 
 

@@ -1,0 +1,128 @@
+"""Nodes of Citus that fail, and that come, under a running service; on a cluster of its own."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc.aio
+import pytest
+from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING
+
+from server.store.distribution import distribute
+from server.store.migrate import migrate
+from tests.support.build import append, create, get, list_items, user_message
+from tests.support.citus import Cluster, running_cluster
+from tests.support.postgres import execute, fetch
+from tests.support.service import Service, list_all_items, running_service
+
+BIN = "CITUS_BIN"  # an environment variable: the programs of a PostgreSQL for which Citus is installed
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BIN not in os.environ, reason=f"needs {BIN}, PostgreSQL with Citus")]
+
+
+@pytest.fixture(scope="module")
+async def cluster() -> AsyncIterator[Cluster]:
+    """A coordinator and two workers."""
+    async with running_cluster(Path(os.environ[BIN])) as running:
+        await migrate(running.url)
+        await distribute(running.url, 8)
+        yield running
+
+
+@pytest.fixture(scope="module")
+async def service(cluster: Cluster) -> AsyncIterator[Service]:
+    """A service on it."""
+    async with running_service(cluster.url) as served:
+        yield served
+
+
+async def by_worker(service: Service, count: int = 40) -> dict[int, list[str]]:
+    """New conversations, by the port of the worker that has them."""
+    made = [(await service.stub.CreateConversation(create(user_message("a")))).id for _ in range(count)]
+    placed = (
+        "SELECT nodeport FROM citus_shards WHERE shardid = get_shard_id_for_distribution_column('conversations', '{}')"
+    )
+    found: dict[int, list[str]] = {}
+    for conversation_id in made:
+        (row,) = await fetch(service.url, placed.format(conversation_id))
+        found.setdefault(row["nodeport"], []).append(conversation_id)
+    return found
+
+
+async def codes(calls: list[Awaitable[Any]]) -> set[str]:
+    """The codes that calls end with."""
+
+    async def code(call: Awaitable[Any]) -> str:
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+        return "OK"
+
+    return set(await asyncio.gather(*map(code, calls)))
+
+
+async def test_a_worker_is_down(cluster: Cluster, service: Service) -> None:
+    """The conversations of the other worker live on, in bursts that ask for both too; then all are there again."""
+    found = await by_worker(service)
+    dead = cluster.workers[0]
+    lost, living = found[dead.port], found[cluster.workers[1].port]
+    stub = service.stub
+
+    def reads(ids: list[str]) -> list[Awaitable[Any]]:
+        return [make(each) for each in ids for make in (lambda each: stub.GetConversation(get(each)), read_items)]
+
+    def read_items(each: str) -> Awaitable[Any]:
+        return stub.ListItems(list_items(each))  # type: ignore[no-any-return]
+
+    def appends(ids: list[str]) -> list[Awaitable[Any]]:
+        return [stub.CreateItems(append(each, user_message("b"), request_id=str(uuid4()))) for each in ids]
+
+    await asyncio.to_thread(dead.stop)
+    try:
+        await asyncio.sleep(0.5)
+        for calls in (reads, appends):
+            failing = asyncio.ensure_future(codes(calls(lost)))
+            assert {"OK"} == await codes(calls(living))
+            assert {"UNAVAILABLE"} == await failing
+    finally:
+        await asyncio.to_thread(dead.start)
+    deadline = asyncio.get_running_loop().time() + 10
+    while await codes([*reads(lost), *appends(lost)]) != {"OK"}:
+        assert asyncio.get_running_loop().time() < deadline
+    assert [] == await fetch(service.url, "SELECT * FROM pg_prepared_xacts")
+
+
+async def test_a_worker_joins(cluster: Cluster, service: Service) -> None:
+    """Shards move to it while callers append: no call fails, and nothing is missing, doubled or out of place."""
+    ids = [each for found in (await by_worker(service, 24)).values() for each in found]
+    stop = asyncio.Event()
+    counts = dict.fromkeys(ids, 1)
+
+    async def write(mine: list[str]) -> None:
+        while not stop.is_set():
+            for conversation_id in mine:
+                await service.stub.CreateItems(append(conversation_id, user_message("b"), request_id=str(uuid4())))
+                counts[conversation_id] += 1
+
+    writers = [asyncio.create_task(write(ids[number::8])) for number in range(8)]
+    await cluster.add_worker()
+    await execute(service.url, "SELECT citus_rebalance_start(shard_transfer_mode := 'force_logical')")
+    await rebalanced(service)
+    stop.set()
+    await asyncio.gather(*writers)
+    ports = await fetch(
+        service.url, "SELECT DISTINCT nodeport FROM citus_shards WHERE citus_table_type = 'distributed'"
+    )
+    assert 3 == len(ports)
+    for conversation_id, count in counts.items():
+        items = await list_all_items(service.stub, conversation_id, ORDER_ASCENDING)
+        assert list(range(1, count + 1)) == [item.sequence for item in items]
+
+
+async def rebalanced(service: Service, seconds: float = 240) -> None:
+    """Returns when no shard moves any more."""
+    async with asyncio.timeout(seconds):
+        await execute(service.url, "SELECT citus_rebalance_wait()")
