@@ -99,7 +99,8 @@ async def prepare_schema(settings: Settings, store: Store) -> list[bytes]:
         via_pgbouncer=settings.pgbouncer_url is not None,
         unsafe_durability=settings.unsafe_durability,
     )
-    log.info("database layout", layout=store.database.layout.name)
+    if store.database.layout.is_distributed:
+        log.info("database layout", layout=store.database.layout.name)
     await _ensure_schema(store.url, migrating=settings.migrate)
     return [row["secret"] for row in await store.database.fetch(_TOKEN_KEYS, {})]
 

@@ -252,7 +252,7 @@ async def _undelete(world: GuardedService, made: str) -> None:
 async def _expire(world: GuardedService, made: str) -> None:
     await world.connection.execute("UPDATE conversations SET expire_time = now() WHERE id = $1", made)
     await world.connection.execute("INSERT INTO expirations VALUES ($1, now())", made)
-    await mark_expired(world.connection)
+    await mark_expired([world.connection])
 
 
 async def _change_owner(world: GuardedService, _made: str) -> None:

@@ -11,17 +11,18 @@ from server.store.comparison import EARLIEST
 from server.store.expiry import NEVER_TIME
 from server.store.idempotency import Method
 from server.store.sql import appends, conversations, creates, forks, imports, items, rewinds
-from server.store.sql.routing import RoutedStatement, route, shard_statement
+from server.store.sql.routing import COLUMNS, RoutedStatement, route, shard_statement
+from server.store.sql.schema import metadata
 from server.store.sql.statement import Statement
 from server.store.sql.text_values import as_text
 
 READ, WRITE = Permission("conversation", "read", Always()), Permission("item", "create", Always())
 WRITES = {
-    "append": items.append(READ, WRITE, None, expects=True, reserves=True),
-    "append of copies": items.append(READ, WRITE, None, expects=True, reserves=True, copied=True),
-    "append of a group": appends.append_many(READ, WRITE, reserves=True, skip_locked=True),
+    "append": items.append(READ, WRITE, None, expects=True, queues=False, reserves=True),
+    "append of copies": items.append(READ, WRITE, None, expects=True, queues=False, reserves=True, copied=True),
+    "append of a group": appends.append_many(READ, WRITE, queues=False, reserves=True, skip_locked=True),
     "create": creates.create(None, attributes=True, items=True, expires=True, reserves=True),
-    "update": conversations.change(READ, (WRITE,), attributes=True, expiry=True, reserves=True),
+    "update": conversations.change(READ, (WRITE,), attributes=True, expiry=True, queues=False, reserves=True),
     "delete": conversations.delete(READ, WRITE, reserves=True),
     "undelete": conversations.undelete(READ, WRITE, reserves=True),
     "delete of an item": items.delete(READ, WRITE, WRITE, reserves=True),
@@ -31,7 +32,7 @@ WRITES = {
     "block of an import": imports.STORE,
     "end of an import": imports.FINISH,
 }
-TABLES = ("conversations", "items", "requests", "conversation_attributes", "expirations", "imports")
+TABLES = tuple(metadata.tables)
 
 
 @pytest.mark.parametrize("statement", WRITES.values(), ids=WRITES)
@@ -53,6 +54,12 @@ def test_every_parameter_is_an_element(statement: Statement) -> None:
     at_bodies = statement.names.index(routed.bodies) + 1 if routed.bodies else 0
     for number in range(1, len(statement.names) + 1):
         assert number == at_bodies or f"($1[{number}])::" in routed.body
+
+
+@pytest.mark.parametrize("statement", WRITES.values(), ids=WRITES)
+def test_every_column_is_returned(statement: Statement) -> None:
+    """The row that the function returns has all columns of the statement."""
+    assert set(statement.columns) <= COLUMNS.keys()
 
 
 def test_what_is_not_routed() -> None:

@@ -12,12 +12,17 @@ _STATEMENTS = "it counts statements of one server, or looks for their text"
 _LOCKS = "it locks rows, or looks for those who wait, at the coordinator, which has none"
 _LOG = "the log of changes is refused there"
 _ERASURE = "erasures are refused there"
+_LINE = "the log of the start has one more line there"
 _TIME = "it has to be faster than a poll"
 _PARTS = "it is about parts of the store on one server"
 _STABLE = "it prepares rows with an UPDATE that Citus refuses"
 
 # By folder, file or test, the longest that fits: why it is skipped; '' if it is not.
 REASONS = {
+    "tests/cli/test_cli.py::test_changes": _LOG,
+    "tests/cli/test_cli.py::test_serve_starts_and_stops": _LINE,
+    "tests/client/test_channel.py::test_it_connects": _ERASURE,
+    "tests/client/test_watch.py::test_all_conversations_are_followed": _LOG,
     "tests/http/test_listener.py::test_a_caller_that_goes_ends_its_query": _LOCKS,
     "tests/http/test_listener.py::test_a_drain": _LOCKS,
     "tests/http/test_listener.py::test_deadlines": _LOCKS,

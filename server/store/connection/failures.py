@@ -141,11 +141,15 @@ _OF_WORKER = "connection to the remote node"
 
 def find_rule(error: BaseException) -> FailureRule | None:
     """Returns the rule for an exception of the driver; None for a defect, or for the store to explain."""
-    if isinstance(error, asyncpg.PostgresConnectionError) and str(error).startswith(_OF_WORKER):
+    if isinstance(error, asyncpg.PostgresConnectionError) and _is_of_worker(error):
         return WORKER_LOST
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate:
         return BY_SQLSTATE.get(error.sqlstate, BY_SQLSTATE.get(error.sqlstate[:2]))
     return next((rule for kind, rule in BY_EXCEPTION if isinstance(error, kind)), None)
+
+
+def _is_of_worker(error: asyncpg.PostgresConnectionError) -> bool:
+    return bool(error.args) and str(error.args[0]).startswith(_OF_WORKER)
 
 
 def find_taken_key(error: BaseException) -> KeyTaken | None:

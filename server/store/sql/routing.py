@@ -27,7 +27,7 @@ ARGUMENTS = "text, text[], text, text[], bytea[], boolean"
 NOT_FORWARDED = "CV001"
 
 # All that such a statement may return.
-_COLUMNS = {
+COLUMNS = {
     "id": "text",
     "conversation_id": "text",
     "owner": "text",
@@ -37,6 +37,7 @@ _COLUMNS = {
     "revision": "bigint",
     "create_time": "timestamptz",
     "update_time": "timestamptz",
+    "active_time": "timestamptz",
     "expire_time": "timestamptz",
     "idle_ttl": "interval",
     "forked_from": "text",
@@ -56,7 +57,7 @@ _COLUMNS = {
     "skipped": "bigint",
     "tenant": "text",
 }
-CREATE_ROW = f"CREATE TYPE {ROW} AS ({', '.join(f'{name} {type_}' for name, type_ in _COLUMNS.items())})"
+CREATE_ROW = f"CREATE TYPE {ROW} AS ({', '.join(f'{name} {type_}' for name, type_ in COLUMNS.items())})"
 # A lock in the mode SHARE (5) keeps Citus from moving the shard meanwhile; every write that Citus plans takes it too.
 # Whoever has waited for a move finds the shard at another node, and tries again.
 CREATE_FUNCTION = f"""
