@@ -61,7 +61,7 @@ class Bouncer:
 
 def example() -> str:
     """The configuration that the document prints."""
-    (found,) = re.findall(r"```ini\n(.*?)```", DOCUMENT, re.DOTALL)
+    (found,) = (each for each in re.findall(r"```ini\n(.*?)```", DOCUMENT, re.DOTALL) if "[pgbouncer]" in each)
     return str(found)
 
 
