@@ -110,6 +110,7 @@ class Database:
             Conflict: The statement lost a race (40001, 40P01) at every attempt.
             DeadlineExceeded: The statement or a lock took longer than its bound.
             KeyTaken: The statement would have stored a key that exists; for the store to explain.
+            NotSupported: The database is distributed, and cannot do this.
             asyncpg.PostgresError: What has no rule in `failures`: a defect.
         """
         sent = self.layout.route(statement)
@@ -222,7 +223,7 @@ class Database:
                     raise taken from error
                 failure = Failure.of(error)
                 if failure.rule is None:
-                    raise failure.cause from None
+                    raise self.layout.explain(failure.cause) from None
                 await self._note(failure.rule, failure.cause)
                 if not (repeatable or failure.undone):
                     raise OutcomeUnknown from failure.cause

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from server.errors import NotSupported
 from server.store.sql.routing import route
 from server.store.sql.statement import Statement
 
@@ -24,6 +25,17 @@ def _as_it_is(statement: Statement) -> Statement:
     return statement
 
 
+def _is_defect(error: BaseException) -> BaseException:
+    return error
+
+
+def _explain_refusal(error: BaseException) -> BaseException:
+    """A statement that Citus cannot plan has changed nothing; policies and filters decide which it gets."""
+    if getattr(error, "sqlstate", None) == "0A000":  # feature_not_supported
+        return NotSupported("This call, under this policy,")
+    return error
+
+
 @dataclass(frozen=True)
 class Layout:
     """What depends on how the tables lie.
@@ -33,6 +45,7 @@ class Layout:
         session: Settings of each session that differ from those of `Bounds.session`.
         spans_conversations: Whether one statement may concern several conversations, and write to them.
         route: Makes of a statement the one that is sent.
+        explain: Makes of an error for which there is no rule the one that is raised.
         erases: Whether erasures can be carried out.
         orders_by_activity: Whether the order by activity is kept, for which tables have triggers.
     """
@@ -41,6 +54,7 @@ class Layout:
     session: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     spans_conversations: bool = True
     route: Callable[[Statement], Statement] = _as_it_is
+    explain: Callable[[BaseException], BaseException] = _is_defect
     erases: bool = True
     orders_by_activity: bool = True
 
@@ -63,6 +77,7 @@ DISTRIBUTED = Layout(
     ),
     spans_conversations=False,
     route=route,
+    explain=_explain_refusal,
     erases=False,
     orders_by_activity=False,
 )
