@@ -39,10 +39,12 @@ class AppendBatcher(Turns[Append, Group]):
         locks: Of the conversations; held by every statement that is not shared.
         run_one: Runs one append in a statement of its own; returns the last sequence before
             its items, or None when they were not stored.
-        queues: Whether the conversations enter the queue.
+        queues: Whether the conversations enter the queue, which depends on the layout of the database.
     """
 
-    def __init__(self, database: Database, locks: ConversationLocks, run_one: RunOne, *, queues: bool = True) -> None:
+    def __init__(
+        self, database: Database, locks: ConversationLocks, run_one: RunOne, queues: Callable[[], bool]
+    ) -> None:
         super().__init__()
         self._database = database
         self._locks = locks
@@ -181,7 +183,7 @@ class AppendBatcher(Turns[Append, Group]):
         if len(appends) > 1:
             self._database.stats.shared_appends.add(len(appends))
         reserves = appends[0].is_repeatable
-        kind = {"queues": self._queues, "reserves": reserves, "skip_locked": skip_locked}
+        kind = {"queues": self._queues(), "reserves": reserves, "skip_locked": skip_locked}
         statement = append_many(*appends[0].permissions, **kind)
         values = statement_parameters(groups)
         for append in appends:

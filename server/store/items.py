@@ -80,7 +80,7 @@ class ItemStore:
         self._conversations = conversations
         self._page_bytes = page_bytes
         self._responses = responses
-        self._batcher = AppendBatcher(database, conversations.locks, self._run_append, queues=conversations.queues)
+        self._batcher = AppendBatcher(database, conversations.locks, self._run_append, lambda: conversations.queues)
 
     async def append(self, append: Append) -> list[StoredItem]:
         """Stores items after the newest one of a conversation, all or none; returns them.

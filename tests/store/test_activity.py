@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -14,6 +15,7 @@ from server.app.activity import ActivityKeeper
 from server.app.erasure_runner import parse_filter
 from server.store import activity
 from server.store.change_owner import Owner, change_owner
+from server.store.connection.layout import ONE_SERVER
 from server.store.connection.opening import direct_connection
 from server.store.erasing import erase_subject
 from server.store.erasures import Subject
@@ -37,7 +39,8 @@ from tests.support.build import (
 )
 from tests.support.interruptions import Killed
 from tests.support.postgres import fetch, row_locked
-from tests.support.service import Service
+from tests.support.problems import problem
+from tests.support.service import Service, recorded_statements
 from tests.support.transfers import exported, imported, refused, words
 
 ALL: list[dict[str, Any]] = [{"permit": {"actions": ["create", "read", "update", "delete", "share"]}}]
@@ -404,3 +407,15 @@ async def test_each_statement(world: GuardedService, monkeypatch: pytest.MonkeyP
         assert ([], []) == (await queue(world.url), await differences(world.url)), number
         await world.connection.execute("TRUNCATE conversations, conversation_attributes, items, activity")
     assert number > 8
+
+
+async def test_nothing_waits_where_nobody_keeps_the_order(own_service: Service) -> None:
+    """On a database whose layout has no such order appends leave nothing in the queue, shared ones neither."""
+    made = await own_service.stub.CreateConversation(create())
+    own_service.database.layout = replace(ONE_SERVER, orders_by_activity=False)
+    with recorded_statements(own_service.database) as texts:
+        await asyncio.gather(*(own_service.stub.CreateItems(append(made.id, user_message())) for _ in range(4)))
+    assert texts
+    assert [] == [text for text in texts if "pending" in text]
+    told = await problem(own_service.stub.ListConversations(pb.ListConversationsRequest(order_by=BY_ACTIVITY)))
+    assert ("UNIMPLEMENTED", "NOT_SUPPORTED") == (told.code, told.reason)
