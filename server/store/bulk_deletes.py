@@ -7,7 +7,7 @@ from typing import Any
 
 from server.authorization.access import Access
 from server.authorization.index_ranges import IndexRanges, index_ranges
-from server.store.comparison import EARLIEST, Comparison, conversation_filter
+from server.store.comparison import EARLIEST, Comparison, conversation_filter, filters_owner, filters_source
 from server.store.connection.database import Database
 from server.store.conversations import ConversationStore
 from server.store.range_lists import read_matching
@@ -122,8 +122,7 @@ def _matching(
 ) -> tuple[sql.Matching, IndexRanges | None, dict[str, Any]]:
     """Which conversations match, the ranges they lie in, and the parameters but ``count`` and ``now``."""
     read, delete = access.demand("conversation", "read"), access.demand("conversation", "delete")
-    owner = any(each.name == "owner" and each.operator == "=" for each in comparisons)
-    source = any(each.name == "forked_from" for each in comparisons)
+    owner, source = filters_owner(comparisons), filters_source(comparisons)
     ranges = None if source else _narrowest(access.index_ranges, index_ranges(delete.plan))
     values = {
         **access.values,

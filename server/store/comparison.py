@@ -31,6 +31,16 @@ class Comparison:
     value: str | datetime
 
 
+def filters_owner(comparisons: Iterable[Comparison]) -> bool:
+    """Whether all that the comparisons let through is of one owner."""
+    return any(each.name == "owner" and each.operator == "=" for each in comparisons)
+
+
+def filters_source(comparisons: Iterable[Comparison]) -> bool:
+    """Whether all that they let through are forks of one conversation."""
+    return any(each.name == "forked_from" for each in comparisons)
+
+
 def time_range(comparisons: Iterable[Comparison]) -> tuple[datetime, datetime]:
     """The first create_time that the comparisons let through, and the first that they no longer do."""
     start, end = EARLIEST, LATEST

@@ -23,7 +23,7 @@ from server.policy.principal import Principal
 from server.store.batch import Batch
 from server.store.change_hub import ChangeHub
 from server.store.changes import Change, permissions_to, too_many_pairs
-from server.store.comparison import EARLIEST, LATEST, Comparison, conversation_filter
+from server.store.comparison import EARLIEST, LATEST, Comparison, conversation_filter, filters_owner, filters_source
 from server.store.conflicts import explain_batch
 from server.store.connection.database import Database
 from server.store.connection.failures import KeyTaken
@@ -354,8 +354,8 @@ class ConversationStore:
             Overloaded: The page is a scan, and too many run already.
         """
         read = access.demand("conversation", "read")
-        filters_source = any(each.name == "forked_from" for each in comparisons)
-        ranges = None if filters_source else access.index_ranges  # the forks of one conversation are a range themselves
+        source = filters_source(comparisons)
+        ranges = None if source else access.index_ranges  # the forks of one conversation are a range themselves
         after_time, after_id = position or ((LATEST, "") if descending or by_activity else (EARLIEST, ""))
         values = {
             **access.values,
@@ -366,8 +366,7 @@ class ConversationStore:
             **(ranges.values() if ranges else {}),
             **(conversation_filter(comparisons) if comparisons else {}),
         }
-        filters_owner = any(each.name == "owner" and each.operator == "=" for each in comparisons)
-        shape: dict[str, Any] = {"filters_owner": filters_owner if comparisons else None}
+        shape: dict[str, Any] = {"filters_owner": filters_owner(comparisons) if comparisons else None}
         if not by_activity:
             shape["descending"] = descending
         # Without a filter, all rows of a range are shown, and all rows of a tenant if the caller may read all of them.
@@ -377,7 +376,7 @@ class ConversationStore:
                 rows = await read_ranges(self._database, read, ranges, values, shape)
             else:
                 build = activity_page if by_activity else sql.page
-                statement = build(read, covered=ranges is not None, filters_source=filters_source, **shape)
+                statement = build(read, covered=ranges is not None, filters_source=source, **shape)
                 rows = await self._database.fetch(statement, values)
         page = [row for row in rows[:count] if row["metadata"] is not None]
         return page, len(page) < len(rows)
