@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,12 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import grpc.aio
 from conversations.v1 import conversations_service_pb2 as pb
 
-from bench.grpc_target import GrpcTarget, target
+from bench.grpc_target import GrpcTarget, service_settings, serving
 from bench.list_cost import CALLERS, fill
 from bench.operations import none
 from bench.postgres import private_postgres
-from bench.process import started
 from bench.rounds import Open, Run, measured, opened
 from bench.workloads import Workload
 from server.authorization.access import Access, AccessCache
@@ -70,15 +68,9 @@ async def list_page(found: Any, _conversation: str, _turn: int) -> None:
 @asynccontextmanager
 async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """A server on the database at ``url``."""
-    settings = {
-        "CONVERSATIONS_DATABASE_URL": url,
-        "CONVERSATIONS_LISTEN": "127.0.0.1:0",
-        "CONVERSATIONS_ACTIVITY": str(name == ON),
-    }
-    async with AsyncExitStack() as stack:
-        process = await stack.enter_async_context(started(["server"], settings, folder / "server.log"))
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(process.address))
-        yield target(name, process.pid, channel)
+    settings = service_settings(url) | {"CONVERSATIONS_ACTIVITY": str(name == ON)}
+    async with serving(name, ["server"], settings, folder) as found:
+        yield found
 
 
 async def report_calls(rounds: int, share: float) -> None:

@@ -7,17 +7,15 @@ of one have an ``idle_ttl``, so that every append moves their end.
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import grpc.aio
 from conversations.v1 import conversation_pb2
 from conversations.v1 import conversations_service_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 
-from bench.grpc_target import GrpcTarget, target
-from bench.process import started
+from bench.grpc_target import GrpcTarget, service_settings, serving
 from bench.rounds import Open, measured
 
 WORKLOADS = ("create", "append 1", "append 20", "get", "newest 20 of 100")
@@ -37,12 +35,8 @@ class ExpiringTarget(GrpcTarget):
 @asynccontextmanager
 async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """A server on the database at ``url``."""
-    settings = {"CONVERSATIONS_DATABASE_URL": url, "CONVERSATIONS_LISTEN": "127.0.0.1:0"}
-    async with AsyncExitStack() as stack:
-        process = await stack.enter_async_context(started(["server"], settings, folder / f"{name}.log"))
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(process.address))
-        never = target(name, process.pid, channel)
-        yield never if name == NEVER else ExpiringTarget(name, process.pid, never.stub, never.access)
+    async with serving(name, ["server"], service_settings(url), folder) as never:
+        yield never if name == NEVER else ExpiringTarget(name, never.pid, never.stub, never.access)
 
 
 async def report(rounds: int, share: float) -> None:

@@ -145,9 +145,10 @@ def target(name: str, pid: int, channel: grpc.aio.Channel, metadata: Sequence[tu
 
 
 @asynccontextmanager
-async def _called(
+async def serving(
     name: str, module: Sequence[str], settings: Mapping[str, str], folder: Path, bearer: str = ""
 ) -> AsyncIterator[GrpcTarget]:
+    """Runs a module that serves the contract, and yields a client of it; ``bearer``: its token, if it needs one."""
     metadata = [("authorization", f"Bearer {bearer}")] if bearer else []
     async with (
         started(module, settings, folder / f"{name}.log") as process,
@@ -159,14 +160,14 @@ async def _called(
 @asynccontextmanager
 async def limit(url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """The minimal server of `bench.limit`."""
-    async with _called("limit", ["bench.limit", "--database-url", url], {}, folder) as called:
+    async with serving("limit", ["bench.limit", "--database-url", url], {}, folder) as called:
         yield called
 
 
 @asynccontextmanager
 async def ours(url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """The service with default settings: no identity, the default policy."""
-    async with _called("ours", ["server"], _serving(url), folder) as called:
+    async with serving("ours", ["server"], service_settings(url), folder) as called:
         yield called
 
 
@@ -174,10 +175,11 @@ async def ours(url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
 async def ours_jwt(url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """The service with a token to verify and a policy of 50 rules."""
     bearer = guarded.token(folder)
-    settings = _serving(url) | guarded.settings(folder)
-    async with _called("ours-jwt", ["server"], settings, folder, bearer) as called:
+    settings = service_settings(url) | guarded.settings(folder)
+    async with serving("ours-jwt", ["server"], settings, folder, bearer) as called:
         yield called
 
 
-def _serving(url: str) -> dict[str, str]:
+def service_settings(url: str) -> dict[str, str]:
+    """Returns the settings of our service on a database, as environment variables."""
     return {"CONVERSATIONS_DATABASE_URL": url, "CONVERSATIONS_LISTEN": "127.0.0.1:0"}

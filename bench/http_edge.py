@@ -15,7 +15,7 @@ from statistics import median
 
 import grpc.aio
 
-from bench.grpc_target import target
+from bench.grpc_target import service_settings, target
 from bench.openai_target import OpenAiTarget, free_port, session_at
 from bench.process import started
 from bench.rounds import Open, Run, measured, peers
@@ -29,7 +29,7 @@ WORKLOADS = ("create", "append 1", "append 20", "newest 20 of 100", "get", "get 
 async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[Target]:
     """A server on the database at ``url``, and a client of the protocol that is measured."""
     port = free_port()
-    settings = {"CONVERSATIONS_DATABASE_URL": url, "CONVERSATIONS_LISTEN": "127.0.0.1:0"}
+    settings = service_settings(url)
     if name != GRPC:
         settings["CONVERSATIONS_HTTP_LISTEN"] = f"127.0.0.1:{port}"
     async with AsyncExitStack() as stack:

@@ -9,18 +9,16 @@ import argparse
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median, quantiles
 
 import aiohttp
-import grpc.aio
 
 from bench.cpu import family_seconds
-from bench.grpc_target import GrpcTarget, target
-from bench.process import started
+from bench.grpc_target import GrpcTarget, service_settings, serving
 from bench.rounds import Open, Run, measured
 
 _PORTS = count(39464)
@@ -40,14 +38,12 @@ _SCRAPES = 50
 @asynccontextmanager
 async def run_service(name: str, url: str, folder: Path) -> AsyncIterator[GrpcTarget]:
     """A server on the database at ``url``."""
-    settings = {"CONVERSATIONS_DATABASE_URL": url, "CONVERSATIONS_LISTEN": "127.0.0.1:0", **VARIANTS[name]}
+    settings = service_settings(url) | dict(VARIANTS[name])
     if "CONVERSATIONS_METRICS_LISTEN" in settings:
         settings["CONVERSATIONS_METRICS_LISTEN"] += f":{next(_PORTS)}"
     module = ("bench.observe_cost", "--serve-bare") if name == BARE else ("server",)
-    async with AsyncExitStack() as stack:
-        process = await stack.enter_async_context(started(module, settings, folder / "log"))
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(process.address))
-        yield target(name, process.pid, channel)
+    async with serving(name, module, settings, folder) as found:
+        yield found
 
 
 def serve_bare() -> None:

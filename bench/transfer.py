@@ -24,7 +24,7 @@ from conversations.v1.transfer_service_pb2 import ExportConversationsRequest, Im
 from conversations.v1.transfer_service_pb2_grpc import TransferServiceStub
 
 from bench.cpu import family_mebibytes, family_seconds, serving_seconds, spent
-from bench.grpc_target import GrpcTarget, target
+from bench.grpc_target import GrpcTarget, service_settings, target
 from bench.operations import filled
 from bench.postgres import Postgres, private_postgres
 from bench.process import started
@@ -62,9 +62,8 @@ async def scene(folder: Path) -> AsyncIterator[Scene]:
     """A service with default settings on an empty database."""
     async with private_postgres(folder) as postgres:
         url = await postgres.database("ours")
-        settings = {"CONVERSATIONS_DATABASE_URL": url, "CONVERSATIONS_LISTEN": "127.0.0.1:0"}
         async with (
-            started(["server"], settings, folder / "server.log") as process,
+            started(["server"], service_settings(url), folder / "server.log") as process,
             grpc.aio.insecure_channel(process.address) as channel,
         ):
             yield Scene(target("ours", process.pid, channel), TransferServiceStub(channel), postgres)
