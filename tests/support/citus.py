@@ -18,10 +18,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import asyncpg
-
 from server.store.embedded.os_user import OsUser
-from tests.support.postgres import memory_folder
+from tests.support.postgres import fetch, memory_folder
 
 HOST = "127.0.0.1"
 _SETTINGS = {
@@ -108,7 +106,7 @@ class Cluster:
     async def start(self, workers: int) -> None:
         """Starts everything."""
         await asyncio.to_thread(self._make_node)
-        await _execute(self.url, "CREATE EXTENSION citus", f"SELECT citus_set_coordinator_host('{HOST}')")
+        await fetch(self.url, "CREATE EXTENSION citus", f"SELECT citus_set_coordinator_host('{HOST}')")
         for _ in range(workers):
             await self.add_worker()
 
@@ -118,9 +116,9 @@ class Cluster:
         for url in (self.url, *urls):
             name = url.rpartition("/")[2]
             if name != "postgres":
-                await _execute(node.url, f'CREATE DATABASE "{name}"')
-            await _execute(node.url.removesuffix("postgres") + name, "CREATE EXTENSION citus")
-            await _execute(url, f"SELECT citus_add_node('{HOST}', {node.port})")
+                await fetch(node.url, f'CREATE DATABASE "{name}"')
+            await fetch(node.url.removesuffix("postgres") + name, "CREATE EXTENSION citus")
+            await fetch(url, f"SELECT citus_add_node('{HOST}', {node.port})")
         return node
 
     def stop(self) -> None:
@@ -170,15 +168,6 @@ def _free_port() -> int:
         bound.bind((HOST, 0))
         port: int = bound.getsockname()[1]
         return port
-
-
-async def _execute(url: str, *statements: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 async def _main() -> None:
