@@ -137,9 +137,8 @@ async def _apply_limit(
     applied = await connection.fetchrow(_APPLIED, tenant)
     is_known = applied is not None and applied["at_most"] <= at_most
     start = applied["applied_through"] - _OVERLAP if is_known else EARLIEST
-    if not sum(
-        [await _lower(session, tenant, start, at_most) for session in sessions]
-    ):  # those that were locked are looked at by the next purge
+    skipped = sum([await _lower(session, tenant, start, at_most) for session in sessions])
+    if not skipped:  # those that were locked are looked at by the next purge
         await connection.execute(_NOTE, tenant, at_most, began)
 
 
