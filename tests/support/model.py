@@ -125,15 +125,21 @@ class Model:
         """The forks of a conversation that are there."""
         return [log for _, log in self.living() if log.source == conversation_id]
 
+    def _made_before(self, request_id: str, fingerprint: bytes) -> "Log | None":
+        """What an earlier request with this id has made, if there was one."""
+        if request_id not in self._created:
+            return None
+        before, made = self._created[request_id]
+        if before != fingerprint:
+            raise Refused("REQUEST_ID_REUSED")
+        return self.log(made)
+
     def fork(
         self, conversation_id: str, through: int | str, metadata: dict[str, str], request_id: str, fingerprint: bytes
     ) -> tuple[Log, bool]:
         """The fork and whether it is new, as of `create`; ``through`` is a sequence or an item."""
-        if request_id in self._created:
-            before, made = self._created[request_id]
-            if before != fingerprint:
-                raise Refused("REQUEST_ID_REUSED")
-            return self.log(made), False
+        if made := self._made_before(request_id, fingerprint):
+            return made, False
         log = self.log(conversation_id)
         last = log.find(through).sequence if isinstance(through, str) else through
         fork = Log(log.metadata | metadata, source=conversation_id)
@@ -172,11 +178,8 @@ class Model:
         self, metadata: dict[str, str], new: Sequence[New], request_id: str, fingerprint: bytes
     ) -> tuple[Log, bool]:
         """The conversation and whether it is new; `name` gives it its id."""
-        if request_id in self._created:
-            before, conversation_id = self._created[request_id]
-            if before != fingerprint:
-                raise Refused("REQUEST_ID_REUSED")
-            return self.log(conversation_id), False
+        if made := self._made_before(request_id, fingerprint):
+            return made, False
         log = Log(dict(metadata))
         log.add(new)
         return log, True
