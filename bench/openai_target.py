@@ -10,6 +10,7 @@ import aiohttp
 from bench.grpc_target import TEXT
 
 _CONNECTIONS = 64
+_IDLE_SECONDS = 2.0  # that a connection is kept; less than the 5 s after which uvicorn, and so OGX, closes it
 _ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": TEXT}]}
 
 
@@ -22,7 +23,7 @@ def free_port() -> int:
 
 def session_at(port: int) -> aiohttp.ClientSession:
     """The connections to a service; an answer that is an error is raised."""
-    connector = aiohttp.TCPConnector(limit=_CONNECTIONS)
+    connector = aiohttp.TCPConnector(limit=_CONNECTIONS, keepalive_timeout=_IDLE_SECONDS)
     return aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector, raise_for_status=True)
 
 
