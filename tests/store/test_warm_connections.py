@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import os
+import socket
 import time
 from typing import Any
 
@@ -50,6 +52,27 @@ async def test_a_call_that_is_cancelled_twice(postgres: str) -> None:
             await asyncio.sleep(0.5)
             gc.collect()
             await proxy.heal()
+    finally:
+        loop.set_exception_handler(None)
+    assert [] == told
+
+
+async def test_expired_connections_whose_server_is_gone(postgres: str) -> None:
+    """The pool closes them beside the next statement: that they are broken is no error that nobody has asked for."""
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: told.append(context))
+    try:
+        async with open_database(postgres, 1, Bounds()) as database:
+            pool = database.pool
+            async with pool.acquire() as connection:
+                sent = connection._con._transport.get_extra_info("socket")
+            await pool.expire_connections()
+            with socket.socket(fileno=os.dup(sent.fileno())) as same:
+                same.shutdown(socket.SHUT_WR)
+            await pool.fetch("SELECT 1")
+            await asyncio.sleep(0.1)
+            gc.collect()
     finally:
         loop.set_exception_handler(None)
     assert [] == told

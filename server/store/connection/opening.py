@@ -18,6 +18,7 @@ from server.store.connection.failures import DRIVER_ERRORS, Failure, Problem, fi
 from server.store.connection.layout import ONE_SERVER, find_layout
 from server.store.connection.nodes import node_problems
 from server.store.connection.pgbouncer import PgBouncerConnection, session_differences
+from server.store.connection.pooled_connection import PooledConnection
 
 MINIMUM_VERSION = 150000  # PostgreSQL 15
 _COMMAND_SECONDS = 60.0  # for a statement outside of the pool, which may change many rows
@@ -193,7 +194,7 @@ def _connection_options(bounds: Bounds, *, via_pgbouncer: bool) -> dict[str, Any
     if via_pgbouncer:  # takes no other setting, and no statement by name
         own: dict[str, Any] = {"connection_class": PgBouncerConnection, "statement_cache_size": 0}
     else:
-        own, settings = {}, settings | bounds.session()
+        own, settings = {"connection_class": PooledConnection}, settings | bounds.session()
     return {"command_timeout": bounds.command, "server_settings": settings, **own}
 
 

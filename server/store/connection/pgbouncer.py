@@ -10,10 +10,12 @@ from typing import Any
 
 import asyncpg
 
+from server.store.connection.pooled_connection import PooledConnection
+
 _MAX_DESCRIBED = 200  # statements whose types a connection keeps
 
 
-class PgBouncerConnection(asyncpg.Connection):  # type: ignore[misc] # has no types
+class PgBouncerConnection(PooledConnection):
     """A connection whose statements are unnamed; it needs ``statement_cache_size=0``.
 
     Without a cache asyncpg has a statement described before each run, in a round trip of its own. Here that is done
