@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from server.observability import task_supervisor
 from server.observability.task_supervisor import TaskSupervisor
+from tests.support.loop_errors import collected_loop_errors
 
 
 @pytest.fixture(autouse=True)
@@ -96,14 +97,10 @@ async def test_a_log_that_cannot_be_written_stops_nothing(monkeypatch: pytest.Mo
             raise OSError
 
     monkeypatch.setattr(task_supervisor, "log", Broken())
-    tasks, work, problems = TaskSupervisor(), Work(ValueError(), ValueError()), []
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: problems.append(context))
-    try:
+    tasks, work = TaskSupervisor(), Work(ValueError(), ValueError())
+    with collected_loop_errors() as problems:
         async with tasks.running("work", work.run):
             await asyncio.wait_for(work.steady.wait(), 5)
-    finally:
-        loop.set_exception_handler(None)
     assert 2 == tasks.failures["work"]
     assert [] == problems
 

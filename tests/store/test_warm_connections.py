@@ -1,11 +1,9 @@
 """Connections that break while a statement is on its way."""
 
 import asyncio
-import gc
 import os
 import socket
 import time
-from typing import Any
 
 import asyncpg
 import pytest
@@ -14,6 +12,7 @@ from server.store.connection.bounds import Bounds
 from server.store.connection.opening import open_database
 from server.store.connection.warm_connections import Connection
 from server.store.sql.statement import Statement
+from tests.support.loop_errors import collected_loop_errors
 from tests.support.tcp_proxy import tcp_proxy
 
 SELECT_1 = Statement("SELECT 1", (), "read")
@@ -36,10 +35,7 @@ async def test_a_call_that_is_cancelled_ends_soon(postgres: str) -> None:
 
 async def test_a_call_that_is_cancelled_twice(postgres: str) -> None:
     """A caller that is cancelled again while its connection is released leaves no error that nobody has asked for."""
-    told: list[dict[str, Any]] = []
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _loop, context: told.append(context))
-    try:
+    with collected_loop_errors() as told:
         async with tcp_proxy(postgres) as proxy, open_database(proxy.url(postgres), 2, Bounds()) as database:
             await database.fetch(SELECT_1, {})
             proxy.freeze()
@@ -50,19 +46,13 @@ async def test_a_call_that_is_cancelled_twice(postgres: str) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await call
             await asyncio.sleep(0.5)
-            gc.collect()
             await proxy.heal()
-    finally:
-        loop.set_exception_handler(None)
     assert [] == told
 
 
 async def test_expired_connections_whose_server_is_gone(postgres: str) -> None:
     """The pool closes them beside the next statement: that they are broken is no error that nobody has asked for."""
-    told: list[dict[str, Any]] = []
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _loop, context: told.append(context))
-    try:
+    with collected_loop_errors() as told:
         async with open_database(postgres, 1, Bounds()) as database:
             pool = database.pool
             async with pool.acquire() as connection:
@@ -72,9 +62,6 @@ async def test_expired_connections_whose_server_is_gone(postgres: str) -> None:
                 same.shutdown(socket.SHUT_WR)
             await pool.fetch("SELECT 1")
             await asyncio.sleep(0.1)
-            gc.collect()
-    finally:
-        loop.set_exception_handler(None)
     assert [] == told
 
 

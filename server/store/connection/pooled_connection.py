@@ -1,4 +1,4 @@
-"""The connections of the pool."""
+"""The connections of a database: those of its pool, and the one that probes it."""
 
 from contextlib import suppress
 from typing import Any
