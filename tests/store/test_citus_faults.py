@@ -1,33 +1,26 @@
 """Nodes of Citus that fail, and that come, under a running service; on a cluster of its own."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import grpc.aio
 import pytest
 from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING
 
-from server.store.distribution import distribute
-from server.store.migrate import migrate
-from tests.support.build import append, create, get, list_items, user_message
-from tests.support.citus import Cluster, running_cluster
+from tests.support.build import append, get, list_items, user_message
+from tests.support.citus import Cluster
+from tests.support.citus_faults import NEEDS_CITUS, by_worker, codes, distributed_cluster
 from tests.support.postgres import execute, fetch
 from tests.support.service import Service, list_all_items, running_service
 
-BIN = "CITUS_BIN"  # an environment variable: the programs of a PostgreSQL for which Citus is installed
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BIN not in os.environ, reason=f"needs {BIN}, PostgreSQL with Citus")]
+pytestmark = NEEDS_CITUS
 
 
 @pytest.fixture(scope="module")
 async def cluster() -> AsyncIterator[Cluster]:
-    """A coordinator and two workers."""
-    async with running_cluster(Path(os.environ[BIN])) as running:
-        await migrate(running.url)
-        await distribute(running.url, 8)
+    """A cluster of its own."""
+    async with distributed_cluster() as running:
         yield running
 
 
@@ -36,32 +29,6 @@ async def service(cluster: Cluster) -> AsyncIterator[Service]:
     """A service on it."""
     async with running_service(cluster.url) as served:
         yield served
-
-
-async def by_worker(service: Service, count: int = 40) -> dict[int, list[str]]:
-    """New conversations, by the port of the worker that has them."""
-    made = [(await service.stub.CreateConversation(create(user_message("a")))).id for _ in range(count)]
-    placed = (
-        "SELECT nodeport FROM citus_shards WHERE shardid = get_shard_id_for_distribution_column('conversations', '{}')"
-    )
-    found: dict[int, list[str]] = {}
-    for conversation_id in made:
-        (row,) = await fetch(service.url, placed.format(conversation_id))
-        found.setdefault(row["nodeport"], []).append(conversation_id)
-    return found
-
-
-async def codes(calls: list[Awaitable[Any]]) -> set[str]:
-    """The codes that calls end with."""
-
-    async def code(call: Awaitable[Any]) -> str:
-        try:
-            await call
-        except grpc.aio.AioRpcError as error:
-            return error.code().name
-        return "OK"
-
-    return set(await asyncio.gather(*map(code, calls)))
 
 
 async def test_a_worker_is_down(cluster: Cluster, service: Service) -> None:

@@ -10,18 +10,14 @@ from typing import Any
 import asyncpg
 import grpc.aio
 import pytest
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 from structlog.testing import capture_logs
 
 from server.store.sql.statement import Statement
 from tests.support.build import create, get
 from tests.support.postgres import fresh_database
+from tests.support.readiness import FALSE_SECONDS, NOT_SERVING, SERVING, TRUE_SECONDS, wait_for
 from tests.support.service import Service, running_service
 from tests.support.tcp_proxy import TcpProxy, tcp_proxy
-
-SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
-FALSE_SECONDS, TRUE_SECONDS = 5.0, 2.0  # what is promised
 
 
 async def freeze(proxy: TcpProxy) -> None:
@@ -37,15 +33,6 @@ async def black_hole(proxy: TcpProxy) -> None:
 async def refuse(proxy: TcpProxy) -> None:
     """Connections end, and none is made."""
     await proxy.refuse()
-
-
-async def wait_for(service: Service, status: int) -> float:
-    """Seconds until `readiness` has this status."""
-    began, stub = time.monotonic(), HealthStub(service.channel)
-    async with asyncio.timeout(30):
-        while (await stub.Check(HealthCheckRequest(service="readiness"))).status != status:  # noqa: ASYNC110 - as an orchestrator asks
-            await asyncio.sleep(0.02)
-    return time.monotonic() - began
 
 
 @asynccontextmanager
