@@ -178,6 +178,30 @@ def test_a_statement_that_was_not_sent_is_undone() -> None:
     assert not Failure.of(lost).undone
 
 
+AT_WORKER = "PL/pgSQL function f(text) line 3 at RAISE\nwhile executing command on worker-1.internal:5432"
+
+
+@pytest.mark.parametrize(
+    ("state", "severity", "context", "reason"),
+    [
+        ("53100", "ERROR", AT_WORKER, "worker_disk_full"),
+        ("25006", "ERROR", AT_WORKER, "worker_read_only"),
+        ("53100", "ERROR", f"{AT_WORKER} and more", "disk_full"),
+        ("53100", "ERROR", "", "disk_full"),
+        ("08006", "ERROR", "", "worker_lost"),
+        ("08006", "FATAL", "", "connection_lost"),
+        ("08P01", "ERROR", "", "connection_lost"),
+    ],
+)
+def test_the_error_of_a_worker(state: str, severity: str, context: str, reason: str) -> None:
+    """It concerns neither the session that tells of it nor readiness. What is fatal is the session's own."""
+    error = asyncpg.PostgresError.new({"C": state, "M": "secret", "V": severity, "W": context})
+    rule = failures.find_rule(error)
+    assert rule is not None
+    assert reason == rule.reason
+    assert reason.startswith("worker_") != (rule.renew or rule.probe)
+
+
 # -- the lines of an outage
 
 

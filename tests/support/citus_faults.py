@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +61,14 @@ async def codes(calls: list[Awaitable[Any]]) -> set[str]:
         return "OK"
 
     return set(await asyncio.gather(*map(code, calls)))
+
+
+async def until(ask: Callable[[], Awaitable[Any]], seconds: float = 20) -> Any:
+    """What ``ask`` returns as soon as that is true."""
+    async with asyncio.timeout(seconds):
+        while not (found := await ask()):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+    return found
 
 
 @dataclass

@@ -11,7 +11,8 @@ import errno
 import re
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Self
 
 import asyncpg
@@ -136,20 +137,33 @@ BY_EXCEPTION: tuple[tuple[type[BaseException], FailureRule | None], ...] = (
 
 # A coordinator answers so when it cannot reach a worker; its own session goes on.
 WORKER_LOST = FailureRule("worker_lost", "connection", retry=True)
-_OF_WORKER = "connection to the remote node"
+# How Citus ends the context of an error that a worker has raised: with its address.
+_AT_WORKER = re.compile(r"^while executing command on \S+:\d+\Z", re.MULTILINE)
 
 
 def find_rule(error: BaseException) -> FailureRule | None:
     """Returns the rule for an exception of the driver; None for a defect, or for the store to explain."""
-    if isinstance(error, asyncpg.PostgresConnectionError) and _is_of_worker(error):
-        return WORKER_LOST
     if isinstance(error, asyncpg.PostgresError) and error.sqlstate:
-        return BY_SQLSTATE.get(error.sqlstate, BY_SQLSTATE.get(error.sqlstate[:2]))
+        return WORKER_LOST if _is_lost_worker(error) else _find_rule_of_state(error)
     return next((rule for kind, rule in BY_EXCEPTION if isinstance(error, kind)), None)
 
 
-def _is_of_worker(error: asyncpg.PostgresConnectionError) -> bool:
-    return bool(error.args) and str(error.args[0]).startswith(_OF_WORKER)
+def _find_rule_of_state(error: asyncpg.PostgresError) -> FailureRule | None:
+    rule = BY_SQLSTATE.get(error.sqlstate, BY_SQLSTATE.get(error.sqlstate[:2]))
+    is_of_worker = _AT_WORKER.search(getattr(error, "context", None) or "")
+    return _at_worker(rule) if rule and is_of_worker else rule
+
+
+@cache
+def _at_worker(rule: FailureRule) -> FailureRule:
+    """``rule`` for a worker: the session at the coordinator goes on, and so do the statements of other workers."""
+    return replace(rule, reason=f"worker_{rule.reason}", renew=False, probe=False)
+
+
+def _is_lost_worker(error: asyncpg.PostgresError) -> bool:
+    """Whether a session tells of a lost connection and goes on: so it was not its own."""
+    is_lost = error.sqlstate[:2] == "08" and error.sqlstate != "08P01"
+    return is_lost and getattr(error, "severity_en", None) == "ERROR"
 
 
 def find_taken_key(error: BaseException) -> KeyTaken | None:
