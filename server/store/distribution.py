@@ -84,8 +84,8 @@ async def _find_wrong_node(connection: asyncpg.Connection) -> str:
     nodes = await read_nodes(connection)
     if still := [node.name for node in nodes if node.settings["wal_level"] != "logical"]:
         return f"wal_level is not logical on {', '.join(still)}: shards could not move while they are written to."
-    if problems := await node_problems(connection, unsafe_durability=False):
-        return f"Nodes are set wrongly: {problems}."
+    if problems := [*node_problems(nodes, unsafe_durability=False)]:
+        return f"Nodes are set wrongly: {'; '.join(problems)}."
     return ""
 
 

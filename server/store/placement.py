@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import asyncpg
 
 from server.store.connection.layout import DISTRIBUTED, find_layout
+from server.store.connection.nodes import ROLE_SETTINGS, read_nodes, session_problems
 from server.store.sql.routing import ARGUMENTS, CREATE_FUNCTION, CREATE_ROW, FUNCTION, ROW
 from server.store.sql.schema import conversations, metadata
 
 SHARDS = 32  # by default
 _NO_LIMIT = 7 * 24 * 3600.0  # seconds; filled tables take their time
-# Sessions at the workers are made by Citus, with the settings of the role.
-ROLE_SETTINGS = {"jit": "off", "enable_seqscan": "off", "enable_bitmapscan": "off", "lock_timeout": "2s"}
 
 # Of revision 0010, which keep the order by activity. Citus takes no triggers, and there is no such order.
 _TRIGGERS = ("keep_activity_of_new", "keep_activity", "keep_activity_of_old")
@@ -28,8 +27,6 @@ _FUNCTIONS = """
 _DISTRIBUTE_FUNCTION = f"""
     SELECT create_distributed_function(
         '{FUNCTION}({ARGUMENTS})', 'conversation', colocate_with := 'conversations')"""
-_COUNT_ROLE_SETTINGS = """
-    SELECT count(*) FROM pg_roles, unnest(rolconfig) AS setting WHERE rolname = current_user AND setting = ANY($1)"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Plan:
         distributed: Tables to distribute, the conversations first.
         copied: Tables to copy to each node.
         functions: Functions to distribute.
-        sets_role: Whether the role lacks settings.
+        sets_role: Whether the role lacks settings at a node.
     """
 
     distributed: tuple[str, ...]
@@ -78,12 +75,11 @@ async def find_missing(connection: asyncpg.Connection) -> Plan:
     placed = {row["logicalrelid"] for row in await connection.fetch(_PLACED)}
     tables = [name for name in dict.fromkeys(_TABLES) if name not in placed]
     functions = {row["proname"] for row in await connection.fetch(_FUNCTIONS)}
-    settings = [f"{name}={value}" for name, value in ROLE_SETTINGS.items()]
     return Plan(
         distributed=tuple(name for name in tables if distribution_column(name)),
         copied=tuple(name for name in tables if not distribution_column(name)),
         functions=tuple(name for name in (FUNCTION,) if name not in functions),
-        sets_role=await connection.fetchval(_COUNT_ROLE_SETTINGS, settings) < len(settings),
+        sets_role=any(session_problems(await read_nodes(connection))),
     )
 
 

@@ -166,6 +166,19 @@ async def test_the_start_checks_every_node(postgres: str, template: str) -> None
             assert DISTRIBUTED is database.layout
 
 
+async def test_the_start_checks_sessions_at_every_node(postgres: str, template: str) -> None:
+    """A node whose sessions lack a setting of the role is named, with the setting."""
+    async with fresh_database(postgres, template) as url:
+        name = url.rpartition("/")[2]
+        worker = await asyncpg.connect((await node_urls(postgres))[2])
+        await worker.execute("SET citus.enable_ddl_propagation = off")
+        await worker.execute(f'ALTER ROLE CURRENT_USER IN DATABASE "{name}" SET lock_timeout = 0')
+        await worker.close()
+        async with open_database(url, 1, Bounds()) as database:
+            with pytest.raises(DatabaseConfigError, match=r"sessions at \S+:\d+ have lock_timeout = 0 and not 2000, "):
+                await verify(database, via_pgbouncer=False, unsafe_durability=True)
+
+
 async def test_pgbouncer_is_refused(postgres: str, template: str) -> None:
     """Sessions need settings that depend on the layout."""
     async with fresh_database(postgres, template) as url, open_database(url, 1, Bounds()) as database:

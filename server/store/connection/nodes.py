@@ -1,23 +1,31 @@
 """The nodes of a distributed database, and whether each is set as the service needs it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from server.store.connection.bounds import Bounds
 
 if TYPE_CHECKING:
     import asyncpg
 
 
+# Sessions at the workers are made by Citus, with the settings of the role; as pg_settings shows them.
+ROLE_SETTINGS = {
+    name: value
+    for name, value in Bounds().session().items()
+    if name in {"jit", "enable_seqscan", "enable_bitmapscan", "lock_timeout"}
+}
 _READ = """
     SELECT nodename || ':' || nodeport AS name, success, result
     FROM run_command_on_all_nodes($1) JOIN pg_catalog.pg_dist_node USING (nodeid) ORDER BY groupid"""
-# All that is asked of a node, as one row of JSON.
-_SETTINGS = """
-    SELECT json_object_agg(name, setting) FROM pg_settings WHERE name IN (
-        'fsync', 'synchronous_commit', 'wal_level', 'max_prepared_transactions',
-        'enable_seqscan', 'enable_bitmapscan', 'jit', 'lock_timeout')"""
 _DURABLE = ("fsync", "synchronous_commit")
+_ASKED = (*_DURABLE, "wal_level", "max_prepared_transactions", *ROLE_SETTINGS)
+# All that is asked of a node, as one row of JSON.
+_SETTINGS = f"""
+    SELECT json_object_agg(name, setting) FROM pg_settings
+    WHERE name IN ({", ".join(f"'{name}'" for name in _ASKED)})"""  # noqa: S608 - our own names
 
 
 @dataclass(frozen=True)
@@ -43,21 +51,22 @@ async def read_nodes(connection: "asyncpg.Connection | asyncpg.Pool") -> list[No
     return [Node(row["name"], json.loads(row["result"])) for row in rows if row["success"]]
 
 
-async def node_problems(connection: "asyncpg.Connection | asyncpg.Pool", *, unsafe_durability: bool) -> str:
-    """Returns what is wrong with the settings of which node, '' if nothing is.
+def node_problems(nodes: Iterable[Node], *, unsafe_durability: bool) -> Iterator[str]:
+    """Yields what is wrong with the settings of which node.
 
     A node that is down is left out: it is no reason not to serve the conversations of the others.
-
-    Raises:
-        asyncpg.PostgresError, asyncpg.InterfaceError, OSError: As `read_nodes`.
     """
-    nodes = await read_nodes(connection)
-    return "; ".join(text for node in nodes for text in _problems(node, unsafe=unsafe_durability))
+    for node in nodes:
+        for name in () if unsafe_durability else _DURABLE:
+            if node.settings[name] == "off":
+                yield f"{name} is off on {node.name}, where a crash would lose acknowledged writes"
+        if node.settings["max_prepared_transactions"] == "0":
+            yield f"max_prepared_transactions is 0 on {node.name}, which cannot write with another node then"
 
 
-def _problems(node: Node, *, unsafe: bool) -> Iterator[str]:
-    for name in () if unsafe else _DURABLE:
-        if node.settings[name] == "off":
-            yield f"{name} is off on {node.name}, where a crash would lose acknowledged writes"
-    if node.settings["max_prepared_transactions"] == "0":
-        yield f"max_prepared_transactions is 0 on {node.name}, which cannot write with another node then"
+def session_problems(nodes: Iterable[Node]) -> Iterator[str]:
+    """Yields which settings the sessions of which node lack, as those of one that was added later may."""
+    for node in nodes:
+        for name, wanted in ROLE_SETTINGS.items():
+            if (value := node.settings[name]) != wanted:
+                yield f"sessions at {node.name} have {name} = {value} and not {wanted}, which distribute sets"

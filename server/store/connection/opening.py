@@ -16,7 +16,7 @@ from server.store.connection.database import Database
 from server.store.connection.execution import Interceptor
 from server.store.connection.failures import DRIVER_ERRORS, Failure, Problem, find_rule
 from server.store.connection.layout import ONE_SERVER, find_layout
-from server.store.connection.nodes import node_problems
+from server.store.connection.nodes import node_problems, read_nodes, session_problems
 from server.store.connection.pgbouncer import PgBouncerConnection, session_differences
 from server.store.connection.pooled_connection import PooledConnection
 
@@ -134,8 +134,9 @@ async def _adopt_layout(database: Database, *, via_pgbouncer: bool, unsafe_durab
             "The database is distributed, and CONVERSATIONS_PGBOUNCER_URL is set: a distributed database is used "
             "without PgBouncer, because sessions need settings that depend on it (docs/scale.md)."
         )
-    if problems := await node_problems(database.pool, unsafe_durability=unsafe_durability):
-        raise DatabaseConfigError(f"Nodes of the database are set wrongly: {problems} (docs/scale.md).")
+    nodes = await read_nodes(database.pool)
+    if problems := [*node_problems(nodes, unsafe_durability=unsafe_durability), *session_problems(nodes)]:
+        raise DatabaseConfigError(f"Nodes of the database are set wrongly: {'; '.join(problems)} (docs/scale.md).")
     await database.adopt(layout)
 
 
