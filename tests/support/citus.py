@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.store.embedded.os_user import OsUser
-from tests.support.postgres import fetch, memory_folder
+from tests.support.postgres import execute, fetch, memory_folder
 
 HOST = "127.0.0.1"
+STANDBY = "standby"  # the name that a primary knows its standby by
 _SETTINGS = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
@@ -65,9 +66,13 @@ class Node:
         self.folder.mkdir()
         self.user.chown(self.folder)
         self._run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions")
-        lines = [f"{name} = '{value}'\n" for name, value in {**_SETTINGS, "port": str(self.port)}.items()]
-        with (self.folder / "postgresql.conf").open("a") as file:
-            file.writelines(lines)
+        self._set({**_SETTINGS, "port": str(self.port)})
+
+    def copy(self, primary: "Node") -> None:
+        """Makes its data folder as that of a standby, which follows ``primary`` under the name `STANDBY`."""
+        address = f"host={HOST} port={primary.port} user=postgres application_name={STANDBY}"
+        self._run("pg_basebackup", f"--dbname={address}", "--checkpoint=fast", "--write-recovery-conf")
+        self._set({"port": str(self.port), "primary_conninfo": address})
 
     def start(self) -> None:
         """Starts it, and waits until it takes connections."""
@@ -76,6 +81,14 @@ class Node:
     def stop(self, mode: str = "immediate") -> None:
         """Stops it; what is committed stays."""
         self._run("pg_ctl", "stop", "--wait", "--silent", f"--mode={mode}")
+
+    def promote(self) -> None:
+        """Makes a primary of a standby."""
+        self._run("pg_ctl", "promote", "--wait", "--silent")
+
+    def _set(self, settings: dict[str, str]) -> None:
+        with (self.folder / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 
     def _run(self, program: str, *arguments: str) -> None:
         argv = [str(self.programs / program), *arguments, f"--pgdata={self.folder}"]
@@ -86,12 +99,13 @@ class Node:
 
 @dataclass
 class Cluster:
-    """A coordinator and its workers."""
+    """A coordinator and its workers, and standbys of them."""
 
     programs: Path
     folder: Path
     user: OsUser
     nodes: list[Node] = field(default_factory=list)
+    standbys: list[Node] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -121,19 +135,35 @@ class Cluster:
             await fetch(url, f"SELECT citus_add_node('{HOST}', {node.port})")
         return node
 
+    async def add_standby(self, primary: Node) -> Node:
+        """Starts a standby of ``primary``, which waits from then on with each commit until the standby has it."""
+        node = self._node()
+        await asyncio.to_thread(node.copy, primary)
+        self.standbys.append(node)
+        await asyncio.to_thread(node.start)
+        await execute(primary.url, f"ALTER SYSTEM SET synchronous_standby_names = '{STANDBY}'")
+        await execute(primary.url, "SELECT pg_reload_conf()")
+        async with asyncio.timeout(20):
+            while not await fetch(primary.url, "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.1)
+        return node
+
     def stop(self) -> None:
         """Stops everything that runs."""
-        for node in reversed(self.nodes):
+        for node in (*self.standbys, *reversed(self.nodes)):
             if (node.folder / "postmaster.pid").exists():
                 node.stop()
 
     def _make_node(self) -> Node:
-        port = _free_port()
-        node = Node(self.programs, self.folder / str(port), port, self.user)
+        node = self._node()
         node.initialize()
         node.start()
         self.nodes.append(node)
         return node
+
+    def _node(self) -> Node:
+        port = _free_port()
+        return Node(self.programs, self.folder / str(port), port, self.user)
 
 
 @asynccontextmanager
