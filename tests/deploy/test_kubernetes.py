@@ -70,7 +70,8 @@ def test_the_versions() -> None:
 def test_it_fits_the_service(name: str) -> None:
     """Settings, probes, ports, selectors, rights, times and the policy are those of this version of the service."""
     migrates_itself = {"sidecar", "examples/sidecar-http", "examples/sidecar-monitoring", "overlays/dev"}
-    assert len(ours(render_objects(name))) == (1 if name in migrates_itself else 2)
+    containers = {"examples/citus": 4} | dict.fromkeys(migrates_itself, 1)
+    assert len(ours(render_objects(name))) == containers.get(name, 2)
     assert [] == problems(render_objects(name))
 
 
@@ -180,6 +181,10 @@ LABEL = "app.kubernetes.io/name"
             "conversations: has",
         ),
         ("sidecar", "Deployment", (*SIDECAR, "args"), ["serve", "--port"], "--port"),
+        ("citus", "Deployment", (*SIDECAR, "args"), ["distribute"], "distribution: the pods do not wait for it"),
+        ("citus", "Job", (*SIDECAR, "args"), ["migrate", "--check"], "distribution: before the migration"),
+        ("citus", "Job", (*SERVER, "args"), ["distribute", "--shard=32"], "--shard"),
+        ("citus", "ConfigMap", ("data", "CONVERSATIONS_POOL_SIZE"), "11", "9 pods take 99 connections"),
     ],
 )
 def test_a_mistake_is_found(name: str, kind: str, place: tuple[Any, ...], value: Any, complaint: str) -> None:

@@ -90,8 +90,8 @@ class Ours:
         return found | {each["name"]: each.get("value", "postgresql://x@y/z") for each in self.container["env"]}
 
     @property
-    def is_sidecar(self) -> bool:
-        """Whether it is beside the application of its pod."""
+    def is_first(self) -> bool:
+        """Whether it is an init container, as a sidecar is."""
         return self.container in self.pod["spec"].get("initContainers", ())
 
     @property
@@ -144,6 +144,12 @@ def named(objects: Objects, kind: str, name: str) -> Object:
     return next((each for each in objects if (kind, name) == (each["kind"], each["metadata"]["name"])), {})
 
 
+def is_of_database(each: Object) -> bool:
+    """Whether it is about PostgreSQL, and not about the service."""
+    name: str = each["metadata"]["name"]
+    return "postgres" in name or name.startswith("citus-")
+
+
 def of_kind(objects: Objects, *kinds: str) -> Objects:
     """The objects of these kinds."""
     return [each for each in objects if each["kind"] in kinds]
@@ -151,7 +157,7 @@ def of_kind(objects: Objects, *kinds: str) -> Objects:
 
 def standing(objects: Objects) -> list[Ours]:
     """Those that serve in pods of their own."""
-    return [each for each in servers(objects) if not each.is_sidecar]
+    return [each for each in servers(objects) if not each.is_first]
 
 
 # -- settings
@@ -268,6 +274,21 @@ def _unknown(arguments: list[str]) -> str:
     return ""
 
 
+def distribution_comes_first(objects: Objects) -> Problems:
+    """Tables are distributed after the migration, and no pod connects before: `distribute` would refuse."""
+    jobs = [each for each in ours(objects) if each.container["args"][0] == "distribute" and not each.is_first]
+    for job in jobs:
+        if ["migrate"] not in _arguments_before(job):
+            yield "distribution: before the migration"
+        for each in standing(objects):
+            if ["distribute", "--check"] not in _arguments_before(each):
+                yield "distribution: the pods do not wait for it"
+
+
+def _arguments_before(each: Ours) -> list[list[str]]:
+    return [container["args"] for container in each.pod["spec"].get("initContainers", ())]
+
+
 def probes_ask_the_right_thing(objects: Objects) -> Problems:
     """Each probe asks under its own path; that of liveness, which restarts, never for the database."""
     for each in servers(objects):
@@ -308,9 +329,10 @@ def ports_agree(objects: Objects) -> Problems:
 
 def _wanted(objects: Objects) -> set[Any]:
     """Ports that others name."""
-    services = [each for each in of_kind(objects, "Service") if "postgres" not in each["metadata"]["name"]]
+    services = [each for each in of_kind(objects, "Service") if not is_of_database(each)]
     targets = {entry["targetPort"] for each in services for entry in each["spec"]["ports"]}
-    rules = [rule for each in of_kind(objects, "NetworkPolicy") for rule in each["spec"]["ingress"]]
+    policies = [each for each in of_kind(objects, "NetworkPolicy") if not is_of_database(each)]
+    rules = [rule for each in policies for rule in each["spec"]["ingress"]]
     monitors = [each["spec"]["podMetricsEndpoints"] for each in of_kind(objects, "PodMonitor")]
     targets |= {entry["port"] for entries in monitors for entry in entries}
     return targets | {entry["port"] for rule in rules for entry in rule["ports"]}
@@ -342,6 +364,8 @@ def routes_lead_somewhere(objects: Objects) -> Problems:
 def selectors_match(objects: Objects) -> Problems:
     """Whoever selects pods selects some, a Service those of one owner alone."""
     for each in of_kind(objects, "Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy", "PodMonitor"):
+        if each["kind"] == "NetworkPolicy" and is_of_database(each):
+            continue  # its pods are made elsewhere
         name, selector = f"{each['kind']} {each['metadata']['name']}", _selector(each)
         found = [owner for owner in of_kind(objects, *OWNERS) if selector.items() <= _labels(owner).items()]
         if not selector or not found or (each["kind"] == "Deployment" and each not in found):
@@ -440,6 +464,7 @@ _THEN: tuple[Callable[[Objects], Problems], ...] = (
     retention_is_accepted,
     one_image,
     commands_are_known,
+    distribution_comes_first,
     probes_ask_the_right_thing,
     probes_reach_it,
     ports_agree,
