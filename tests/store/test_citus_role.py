@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -21,26 +22,44 @@ from tests.support.service import running_service
 
 pytestmark = NEEDS_CITUS
 ROLE = "conversations"
+PASSWORD = uuid4().hex
+HBA = f"host all postgres {HOST}/32 trust\nhost all all {HOST}/32 scram-sha-256\n"
 
 
 @pytest.fixture(scope="module")
 async def cluster() -> AsyncIterator[Cluster]:
     """A coordinator and two workers; the role owns a database of each, and no more."""
     async with running_cluster(Path(os.environ[BIN])) as running:
-        await execute(running.url, f"CREATE ROLE {ROLE} LOGIN")  # Citus makes it at the workers
+        await execute(running.url, f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'")  # Citus makes it at the workers
         for node in running.nodes:
-            await execute(node.url, f"CREATE DATABASE {ROLE} OWNER {ROLE}")
-            await execute(url_of(node, "postgres"), "CREATE EXTENSION citus")
-        coordinator = url_of(running.nodes[0], "postgres")
-        await execute(coordinator, f"SELECT citus_set_coordinator_host('{HOST}', {running.nodes[0].port})")
+            await prepare(node)
+        coordinator = running.nodes[0]
+        await execute(
+            url_of(coordinator, "postgres"), f"SELECT citus_set_coordinator_host('{HOST}', {coordinator.port})"
+        )
         for worker in running.workers:
-            await execute(coordinator, f"SELECT citus_add_node('{HOST}', {worker.port})")
+            await join(coordinator, worker)
         yield running
+
+
+async def prepare(node: Node) -> None:
+    """Gives the role its database there, and other nodes its password, without which it cannot log in."""
+    await execute(node.url, f"CREATE DATABASE {ROLE} OWNER {ROLE}")
+    superuser = url_of(node, "postgres")
+    await execute(superuser, "CREATE EXTENSION citus")
+    await execute(superuser, f"INSERT INTO pg_dist_authinfo VALUES (0, '{ROLE}', 'password={PASSWORD}')")
+    (node.folder / "pg_hba.conf").write_text(HBA, encoding="utf-8")
+    await execute(superuser, "SELECT pg_reload_conf()")
+
+
+async def join(coordinator: Node, worker: Node) -> None:
+    """Makes a worker known to the coordinator."""
+    await execute(url_of(coordinator, "postgres"), f"SELECT citus_add_node('{HOST}', {worker.port})")
 
 
 def url_of(node: Node, role: str = ROLE) -> str:
     """The role's database there."""
-    return f"postgresql://{role}@{HOST}:{node.port}/{ROLE}"
+    return f"postgresql://{role}:{PASSWORD}@{HOST}:{node.port}/{ROLE}"
 
 
 async def test_a_plain_role(cluster: Cluster) -> None:
@@ -89,9 +108,8 @@ async def test_a_worker_that_joins(cluster: Cluster) -> None:
     await migrate(url)
     await distribute(url, 4)
     node = await cluster.add_worker()
-    await execute(node.url, f"CREATE DATABASE {ROLE} OWNER {ROLE}")
-    await execute(url_of(node, "postgres"), "CREATE EXTENSION citus")
-    await execute(url_of(cluster.nodes[0], "postgres"), f"SELECT citus_add_node('{HOST}', {node.port})")
+    await prepare(node)
+    await join(cluster.nodes[0], node)
     assert (await plan_distribution(url)).is_empty
     async with running_service(url) as service:
         await service.stub.CreateConversation(create(user_message("a")))
