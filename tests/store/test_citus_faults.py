@@ -1,6 +1,8 @@
 """Nodes of Citus that fail, and that come, under a running service; on a cluster of its own."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 from uuid import uuid4
@@ -12,6 +14,7 @@ from tests.support.build import append, get, list_items, user_message
 from tests.support.citus import Cluster
 from tests.support.citus_faults import NEEDS_CITUS, by_worker, codes, distributed_cluster
 from tests.support.postgres import execute, fetch
+from tests.support.readiness import FALSE_SECONDS, SERVING, wait_for
 from tests.support.service import Service, list_all_items, running_service
 
 pytestmark = NEEDS_CITUS
@@ -60,6 +63,17 @@ async def test_a_worker_is_down(cluster: Cluster, service: Service) -> None:
     while await codes([*reads(lost), *appends(lost)]) != {"OK"}:
         assert asyncio.get_running_loop().time() < deadline
     assert [] == await fetch(service.url, "SELECT * FROM pg_prepared_xacts")
+
+
+async def test_a_start_while_a_worker_does_not_answer(cluster: Cluster) -> None:
+    """It is left out of the checks, and the conversations of the other one are served."""
+    frozen = cluster.workers[0]
+    os.kill(frozen.pid, signal.SIGSTOP)
+    try:
+        async with running_service(cluster.url) as started:
+            assert await wait_for(started, SERVING) < FALSE_SECONDS
+    finally:
+        os.kill(frozen.pid, signal.SIGCONT)
 
 
 async def test_a_worker_joins(cluster: Cluster, service: Service) -> None:

@@ -20,6 +20,8 @@ ROLE_SETTINGS = {
 _READ = """
     SELECT nodename || ':' || nodeport AS name, success, result
     FROM run_command_on_all_nodes($1) JOIN pg_catalog.pg_dist_node USING (nodeid) ORDER BY groupid"""
+# A node that does not answer at all is left out before statement_timeout ends the question.
+_GIVE_UP = "SET LOCAL citus.node_connection_timeout = 1000"
 _DURABLE = ("fsync", "synchronous_commit")
 _ASKED = (*_DURABLE, "wal_level", "max_prepared_transactions", *ROLE_SETTINGS)
 # All that is asked of a node, as one row of JSON.
@@ -41,13 +43,15 @@ class Node:
     settings: Mapping[str, str]
 
 
-async def read_nodes(connection: "asyncpg.Connection | asyncpg.Pool") -> list[Node]:
+async def read_nodes(connection: "asyncpg.Connection") -> list[Node]:
     """Returns the nodes that answer, the coordinator first.
 
     Raises:
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError: The coordinator cannot be asked.
     """
-    rows = await connection.fetch(_READ, _SETTINGS)
+    async with connection.transaction():
+        await connection.execute(_GIVE_UP)
+        rows = await connection.fetch(_READ, _SETTINGS)
     return [Node(row["name"], json.loads(row["result"])) for row in rows if row["success"]]
 
 

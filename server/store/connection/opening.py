@@ -134,7 +134,8 @@ async def _adopt_layout(database: Database, *, via_pgbouncer: bool, unsafe_durab
             "The database is distributed, and CONVERSATIONS_PGBOUNCER_URL is set: a distributed database is used "
             "without PgBouncer, because sessions need settings that depend on it (docs/scale.md)."
         )
-    nodes = await read_nodes(database.pool)
+    async with database.pool.acquire() as connection:
+        nodes = await read_nodes(connection)
     if problems := [*node_problems(nodes, unsafe_durability=unsafe_durability), *session_problems(nodes)]:
         raise DatabaseConfigError(f"Nodes of the database are set wrongly: {'; '.join(problems)} (docs/scale.md).")
     await database.adopt(layout)
