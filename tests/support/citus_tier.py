@@ -15,10 +15,12 @@ _ERASURE = "erasures are refused there"
 _LINE = "the log of the start has one more line there"
 _TIME = "it has to be faster than a poll"
 _PARTS = "it is about parts of the store on one server"
+_CREATES = "creates of several calls share no statement there"
 _STABLE = "it prepares rows with an UPDATE that Citus refuses"
 
 # By folder, file or test, the longest that fits: why it is skipped; '' if it is not.
 REASONS = {
+    "tests/authorization/test_audit_of_writes.py::test_a_create_whose_caller_left_its_batch_has_a_line": _CREATES,
     "tests/cli/test_cli.py::test_changes": _LOG,
     "tests/cli/test_cli.py::test_serve_starts_and_stops": _LINE,
     "tests/client/test_channel.py::test_it_connects": _ERASURE,
