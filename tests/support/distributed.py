@@ -1,7 +1,8 @@
 """Distributed databases for tests, on the cluster of `CITUS_URL`."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -11,6 +12,7 @@ from server.store.migrate import migrate
 from tests.support.postgres import execute, execute_everywhere, node_urls, with_database
 
 SHARDS = 8
+_LOCK = 40  # advisory, at the coordinator
 
 
 async def make_distributed_template(postgres: str, name: str) -> None:
@@ -23,9 +25,21 @@ async def make_distributed_template(postgres: str, name: str) -> None:
 
 async def make_distributed_database(postgres: str, name: str, shards: int = SHARDS) -> None:
     """Makes a migrated and distributed database on each node."""
-    url = await make_joined_database(postgres, name)
-    await migrate(url)
-    await distribute(url, shards)
+    async with _alone(postgres):
+        url = await make_joined_database(postgres, name)
+        await migrate(url)
+        await distribute(url, shards)
+
+
+@asynccontextmanager
+async def _alone(postgres: str) -> AsyncIterator[None]:
+    """Keeps other processes of tests waiting: the first database gives the role its settings, at all nodes."""
+    connection = await asyncpg.connect(postgres, server_settings={"lock_timeout": "0"})  # the role has one
+    try:
+        await connection.execute(f"SELECT pg_advisory_lock({_LOCK})")
+        yield
+    finally:
+        await connection.close()
 
 
 async def make_joined_database(postgres: str, name: str) -> str:
