@@ -2,7 +2,7 @@
 
 Columns, tables, rows and indexes are committed apart, so a revision that was interrupted in between is repeated. The
 rows of older conversations are made here, in steps, so that no list by active_time ever lacks one; their times are
-moved later, by the service.
+moved later, by the service. A distributed database gets neither triggers nor rows, because Citus takes no triggers.
 """
 
 import time
@@ -64,13 +64,14 @@ def upgrade() -> None:
     op.execute("ALTER TABLE conversations ADD COLUMN IF NOT EXISTS active_time timestamptz")
     op.execute("ALTER TABLE conversation_attributes ADD COLUMN IF NOT EXISTS active_time timestamptz")
     _tables()
-    schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
-    for statement in (_FUNCTION.format(schema=schema), *_TRIGGERS):
-        op.execute(statement)
+    keeps = not _is_distributed()
+    if keeps:
+        _create_triggers()
     with op.get_context().autocommit_block():
         # Nobody waits behind an index that is built concurrently; it waits itself for every transaction that is older.
         op.execute("SET lock_timeout = 0")
-        _fill()
+        if keeps:
+            _fill()
         key = ["tenant", "active_time", "conversation_id"]
         _index("activity_by_tenant", "activity", key)
         _index("activity_by_owner", "activity", ["tenant", "owner", *key[1:]])
@@ -78,6 +79,20 @@ def upgrade() -> None:
         by_value: list[str | sa.TextClause] = ["tenant", "attribute", listed, "conversation_id"]
         _index("conversation_attributes_by_activity", "conversation_attributes", by_value)
         op.execute("RESET lock_timeout")
+
+
+def _is_distributed() -> bool:
+    bind = op.get_bind()
+    if not bind.scalar(sa.text("SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL")):
+        return False
+    placed = "SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_partition WHERE logicalrelid = 'conversations'::regclass)"
+    return bool(bind.scalar(sa.text(placed)))
+
+
+def _create_triggers() -> None:
+    schema = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
+    for statement in (_FUNCTION.format(schema=schema), *_TRIGGERS):
+        op.execute(statement)
 
 
 def _tables() -> None:
@@ -102,7 +117,8 @@ def _tables() -> None:
             is_done boolean NOT NULL)"""
     )
     op.execute(
-        "INSERT INTO activity_progress SELECT 1, '', NOT EXISTS (SELECT FROM conversations) ON CONFLICT (id) DO NOTHING"
+        """INSERT INTO activity_progress SELECT 1, '', NOT EXISTS (SELECT 1 FROM conversations)
+            ON CONFLICT (id) DO NOTHING"""
     )
 
 
