@@ -12,7 +12,7 @@ from server.policy.plan import Plan
 from server.policy.residual import Shares
 from server.store.sql import activity, changes, conversations, items, predicate
 from tests.support.postgres import fresh_database
-from tests.support.proof import Mismatch, Proof, proof_on
+from tests.support.proof import TENANT, Mismatch, proof_on
 
 SEED = 2
 
@@ -30,7 +30,7 @@ async def test_sql_is_the_reference(empty: str) -> None:
         seen = await proof.until(15_000)
     assert [] == seen.problems()
     assert seen.pages >= 100
-    assert seen.told.total() >= 100
+    assert seen.told.total() >= (100 if seen.keeps_changes else 0)
 
 
 @pytest.fixture
@@ -86,18 +86,10 @@ async def test_the_proof_finds_what_is_wrong(empty: str, monkeypatch: pytest.Mon
             monkeypatch.setattr(store_access, "index_ranges", _half_a_cover)
         case "operator":
             monkeypatch.setattr(predicate, "_to_sql", _careless(predicate._to_sql))
+        case "tenant":  # rows of another tenant are stored as the callers' own
+            monkeypatch.setattr("tests.support.proof.THEIRS", TENANT)
     async with proof_on(empty, Random(SEED)) as proof:
         if broken == "page":
             monkeypatch.setattr(type(proof._conversations), "page", _off_by_one(type(proof._conversations).page))
-        if broken == "tenant":
-            await _in_one_tenant(proof)
         with pytest.raises(Mismatch):
             await proof.until(30_000)
-
-
-async def _in_one_tenant(proof: Proof) -> None:
-    """Lets every row that is stored from now on be of the callers' tenant."""
-    await proof._connection.execute(
-        """CREATE FUNCTION ours() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.tenant = 'ours'; RETURN NEW; END$$;
-           CREATE TRIGGER ours BEFORE INSERT ON conversations FOR EACH ROW EXECUTE FUNCTION ours()"""
-    )

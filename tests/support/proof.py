@@ -1,10 +1,14 @@
 """Random policies against PostgreSQL: what the store's statements give is what `tests.support.reference` allows.
 
-``python -m tests.support.proof [SEED]`` decides 400,000 cases, prints the seed, and
+``python -m tests.support.proof [SEED] [--cases N]`` decides 400,000 cases, prints the seed, and
 exits with 1 at the first mismatch. A case is one (policy, principal, row, action).
+
+With `CITUS_URL` the database is distributed. It has neither a log of changes nor the order by activity.
 """
 
+import argparse
 import asyncio
+import os
 import sys
 import time
 from collections import Counter
@@ -43,7 +47,9 @@ from server.store.sql.statement import compile_statement
 from server.store.sql.visibility import allowed, item_allowed
 from tests.support import reference
 from tests.support.database import verified_database
+from tests.support.distributed import make_distributed_database
 from tests.support.log_proof import LogProof
+from tests.support.postgres import CITUS, drop_everywhere, with_database
 from tests.support.reference import What
 from tests.support.worlds import ACTIONS, SINGLETON, SINGLETON_ACTIONS, World, random_world, who
 
@@ -68,6 +74,7 @@ class Seen:
     pages: int = 0
     deleted: Counter[bool] = field(default_factory=Counter)  # rows, by whether a filter has deleted them
     told: Counter[bool] = field(default_factory=Counter)  # changes: whether the conversation can still be read
+    keeps_changes: bool = True  # whether there is a log of changes to compare
 
     @property
     def cases(self) -> int:
@@ -87,7 +94,7 @@ class Seen:
             (self.plans, "Conditional", 0.2, 0.8),
             (self.lists, "covered", 0.1, 0.6),
             (self.lists, "whole", 0.1, 0.6),
-            (self.told, True, 0.2, 0.8),
+            *([(self.told, True, 0.2, 0.8)] if self.keeps_changes else []),
         ]
         shares = [(key, self.share(counter, key), low, high) for counter, key, low, high in bounds]
         return [
@@ -124,7 +131,7 @@ class Proof:
         self._bulk_deletes = BulkDeleteStore(database, self._conversations)
         self._items = ItemStore(database, self._conversations, 2**20, ResponseBudget(2**20))
         self._log = LogProof(database, connection, Random(rng.getrandbits(32)), TENANT)
-        self.seen = Seen()
+        self.seen = Seen(keeps_changes=not database.layout.is_distributed)
 
     async def until(self, cases: int) -> Seen:
         """What was seen in as many worlds as it takes.
@@ -152,10 +159,8 @@ class Proof:
             await self._listed(world, access, rows)
             await self._got(world, access, rows)
             await self._items_got(world, access, parents)
-        strangers = [(THEIRS, _copy(row, "t_").what) for row in rows[:6]]
-        await self._log.change([*((TENANT, row.what) for row in rows), *strangers])
-        for known in world.principals:
-            await self._told(world, accesses.of(Principal(TENANT, known.id, known.attributes)))
+        if self.seen.keeps_changes:
+            await self._changed(world, accesses, rows)
 
     async def deletes(self, world: World, callers: int) -> None:
         """Stores the rows of ``world`` and deletes by a filter what some of its principals may delete, one by one."""
@@ -188,6 +193,13 @@ class Proof:
         )
         expected = {row.what.id for row in rows} - taken
         self._same("what is left", world, access, expected, {row["id"] for row in living})
+
+    async def _changed(self, world: World, accesses: AccessCache, rows: Sequence[Placed]) -> None:
+        """Changes some of ``rows`` and compares what each principal is told of that."""
+        strangers = [(THEIRS, _copy(row, "t_").what) for row in rows[:6]]
+        await self._log.change([*((TENANT, row.what) for row in rows), *strangers])
+        for known in world.principals:
+            await self._told(world, accesses.of(Principal(TENANT, known.id, known.attributes)))
 
     async def _told(self, world: World, access: Access) -> None:
         """What the log of changes tells of conversations that were changed."""
@@ -322,7 +334,8 @@ class Proof:
             }
             self._same("plain list", world, access, expected, _keys(await self._database.fetch(plain, values)))
         await self._paged(world, access, keys)
-        await self._listed_by_activity(world, access, keys)
+        if self._database.layout.orders_by_activity:
+            await self._listed_by_activity(world, access, keys)
 
     async def _listed_by_activity(self, world: World, access: Access, keys: list[tuple[datetime, str]]) -> None:
         """The list by activity, in pages, by ranges and without them: the same conversations in another order."""
@@ -444,20 +457,35 @@ async def proof_on(url: str, rng: Random) -> AsyncIterator[Proof]:
     connection = await asyncpg.connect(url)
     try:
         async with verified_database(url, 1, Bounds(), unsafe_durability=True) as database:
-            await change_log.turn_on(url, timedelta(hours=1))
+            if not database.layout.is_distributed:
+                await change_log.turn_on(url, timedelta(hours=1))
             yield Proof(database, connection, rng)
     finally:
         await connection.close()
 
 
-async def _main(seed: int) -> None:
+@asynccontextmanager
+async def _empty_database() -> AsyncIterator[str]:
+    """A migrated database of its own: distributed with `CITUS_URL`, otherwise of a private PostgreSQL."""
+    if coordinator := os.environ.get(CITUS):
+        name = f"proof_{os.getpid()}"
+        await make_distributed_database(coordinator, name)
+        try:
+            yield with_database(coordinator, name)
+        finally:
+            await drop_everywhere(coordinator, name)
+        return
     with TemporaryDirectory() as name:
         Path(name).chmod(0o711)  # the server is another user when we are root
         async with run_embedded(Path(name) / "data") as private:
             await migrate(private.url)
-            async with proof_on(private.url, Random(seed)) as proof:
-                start = time.monotonic()
-                seen = await proof.until(CASES)
+            yield private.url
+
+
+async def _main(seed: int, cases: int) -> None:
+    async with _empty_database() as url, proof_on(url, Random(seed)) as proof:
+        start = time.monotonic()
+        seen = await proof.until(cases)
     seconds = time.monotonic() - start
     if problems := seen.problems():
         raise Mismatch("; ".join(problems))
@@ -469,12 +497,15 @@ async def _main(seed: int) -> None:
 
 def main() -> None:
     """The command."""
-    seed = int(sys.argv[1]) if len(sys.argv) > 1 else SystemRandom().randrange(2**32)
-    print(f"seed {seed}", flush=True)  # noqa: T201
+    parser = argparse.ArgumentParser(description="Compares random policy decisions in SQL with a reference.")
+    parser.add_argument("seed", type=int, nargs="?", default=SystemRandom().randrange(2**32), help="[random]")
+    parser.add_argument("--cases", type=int, default=CASES, help=f"How many decisions. [{CASES}]")
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)  # noqa: T201
     try:
-        asyncio.run(_main(seed))
+        asyncio.run(_main(options.seed, options.cases))
     except Mismatch as mismatch:
-        print(f"seed {seed}: {mismatch}", file=sys.stderr)  # noqa: T201
+        print(f"seed {options.seed}: {mismatch}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 
