@@ -15,8 +15,9 @@ _ERASURE = "erasures are refused there"
 _LINE = "the log of the start has one more line there"
 _TIME = "it has to be faster than a poll"
 _PARTS = "it is about parts of the store on one server"
-_CREATES = "creates of several calls share no statement there"
+_SHARING = "calls on several conversations share no statement there"
 _ACTIVITY = "the order by activity is refused there"
+_SOCKET = "it closes the way to a Unix socket, and the nodes listen on TCP"
 _STABLE = "it prepares rows with an UPDATE that Citus refuses"
 
 # By folder, file or test, the longest that fits: why it is skipped; '' if it is not.
@@ -25,7 +26,7 @@ REASONS = {
     "tests/app/test_activity.py::test_a_process_without_the_lock_counts_the_queue": _ACTIVITY,
     "tests/app/test_activity.py::test_one_of_two_processes_works": _ACTIVITY,
     "tests/app/test_activity.py::test_turned_off": _ACTIVITY,
-    "tests/authorization/test_audit_of_writes.py::test_a_create_whose_caller_left_its_batch_has_a_line": _CREATES,
+    "tests/authorization/test_audit_of_writes.py::test_a_create_whose_caller_left_its_batch_has_a_line": _SHARING,
     "tests/cli/test_cli.py::test_changes": _LOG,
     "tests/cli/test_cli.py::test_serve_starts_and_stops": _LINE,
     "tests/client/test_channel.py::test_it_connects": _ERASURE,
@@ -33,8 +34,14 @@ REASONS = {
     "tests/http/test_listener.py::test_a_caller_that_goes_ends_its_query": _LOCKS,
     "tests/http/test_listener.py::test_a_drain": _LOCKS,
     "tests/http/test_listener.py::test_deadlines": _LOCKS,
+    "tests/observability/test_metrics.py::test_appends_that_share_a_statement": _SHARING,
+    "tests/observability/test_metrics.py::test_creates_that_share_a_statement": _SHARING,
+    "tests/observability/test_metrics.py::test_erasures": _ERASURE,
+    "tests/observability/test_metrics.py::test_lost_connections_are_counted_with_their_retries": _LOCKS,
+    "tests/observability/test_metrics.py::test_the_queue_of_activity": _ACTIVITY,
+    "tests/observability/test_tracing.py::test_a_bad_append": _SHARING,
+    "tests/observability/test_tracing.py::test_shared_appends": _SHARING,
     "tests/services/test_delete_many.py::test_a_lost_answer": _STATEMENTS,
-    "tests/services/test_delete_many.py::test_random_policies": _LOG,
     "tests/services/test_delete_many.py::test_watches_end": _LOG,
     "tests/services/test_delete_many.py::test_what_is_locked_waits_for_another_call": _LOCKS,
     "tests/services/test_delete_many.py::test_what_matches_is_deleted": _STATEMENTS,
@@ -54,6 +61,7 @@ REASONS = {
     "tests/store/": _PARTS,
     "tests/store/test_citus_migration.py": "",
     "tests/store/test_distributed.py": "",
+    "tests/transport/test_lifecycle.py::test_a_problem_while_waiting_does_not_end_it": _SOCKET,
 }
 
 
