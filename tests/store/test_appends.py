@@ -339,7 +339,7 @@ async def test_nobody_gets_in_by_the_permission_of_another(guarded: GuardedServi
         for row in rows:
             oks = sum(target == row and code == "OK" for (_, target), code in zip(asked, codes, strict=True))
             assert 2 + 2 * oks == await guarded.value("SELECT count(*) FROM items WHERE conversation_id = $1", row)
-    assert statements > 8
+    assert statements > 8 or guarded.database.layout.is_distributed
     assert min(seen["OK"], seen["NOT_FOUND"]) > 10, seen
 
 
@@ -354,7 +354,7 @@ async def test_values_are_sent_as_they_are(guarded: GuardedService) -> None:
         Random(22).shuffle(both)  # so that callers share statements
         codes, shared = await codes_together(guarded, policy, [(who, rows[value]) for who, value in both])
         assert ["OK" if value in who.attributes["teams"] else "NOT_FOUND" for who, value in both] == codes
-        assert shared
+        assert shared or guarded.database.layout.is_distributed
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "{x}", "\\", "NULL", "%", "a{b"])
@@ -367,7 +367,7 @@ async def test_owners_are_compared_as_they_are(guarded: GuardedService, name: st
     asked = [(Caller(each), row) for each in people for row in (*rows, *others)]
     codes, shared = await codes_together(guarded, policy, asked)
     assert ["OK" if row == own else "NOT_FOUND" for own in rows for row in (*rows, *others)] == codes
-    assert shared
+    assert shared or guarded.database.layout.is_distributed
 
 
 # --- callers that leave, rows that are locked

@@ -14,10 +14,13 @@ _LOG = "the log of changes is refused there"
 _ERASURE = "erasures are refused there"
 _LINE = "the log of the start has one more line there"
 _TIME = "it has to be faster than a poll"
-_PARTS = "it is about parts of the store on one server"
+_PARTS = "it runs statements of one server, which have others in their place there"
 _SHARING = "calls on several conversations share no statement there"
 _ACTIVITY = "the order by activity is refused there"
-_SOCKET = "it closes the way to a Unix socket, and the nodes listen on TCP"
+_SOCKET = "it uses the Unix socket of the server, and the nodes listen on TCP"
+_TRIGGER = "it uses a trigger, which Citus does not take"
+_SCHEMA = "it compares the whole schema, in which Citus has objects of its own"
+_HELD = "a create waits there behind others whose request ids another transaction holds"
 _STABLE = "it prepares rows with an UPDATE that Citus refuses"
 
 # By folder, file or test, the longest that fits: why it is skipped; '' if it is not.
@@ -58,9 +61,41 @@ REASONS = {
     "tests/services/test_watch_access.py::test_a_token_that_expires": _LOG,
     "tests/services/test_watch_conversations.py": _LOG,
     "tests/services/test_watch_items.py::test_a_stream_that_the_purge_overtakes": _TIME,
-    "tests/store/": _PARTS,
-    "tests/store/test_citus_migration.py": "",
-    "tests/store/test_distributed.py": "",
+    "tests/store/test_activity.py": _ACTIVITY,
+    "tests/store/test_appends.py::test_a_caller_that_leaves_its_statement": _LOCKS,
+    "tests/store/test_appends.py::test_a_connection_lost_under_a_statement": _SHARING,
+    "tests/store/test_appends.py::test_a_statement_has_limits": _SHARING,
+    "tests/store/test_appends.py::test_chains_of_expectations[all as expected": _SHARING,
+    "tests/store/test_appends.py::test_many_appends_are_one_statement": _SHARING,
+    "tests/store/test_authors.py::test_appends_that_share_a_statement": _SHARING,
+    "tests/store/test_change_log.py": _LOG,
+    "tests/store/test_change_owner.py::test_a_locked_conversation_is_told": _LOCKS,
+    "tests/store/test_connector.py::test_a_demoted_primary_is_left_for_the_new_one": _SOCKET,
+    "tests/store/test_creates.py::test_a_connection_lost_under_a_statement": _SHARING,
+    "tests/store/test_creates.py::test_a_replay_delays_nobody": _SHARING,
+    "tests/store/test_creates.py::test_a_statement_has_limits": _SHARING,
+    "tests/store/test_creates.py::test_many_creates_are_one_statement": _SHARING,
+    "tests/store/test_creates.py::test_one_that_the_database_refuses": _TRIGGER,
+    "tests/store/test_creates.py::test_request_ids_that_others_use_now": _HELD,
+    "tests/store/test_erased_imports.py": _ERASURE,
+    "tests/store/test_erasing.py": _ERASURE,
+    "tests/store/test_erasure_canary.py": _ERASURE,
+    "tests/store/test_failures.py::test_a_key_that_a_shard_has": _TRIGGER,
+    "tests/store/test_failures.py::test_a_write_that_was_undone_may_be_repeated": _TRIGGER,
+    "tests/store/test_failures.py::test_every_sqlstate_has_its_code": _TRIGGER,
+    "tests/store/test_list_scale.py": _STABLE,
+    "tests/store/test_locked_conversations.py::test_a_lane_keeps_the_order": _SHARING,
+    "tests/store/test_remover.py": _PARTS,
+    "tests/store/test_statements.py::test_generic_plans": _PLANS,
+    "tests/store/test_statements.py::test_one_statement[create with a reference": _STATEMENTS,
+    "tests/store/test_statements.py::test_one_statement[fork": _STATEMENTS,
+    "tests/store/test_statements.py::test_reads_use_an_index[delete many": _PLANS,
+    "tests/store/test_statements.py::test_the_log_of_changes_uses_its_index": _LOG,
+    "tests/store/test_statements.py::test_the_poll_uses_an_index": _PLANS,
+    "tests/store/test_store.py::test_migrated_and_created_tables_are_the_same": _SCHEMA,
+    "tests/store/test_store.py::test_purge_keeps_what_is_young": _STABLE,
+    "tests/store/test_store.py::test_purge_leaves_no_item_behind": _LOCKS,
+    "tests/store/test_store.py::test_text_is_compared_byte_for_byte": _SCHEMA,
     "tests/transport/test_lifecycle.py::test_a_problem_while_waiting_does_not_end_it": _SOCKET,
 }
 
