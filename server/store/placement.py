@@ -11,8 +11,8 @@ import asyncpg
 
 from server.store.connection.layout import DISTRIBUTED, find_layout
 from server.store.connection.nodes import ROLE_SETTINGS, read_nodes, session_problems
-from server.store.sql.routing import ARGUMENTS, CREATE_FUNCTION, CREATE_ROW, FUNCTION, ROW
 from server.store.sql.schema import conversations, metadata
+from server.store.sql.shard_functions import CREATE_ROW, FUNCTIONS, ROW
 
 SHARDS = 32  # by default
 _NO_LIMIT = 7 * 24 * 3600.0  # seconds; filled tables take their time
@@ -23,10 +23,7 @@ _TABLES = (conversations.name, *sorted(metadata.tables), "alembic_version")  # t
 _PLACED = "SELECT logicalrelid::text FROM pg_catalog.pg_dist_partition"
 _FUNCTIONS = """
     SELECT proname FROM pg_catalog.pg_dist_object JOIN pg_proc ON pg_proc.oid = objid
-    WHERE classid = 'pg_proc'::regclass AND distribution_argument_index IS NOT NULL"""
-_DISTRIBUTE_FUNCTION = f"""
-    SELECT create_distributed_function(
-        '{FUNCTION}({ARGUMENTS})', 'conversation', colocate_with := 'conversations')"""
+    WHERE classid = 'pg_proc'::regclass"""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ async def find_missing(connection: asyncpg.Connection) -> Plan:
     return Plan(
         distributed=tuple(name for name in tables if distribution_column(name)),
         copied=tuple(name for name in tables if not distribution_column(name)),
-        functions=tuple(name for name in (FUNCTION,) if name not in functions),
+        functions=tuple(each.name for each in FUNCTIONS if each.name not in functions),
         sets_role=any(session_problems(await read_nodes(connection))),
     )
 
@@ -103,14 +100,20 @@ async def place(connection: asyncpg.Connection, plan: Plan, shards: int = SHARDS
         for name in plan.distributed:
             await connection.execute(_distribution_of(name, shards), timeout=_NO_LIMIT)
         if plan.functions:
-            await connection.execute(f"DROP TYPE IF EXISTS {ROW} CASCADE")  # what an older one has left in part
-            for text in (CREATE_ROW, CREATE_FUNCTION, _DISTRIBUTE_FUNCTION):
-                await connection.execute(text)
+            await _make_functions(connection)
         for name, value in ROLE_SETTINGS.items() if plan.sets_role else ():
             await connection.execute(f"ALTER ROLE CURRENT_USER SET {name} = '{value}'")
     for name in (*plan.copied, *plan.distributed):
         text = f"SELECT truncate_local_data_after_distributing_table('{name}')"
         await connection.execute(text, timeout=_NO_LIMIT)
+
+
+async def _make_functions(connection: asyncpg.Connection) -> None:
+    await connection.execute(f"DROP TYPE IF EXISTS {ROW} CASCADE")  # what an older one has left in part
+    await connection.execute(CREATE_ROW)
+    for function in FUNCTIONS:
+        await connection.execute(function.create)
+        await connection.execute(function.distribute)
 
 
 async def place_new_tables(connection: asyncpg.Connection) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import asyncpg
 
 from server.store.connection.layout import DISTRIBUTED, find_layout
-from server.store.sql.routing import FUNCTION, shard_statement
+from server.store.sql.routing import shard_statement
+from server.store.sql.shard_functions import WRITE
 
 # A text that belongs to each shard: it stands for a conversation there.
 _KEYS = """
@@ -20,8 +21,8 @@ _KEYS = """
         FROM generate_series(1, 100 * (
             SELECT count(*) FROM pg_catalog.pg_dist_shard WHERE logicalrelid = 'conversations'::regclass)) AS number
     ) AS keys ORDER BY shard"""
-_FETCH = f"SELECT * FROM {FUNCTION}($1, $2, $3, $4, ARRAY[]::bytea[], false)"  # noqa: S608 - our own text
-_EXECUTE = f"SELECT count FROM {FUNCTION}($1, $2, $3, $4, ARRAY[]::bytea[], true)"  # noqa: S608 - our own text
+_FETCH = f"SELECT * FROM {WRITE}($1, $2, $3, $4, ARRAY[]::bytea[], false)"  # noqa: S608 - our own text
+_EXECUTE = f"SELECT count FROM {WRITE}($1, $2, $3, $4, ARRAY[]::bytea[], true)"  # noqa: S608 - our own text
 
 
 class Session(Protocol):
@@ -48,7 +49,7 @@ class ShardSession:
         self._key = key
 
     async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
-        """As of `Session`; rows have the columns of `server.store.sql.routing`."""
+        """As of `Session`; rows have the columns of `server.store.sql.shard_functions`."""
         text, tables, texts = shard_statement(query, args)
         rows: list[asyncpg.Record] = await self._connection.fetch(_FETCH, self._key, tables, text, texts)
         return rows

@@ -213,7 +213,7 @@ async def test_a_write_is_one_command(service: Service) -> None:
     assert 1 == len(await connection.fetch(sent.text, key, tables, text, again, bodies))
     await connection.close()
     (issued,) = commands
-    assert issued.startswith("issuing SELECT base FROM public.write_conversation_1(")
+    assert issued.startswith("issuing SELECT base FROM public.write_conversation_2(")
 
 
 @pytest.mark.parametrize("method", ["GetConversation", "GetItem", "BatchGetItems", "ListItems"])

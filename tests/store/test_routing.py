@@ -11,8 +11,9 @@ from server.store.comparison import EARLIEST
 from server.store.expiry import NEVER_TIME
 from server.store.idempotency import Method
 from server.store.sql import appends, conversations, creates, forks, imports, items, rewinds
-from server.store.sql.routing import COLUMNS, RoutedStatement, route, shard_statement
+from server.store.sql.routing import RoutedStatement, route, shard_statement
 from server.store.sql.schema import metadata
+from server.store.sql.shard_functions import COLUMNS
 from server.store.sql.statement import Statement
 from server.store.sql.text_values import as_text
 
@@ -63,11 +64,26 @@ def test_every_column_is_returned(statement: Statement) -> None:
 
 
 def test_what_is_not_routed() -> None:
-    """Reads go through Citus, and so does what concerns several conversations."""
-    read = conversations.get(READ)
-    assert route(read) is read
+    """Reads without items go through Citus, and so does what returns more than the function may."""
+    for read in (conversations.get(READ), items.get(READ, READ, WRITE)):
+        assert route(read) is read
     fork = forks.fork(forks.Permissions((READ, READ, WRITE, WRITE, WRITE)), "all", reserves=False)
     assert route(fork) is fork
+
+
+def test_a_read_of_items() -> None:
+    """It is a call too, with the types of its columns; values that it has twice are one element."""
+    page = {"filtered": False, "by_id": True, "live": True, "descending": True, "small": True}
+    routed = route(items.page(READ, READ, **page))
+    assert isinstance(routed, RoutedStatement)
+    columns = "sequence bigint, body bytea, position bigint"
+    assert f"SELECT * FROM read_conversation_1($1, $2, $3, $4) AS read({columns})" == routed.text
+    values = {"conversation_id": "conv_1", "tenant": "t", "share": 9, "count": 2, "after": "msg_1"}
+    conversation, tables, body, texts = routed.arguments(values)
+    assert ("conv_1", {"conversations", "items"}) == (conversation, set(tables))
+    assert sorted(values) == sorted(routed.names)
+    assert [str(values[name]) for name in routed.names] == texts
+    assert "FROM {items} AS cursor" in body
 
 
 def test_the_arguments() -> None:

@@ -18,7 +18,7 @@ from typing import Self
 import asyncpg
 
 from server.errors import Conflict, DeadlineExceeded, StoreUnavailable
-from server.store.sql.routing import NOT_FORWARDED
+from server.store.sql.shard_functions import NOT_FORWARDED
 
 _RESOLVER_CODES = {getattr(socket, name): name for name in dir(socket) if name.startswith("EAI_")}
 

@@ -1,9 +1,9 @@
-"""A write to one conversation as one command to the worker that has it (docs/adr/0040).
+"""A statement on one conversation as one command to the worker that has it (docs/adr/0040, 0041).
 
-Citus would spread a statement that writes several tables over all workers, or refuse it. So the coordinator is asked
-for a function that is distributed as the conversations are: it forwards the call as a whole, and at the worker the
-function runs the statement on the tables that hold this conversation. The statement is the one that a single server
-runs, its conditions included, and its commit is local.
+Citus would spread a statement that writes several tables over all workers, or refuse it, and plans each read of items
+anew. So the coordinator is asked for a function that is distributed as the conversations are: it forwards the call as a
+whole, and at the worker the function runs the statement on the tables that hold this conversation. The statement is the
+one that a single server runs, its conditions included, and its commit is local.
 """
 
 import re
@@ -13,86 +13,10 @@ from datetime import date, timedelta
 from functools import lru_cache
 from typing import Any
 
-from server.store.sql.schema import metadata
+from server.store.sql.schema import items, metadata
+from server.store.sql.shard_functions import READ, READ_COLUMNS, WRITE
 from server.store.sql.statement import Statement
 from server.store.sql.text_values import as_text
-
-# Numbered, so that versions beside each other each have their own.
-FUNCTION = "write_conversation_1"
-ROW = "written_row_1"
-
-ARGUMENTS = "text, text[], text, text[], bytea[], boolean"
-# SQLSTATE of a call that the coordinator has run itself. It does so when a session has planned a statement that Citus
-# refuses: from then on it forwards nothing. A new session does.
-NOT_FORWARDED = "CV001"
-
-# All that such a statement may return.
-COLUMNS = {
-    "id": "text",
-    "conversation_id": "text",
-    "owner": "text",
-    "attributes": "text[]",
-    "metadata": "jsonb",
-    "last_sequence": "bigint",
-    "revision": "bigint",
-    "create_time": "timestamptz",
-    "update_time": "timestamptz",
-    "active_time": "timestamptz",
-    "expire_time": "timestamptz",
-    "idle_ttl": "interval",
-    "forked_from": "text",
-    "forked_sequence": "bigint",
-    "number": "bigint",
-    "base": "bigint",
-    "stored_sequence": "bigint",
-    "item_count": "bigint",
-    "digest": "bytea",
-    "count": "bigint",
-    "is_own": "boolean",
-    "sequence": "bigint",
-    "removed": "bigint",
-    "found": "bigint",
-    "seen": "bigint",
-    "marked": "bigint",
-    "skipped": "bigint",
-    "tenant": "text",
-}
-CREATE_ROW = f"CREATE TYPE {ROW} AS ({', '.join(f'{name} {type_}' for name, type_ in COLUMNS.items())})"
-# A lock in the mode SHARE (5) keeps Citus from moving the shard meanwhile; every write that Citus plans takes it too.
-# Whoever has waited for a move finds the shard at another node, and tries again.
-CREATE_FUNCTION = f"""
-    CREATE OR REPLACE FUNCTION {FUNCTION}(
-        conversation text, tables text[], statement text, texts text[], bodies bytea[], counts boolean
-    ) RETURNS SETOF {ROW} LANGUAGE plpgsql AS $function$
-    DECLARE
-        shard bigint := get_shard_id_for_distribution_column('conversations', conversation);
-        name text;
-        written record;
-        result {ROW};
-    BEGIN
-        IF (SELECT groupid FROM pg_catalog.pg_dist_local_group) = 0 THEN
-            RAISE 'the call was not forwarded' USING ERRCODE = '{NOT_FORWARDED}';
-        END IF;
-        PERFORM lock_shard_metadata(5, ARRAY[shard]);
-        PERFORM FROM pg_catalog.pg_dist_placement JOIN pg_catalog.pg_dist_local_group USING (groupid)
-            WHERE shardid = shard;
-        IF NOT FOUND THEN
-            RAISE 'the conversation is at another node' USING ERRCODE = 'serialization_failure';
-        END IF;
-        FOREACH name IN ARRAY tables LOOP
-            statement := replace(statement, '{{' || name || '}}',
-                quote_ident(name || '_' || get_shard_id_for_distribution_column(name::regclass, conversation)));
-        END LOOP;
-        IF counts THEN
-            EXECUTE statement USING texts, bodies;
-            GET DIAGNOSTICS result.count = ROW_COUNT;
-            RETURN NEXT result;
-            RETURN;
-        END IF;
-        FOR written IN EXECUTE statement USING texts, bodies LOOP
-            RETURN NEXT jsonb_populate_record(NULL::{ROW}, to_jsonb(written));
-        END LOOP;
-    END $function$"""  # noqa: S608 - our own text
 
 _CONVERSATION = ("conversation_id", "groups_conversation_id")  # parameters that name it; the second is an array
 _SOURCE = "source_id"  # of another conversation, which may be elsewhere
@@ -110,11 +34,11 @@ _TYPES = ((str, "text"), (int, "bigint"), (timedelta, "interval"), (date, "times
 
 @dataclass(frozen=True, slots=True)
 class RoutedStatement(Statement):
-    """The call of the function, in place of a statement that writes to one conversation.
+    """The call of a function, in place of a statement on one conversation.
 
     Attributes:
         tables: That it reads and writes.
-        body: Its text, with a placeholder for each table and parameters as elements of two arrays.
+        body: Its text, with a placeholder for each table and parameters as elements of arrays.
         conversation: The parameter that names it.
         bodies: The parameter with the bodies of items, '' if there is none.
     """
@@ -129,20 +53,27 @@ class RoutedStatement(Statement):
         named = values[self.conversation]
         conversation = named if isinstance(named, str) else named[0]
         texts = [None if name == self.bodies else as_text(values[name]) for name in self.names]
-        return (conversation, self.tables, self.body, texts, values[self.bodies] if self.bodies else ())
+        arguments = (conversation, self.tables, self.body, texts)
+        if self.kind == "read":
+            return arguments
+        return (*arguments, values[self.bodies] if self.bodies else ())
 
 
 @lru_cache(maxsize=2048)
 def route(statement: Statement) -> Statement:
-    """Returns ``statement`` as a call of the function if it writes to one conversation, otherwise itself."""
+    """Returns ``statement`` as a call of a function if it writes to one conversation, or reads its items.
+
+    Otherwise itself: what Citus plans in a moment, or what concerns several conversations.
+    """
     conversation = next((name for name in _CONVERSATION if name in statement.names), "")
-    if statement.kind == "read" or not conversation or _SOURCE in statement.names:
+    if not conversation or _SOURCE in statement.names:
         return statement
     bodies = next((name for name in _BODIES if name in statement.names), "")
     body, tables = _on_shards(statement.text)
-    columns = ", ".join(f'"{name}"' for name in statement.columns)
+    if statement.kind == "read" and not _reads_items(statement, tables):
+        return statement
     return RoutedStatement(
-        f"SELECT {columns} FROM {FUNCTION}($1, $2, $3, $4, $5, false)",  # noqa: S608 - our own text
+        _call_of_read(statement) if statement.kind == "read" else _call_of_write(statement),
         statement.names,
         statement.kind,
         statement.waits,
@@ -152,6 +83,21 @@ def route(statement: Statement) -> Statement:
         conversation,
         bodies,
     )
+
+
+def _reads_items(statement: Statement, tables: Sequence[str]) -> bool:
+    """Whether it reads items, and the types of all its columns are known."""
+    return items.name in tables and bool(statement.columns) and READ_COLUMNS.keys() >= set(statement.columns)
+
+
+def _call_of_read(statement: Statement) -> str:
+    columns = ", ".join(f"{name} {READ_COLUMNS[name]}" for name in statement.columns)
+    return f"SELECT * FROM {READ}($1, $2, $3, $4) AS read({columns})"  # noqa: S608 - our own text
+
+
+def _call_of_write(statement: Statement) -> str:
+    columns = ", ".join(f'"{name}"' for name in statement.columns)
+    return f"SELECT {columns} FROM {WRITE}($1, $2, $3, $4, $5, false)"  # noqa: S608 - our own text
 
 
 def _on_shards(text: str) -> tuple[str, tuple[str, ...]]:
