@@ -99,7 +99,7 @@ class BulkDeleteStore:
         if ranges is None:
             rows = await self._database.fetch(sql.find(matching), values)
         else:
-            rows = await read_matching(self._database, matching, ranges, values)
+            rows = await read_matching(self._conversations.worker_lists, matching, ranges, values)
         return [row["id"] for row in rows]
 
     async def _delete_apart(

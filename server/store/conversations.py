@@ -39,13 +39,14 @@ from server.store.idempotency import (
     reservation_values,
 )
 from server.store.ids import conversation_id_for, new_conversation_id
-from server.store.range_lists import read_ranges
+from server.store.range_lists import read_all, read_ranges
 from server.store.references import read_references
 from server.store.sql import conversations as sql
 from server.store.sql.activity import page as activity_page
 from server.store.sql.creates import CONSTRAINT as CONVERSATION_ID
 from server.store.sql.creates import create as create_statement
 from server.store.sql.idempotency import CONSTRAINT as REQUEST_ID
+from server.store.worker_lists import WorkerLists
 
 
 class ConversationStore:
@@ -66,6 +67,7 @@ class ConversationStore:
     Attributes:
         locks: Held by every write to one conversation that may wait for a lock in the database.
         hub: As above.
+        worker_lists: Reads lists where the database is distributed.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class ConversationStore:
         self.locks = ConversationLocks(database.bounds.lock)
         self._creates = CreateBatcher(database, self.locks, self._run_create)
         self._database = database
+        self.worker_lists = WorkerLists(database)
         self._max_bytes = max_bytes
         self._keep = keep
 
@@ -373,11 +376,15 @@ class ConversationStore:
         is_scan = bool(comparisons) or (ranges is None and not isinstance(read.plan, Always))
         async with self._database.scans.place(access.principal.key) if is_scan else nullcontext():
             if ranges and not self._database.layout.spans_conversations:
-                rows = await read_ranges(self._database, read, ranges, values, shape)
+                rows = await read_ranges(self.worker_lists, read, ranges, values, shape)
             else:
                 build = activity_page if by_activity else sql.page
                 statement = build(read, covered=ranges is not None, filters_source=source, **shape)
-                rows = await self._database.fetch(statement, values)
+                # Citus asks all workers at once, which is better where no index leads to the rows.
+                if self._database.layout.spans_conversations or (is_scan and not (source or shape["filters_owner"])):
+                    rows = await self._database.fetch(statement, values)
+                else:
+                    rows = await read_all(self.worker_lists, statement, values, descending=descending)
         page = [row for row in rows[:count] if row["metadata"] is not None]
         return page, len(page) < len(rows)
 

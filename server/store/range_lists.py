@@ -1,30 +1,29 @@
 """Lists of what lies in index ranges, for a distributed database.
 
 A single server reads the front of each range in one statement, which Citus does not take. So each kind of range is a
-statement, and their pages are merged here.
+statement, at each worker if it reads no other table, and their pages are merged here.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import asyncpg
 
 from server.authorization.index_ranges import IndexRanges
 from server.authorization.permission import Permission
-from server.store.connection.database import Database
 from server.store.sql.bulk_deletes import Matching, find_in
 from server.store.sql.conversations import FIXED_BYTES, RangeKind, range_page
 from server.store.sql.statement import Statement
+from server.store.worker_lists import WorkerLists
 
 
 async def read_ranges(
-    database: Database, read: Permission, ranges: IndexRanges, values: Mapping[str, Any], shape: Mapping[str, Any]
+    lists: WorkerLists, read: Permission, ranges: IndexRanges, values: Mapping[str, Any], shape: Mapping[str, Any]
 ) -> list[asyncpg.Record | dict[str, Any]]:
     """Returns the first ``count`` conversations behind a position, in the order of lists.
 
     Args:
-        database: That is distributed.
+        lists: Of a database that is distributed.
         read: To read a conversation.
         ranges: All that it covers lies in them.
         values: Of the parameters, ``count`` among them.
@@ -34,30 +33,36 @@ async def read_ranges(
     def statement_for(kind: RangeKind) -> Statement:
         return range_page(read, kind, **shape)
 
-    # One without its maps had no room in the page of its kind, so that it has none in the merged one either.
-    rows = await _merge(database, statement_for, ranges, values, descending=shape["descending"])
-    return list(_fitting(rows, values["page_bytes"]))
+    pages = [await lists.fetch(statement_for(kind), {**values, **extra}) for kind, extra in _kinds(ranges)]
+    return _page(pages, values, descending=shape["descending"])
+
+
+async def read_all(
+    lists: WorkerLists, statement: Statement, values: Mapping[str, Any], *, descending: bool
+) -> list[asyncpg.Record | dict[str, Any]]:
+    """Returns the rows of ``statement``, a page of conversations, as `read_ranges` does."""
+    return _page([await lists.fetch(statement, values)], values, descending=descending)
 
 
 async def read_matching(
-    database: Database, matching: Matching, ranges: IndexRanges, values: Mapping[str, Any]
+    lists: WorkerLists, matching: Matching, ranges: IndexRanges, values: Mapping[str, Any]
 ) -> list[asyncpg.Record]:
     """Returns the id and create_time of the first ``count`` that match, as `read_ranges` does."""
-    return await _merge(database, partial(find_in, matching), ranges, values, descending=False)
+    pages = [await lists.fetch(find_in(matching, kind), {**values, **extra}) for kind, extra in _kinds(ranges)]
+    return _merge(pages, values, descending=False)
 
 
-async def _merge(
-    database: Database,
-    statement_for: Callable[[RangeKind], Statement],
-    ranges: IndexRanges,
-    values: Mapping[str, Any],
-    *,
-    descending: bool,
+def _page(
+    pages: Iterable[list[asyncpg.Record]], values: Mapping[str, Any], *, descending: bool
+) -> list[asyncpg.Record | dict[str, Any]]:
+    # One without its maps had no room in the page of its part, so that it has none in the merged one either.
+    return list(_fitting(_merge(pages, values, descending=descending), values["page_bytes"]))
+
+
+def _merge(
+    pages: Iterable[list[asyncpg.Record]], values: Mapping[str, Any], *, descending: bool
 ) -> list[asyncpg.Record]:
-    found: dict[str, asyncpg.Record] = {}
-    for kind, extra in _kinds(ranges):
-        for row in await database.fetch(statement_for(kind), {**values, **extra}):
-            found.setdefault(row["id"], row)
+    found = {row["id"]: row for page in pages for row in page}
     return sorted(found.values(), key=_place, reverse=descending)[: values["count"]]
 
 

@@ -11,16 +11,10 @@ from typing import Any, Protocol
 import asyncpg
 
 from server.store.connection.layout import DISTRIBUTED, find_layout
+from server.store.shard_keys import KEYS
 from server.store.sql.routing import shard_statement
 from server.store.sql.shard_functions import WRITE
 
-# A text that belongs to each shard: it stands for a conversation there.
-_KEYS = """
-    SELECT DISTINCT ON (shard) key FROM (
-        SELECT get_shard_id_for_distribution_column('conversations', number::text) AS shard, number::text AS key
-        FROM generate_series(1, 100 * (
-            SELECT count(*) FROM pg_catalog.pg_dist_shard WHERE logicalrelid = 'conversations'::regclass)) AS number
-    ) AS keys ORDER BY shard"""
 _FETCH = f"SELECT * FROM {WRITE}($1, $2, $3, $4, ARRAY[]::bytea[], false)"  # noqa: S608 - our own text
 _EXECUTE = f"SELECT count FROM {WRITE}($1, $2, $3, $4, ARRAY[]::bytea[], true)"  # noqa: S608 - our own text
 
@@ -74,4 +68,4 @@ async def open_sessions(connection: asyncpg.Connection) -> Sequence[Session]:
     """Returns what statements have to run on to see every conversation: ``connection``, or a session for each shard."""
     if await find_layout(connection) is not DISTRIBUTED:
         return [connection]
-    return [ShardSession(connection, row["key"]) for row in await connection.fetch(_KEYS)]
+    return [ShardSession(connection, row["key"]) for row in await connection.fetch(KEYS)]

@@ -11,7 +11,7 @@ from server.store.comparison import EARLIEST
 from server.store.expiry import NEVER_TIME
 from server.store.idempotency import Method
 from server.store.sql import appends, conversations, creates, forks, imports, items, rewinds
-from server.store.sql.routing import RoutedStatement, route, shard_statement
+from server.store.sql.routing import ListStatement, RoutedStatement, route, route_list, shard_statement
 from server.store.sql.schema import metadata
 from server.store.sql.shard_functions import COLUMNS
 from server.store.sql.statement import Statement
@@ -84,6 +84,20 @@ def test_a_read_of_items() -> None:
     assert sorted(values) == sorted(routed.names)
     assert [str(values[name]) for name in routed.names] == texts
     assert "FROM {items} AS cursor" in body
+
+
+def test_a_list() -> None:
+    """It is a call for one worker, unless it reads more than conversations."""
+    shape = {"filters_owner": None, "descending": True}
+    call = route_list(conversations.page(READ, covered=False, **shape))
+    assert isinstance(call, ListStatement)
+    assert call.text.startswith("SELECT * FROM list_conversations_1($1, $2, $3, $4) AS page(id text, owner text, ")
+    assert 1 == call.body.count("FROM {conversations} AS conversations")
+    values = {**dict.fromkeys(call.names, "a"), "worker_key": "7", "worker_shards": (1, 2)}
+    assert ("7", (1, 2), call.body, ["a"] * len(call.names)) == call.arguments(values)
+    for kind, is_one_table in (("owner", True), ("owners", True), ("ids", True), ("attributes", False)):
+        found = conversations.range_page(READ, kind, **shape)
+        assert is_one_table == isinstance(route_list(found), ListStatement)
 
 
 def test_the_arguments() -> None:

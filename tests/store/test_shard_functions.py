@@ -17,44 +17,15 @@ from server.store.sql.shard_functions import FUNCTIONS, MOST_LITERAL_BYTES, MOST
 from tests.support.build import append, create, list_items, user_message
 from tests.support.postgres import CITUS, execute, fetch, node_urls, with_database
 from tests.support.service import Service, list_all_items
+from tests.support.shards import connected, move, other_places
 
 pytestmark = pytest.mark.citus
-_SHARD = "get_shard_id_for_distribution_column('conversations', $1::text)"
-_PLACE = f"SELECT nodename, nodeport FROM citus_shards WHERE shardid = {_SHARD}"
-_MOVE = f"SELECT citus_move_shard_placement({_SHARD}, $2, $3, $4, $5, 'block_writes')"
 _KEPT = "SELECT sum(generic_plans + custom_plans)::int FROM pg_prepared_statements WHERE name LIKE 'conversations%'"
 _COUNT_KEPT = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'conversations%'"
 _ITEMS = "SELECT sequence FROM {items} AS items WHERE conversation_id = $1[1] ORDER BY sequence"
 _RENAME = "UPDATE {conversations} AS conversations SET metadata = ($1[2])::jsonb WHERE id = $1[1] RETURNING metadata"
 _READ = f"SELECT * FROM {READ}($1, $2, $3, $4) AS read(sequence bigint)"
 _WRITE = f"SELECT metadata FROM {WRITE}($1, $2, $3, $4, $5, false)"
-
-
-@asynccontextmanager
-async def connected(url: str, name: str = "") -> AsyncIterator[asyncpg.Connection]:
-    """A session with the name of an application."""
-    connection = await asyncpg.connect(url, server_settings={"application_name": name})
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-async def other_places(service: Service, conversation_id: str) -> tuple[tuple[str, int], tuple[str, int]]:
-    """The node that has a conversation, and another worker."""
-    async with connected(service.url) as coordinator:
-        here = tuple(await coordinator.fetchrow(_PLACE, conversation_id))
-        rows = await coordinator.fetch("SELECT nodename, nodeport FROM pg_dist_node WHERE groupid > 0")
-    return here, next(tuple(row) for row in rows if tuple(row) != here)
-
-
-async def move(service: Service, conversation_id: str, source: tuple[str, int], target: tuple[str, int]) -> None:
-    """Moves the shard of a conversation, and removes what is left of it."""
-    async with connected(service.url) as coordinator:
-        await coordinator.execute("CALL citus_cleanup_orphaned_resources()")
-        await coordinator.execute("SET citus.override_table_visibility TO off")
-        await coordinator.fetch(_MOVE, conversation_id, *source, *target)
-        await coordinator.execute("CALL citus_cleanup_orphaned_resources()")
 
 
 @asynccontextmanager

@@ -57,6 +57,7 @@ REASONS = {
     "tests/services/test_fork.py::test_only_a_few_large_ones_at_once": _STATEMENTS,
     "tests/services/test_rewind.py::test_watches_of_all_conversations_see_deletes": _LOG,
     "tests/services/test_size_limits.py::test_a_stream_reads_nothing_back": _STATEMENTS,
+    "tests/services/test_transfer.py::test_a_conversation_that_is_deleted_meanwhile": _STATEMENTS,
     "tests/services/test_watch_access.py::test_a_key_that_is_rotated": _LOG,
     "tests/services/test_watch_access.py::test_a_token_that_expires": _LOG,
     "tests/services/test_watch_conversations.py": _LOG,

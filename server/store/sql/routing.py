@@ -13,8 +13,8 @@ from datetime import date, timedelta
 from functools import lru_cache
 from typing import Any
 
-from server.store.sql.schema import items, metadata
-from server.store.sql.shard_functions import READ, READ_COLUMNS, WRITE
+from server.store.sql.schema import conversations, items, metadata
+from server.store.sql.shard_functions import COLUMNS, LIST, READ, READ_COLUMNS, WRITE
 from server.store.sql.statement import Statement
 from server.store.sql.text_values import as_text
 
@@ -82,6 +82,37 @@ def route(statement: Statement) -> Statement:
         _with_elements(body, statement.names.index(bodies) + 1 if bodies else 0),
         conversation,
         bodies,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ListStatement(Statement):
+    """The call of a function for the conversations of one worker, in place of a statement on all.
+
+    Its values have ``worker_key``, which stands for a conversation there, and ``worker_shards``.
+
+    Attributes:
+        body: Its text, with a placeholder for the table and parameters as elements of an array.
+    """
+
+    body: str = ""
+
+    def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Those of the function; ``values`` as of `Statement.arguments`."""
+        texts = [as_text(values[name]) for name in self.names]
+        return (values["worker_key"], values["worker_shards"], self.body, texts)
+
+
+@lru_cache(maxsize=512)
+def route_list(statement: Statement) -> Statement:
+    """Returns ``statement`` as a call for one worker if it reads conversations and no other table, otherwise itself."""
+    body, tables = _on_shards(statement.text)
+    if tables != (conversations.name,) or not COLUMNS.keys() >= set(statement.columns):
+        return statement
+    columns = ", ".join(f"{name} {COLUMNS[name]}" for name in statement.columns)
+    text = f"SELECT * FROM {LIST}($1, $2, $3, $4) AS page({columns})"  # noqa: S608 - our own text
+    return ListStatement(
+        text, statement.names, statement.kind, statement.waits, statement.columns, _with_elements(body, 0)
     )
 
 

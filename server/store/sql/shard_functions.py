@@ -1,13 +1,14 @@
-"""Functions that run a statement at the worker of a conversation, on the tables that hold it (docs/adr/0040, 0041).
+"""Functions that run a statement at the worker of a conversation, on the tables that hold it (docs/adr/0040 to 0042).
 
-The coordinator forwards a call of `WRITE` or `READ` as a whole. Each name has a number, so that versions beside each
-other have their own. The sessions of a worker keep the plans of what they run, for each statement and shard.
+The coordinator forwards a call of `WRITE`, `READ` or `LIST` as a whole. Each name has a number, so that versions beside
+each other have their own. The sessions of a worker keep the plans of what they run, for each statement and shard.
 """
 
 from dataclasses import dataclass
 
 WRITE = "write_conversation_2"
 READ = "read_conversation_1"
+LIST = "list_conversations_1"
 ROW = "written_row_2"
 # SQLSTATE of a call that the coordinator has run itself. It does so when a session has planned a statement that Citus
 # refuses: from then on it forwards nothing. A new session does.
@@ -15,7 +16,7 @@ NOT_FORWARDED = "CV001"
 MOST_PLANS = 256  # that a session of a worker keeps; what comes after them is planned each time
 MOST_LITERAL_BYTES = 64 * 1024  # of the arguments of a kept plan, which are written into a text
 
-# All that a statement that writes may return.
+# All that a statement that writes or lists may return; a list has exactly these types.
 COLUMNS = {
     "id": "text",
     "conversation_id": "text",
@@ -187,4 +188,21 @@ _READ = ShardFunction(
     END """,
     is_forwarded=True,
 )
-FUNCTIONS = (_REQUIRE_SHARDS, _STATEMENT_AT_SHARD, _KEPT_PLAN, _WRITE, _READ)
+# Several shards of the worker of a conversation, as one table: PostgreSQL reads the front of each one's index.
+_LIST = ShardFunction(
+    LIST,
+    "conversation text, shards bigint[], statement text, texts text[]",
+    "SETOF record",
+    """
+    DECLARE
+        bodies bytea[] := '{}';
+        source text := string_agg(format('SELECT * FROM %I', 'conversations_' || shard), ' UNION ALL ')
+            FROM unnest(shards) AS shard;
+    BEGIN
+        PERFORM require_shards_1(shards, false);
+        statement := replace(statement, '{conversations}', '(' || source || ')');
+        RETURN QUERY EXECUTE kept_plan_1(statement, texts, bodies) USING texts, bodies;
+    END """,
+    is_forwarded=True,
+)
+FUNCTIONS = (_REQUIRE_SHARDS, _STATEMENT_AT_SHARD, _KEPT_PLAN, _WRITE, _READ, _LIST)
