@@ -13,9 +13,10 @@ from server.settings.service import Settings
 from server.store.connection.bounds import Bounds
 from server.store.connection.database import Database
 from server.store.connection.execution import Interceptor
-from server.store.connection.opening import open_database, verify
+from server.store.connection.opening import open_database, translated_errors, verify
 from server.store.embedded import default_data_dir, run_embedded
 from server.store.migrate import HEAD, current_revision, is_behind
+from server.store.placement import find_missing
 from server.store.sql import schema
 from server.store.sql.statement import compile_statement
 
@@ -25,7 +26,7 @@ _TOKEN_KEYS = compile_statement(schema.page_token_keys.select().order_by(schema.
 
 
 class SchemaBehind(NotReadyYet):
-    """The schema is too old and this process may not migrate it; readiness waits until another one has."""
+    """The schema lacks what this version needs, and this process may not add it; readiness waits until another has."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ async def prepare_schema(settings: Settings, store: Store) -> list[bytes]:
     if store.database.layout.is_distributed:
         log.info("database layout", layout=store.database.layout.name)
     await _ensure_schema(store.url, migrating=settings.migrate)
+    if store.database.layout.is_distributed:
+        await _require_placement(store.database)
     return [row["secret"] for row in await store.database.fetch(_TOKEN_KEYS, {})]
 
 
@@ -113,6 +116,16 @@ async def _ensure_schema(url: str, *, migrating: bool) -> None:
         raise SchemaBehind(
             f"The database schema is at {found or 'nothing'}, not {HEAD}: run `python -m server migrate`."
         )
+
+
+async def _require_placement(database: Database) -> None:
+    """Returns if all tables and functions of this version are placed: an older version has placed its own."""
+    with translated_errors():
+        async with database.pool.acquire() as connection:
+            plan = await find_missing(connection)
+    if not plan.is_empty:
+        lines = "; ".join(plan.lines())
+        raise SchemaBehind(f"The distributed database needs `python -m server distribute` for this version: {lines}.")
 
 
 def _without_password(url: str) -> str:

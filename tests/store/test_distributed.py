@@ -9,7 +9,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from server.app.database import SchemaBehind, open_store, prepare_schema
 from server.errors import OperatorError
+from server.settings.service import Settings
 from server.store import change_log
 from server.store.connection.bounds import Bounds
 from server.store.connection.execution import Execute, Execution, Rows
@@ -22,6 +24,7 @@ from server.store.migrate import migrate
 from server.store.placement import find_missing, place_new_tables
 from server.store.purge import purge
 from server.store.sql.schema import metadata
+from server.store.sql.shard_functions import READ
 from tests.support.build import append, batch_get, copy_of, create, delete, get, get_item, list_items, user_message
 from tests.support.distributed import make_joined_database
 from tests.support.postgres import drop_everywhere, execute, fetch, fresh_database, node_urls, with_database
@@ -177,6 +180,18 @@ async def test_the_start_checks_sessions_at_every_node(postgres: str, template: 
         async with open_database(url, 1, Bounds()) as database:
             with pytest.raises(DatabaseConfigError, match=r"sessions at \S+:\d+ have lock_timeout = 0 and not 2000, "):
                 await verify(database, via_pgbouncer=False, unsafe_durability=True)
+
+
+async def test_the_start_waits_for_functions(postgres: str, template: str) -> None:
+    """A database that an older version has distributed lacks those of this one, and each call would be INTERNAL."""
+    async with fresh_database(postgres, template) as url:
+        settings = Settings.model_validate({"database_url": url, "migrate": False})
+        async with open_store(settings) as store:
+            await execute(url, f"ALTER FUNCTION {READ} RENAME TO read_conversation_0")
+            with pytest.raises(SchemaBehind, match=f"server distribute`.*: function {READ}: is distributed"):
+                await prepare_schema(settings, store)
+            await distribute(url, 4)
+            assert await prepare_schema(settings, store)
 
 
 async def test_pgbouncer_is_refused(postgres: str, template: str) -> None:
