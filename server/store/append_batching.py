@@ -17,6 +17,7 @@ fails, if it has to, with the error of a single call.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 from server.store.appends import MAX_BYTES, MAX_ITEMS, Append, Group, statement_parameters
@@ -52,7 +53,7 @@ class AppendBatcher(Turns[Append, Group]):
         self._queues = queues
         self._apart = SideBySide(database.size)
         self._parked: dict[str, deque[Append]] = {}  # by conversation: they wait for a lane, or for a slow turn
-        self._lanes: set[str] = set()  # conversations that have one
+        self._slow_turns: dict[str, Turn] = {}  # by conversation: the one that its appends are parked behind
 
     async def run(self, append: Append) -> int | None:
         """Runs an append, alone or with others.
@@ -103,13 +104,20 @@ class AppendBatcher(Turns[Append, Group]):
         return [group.conversation_id for group in groups]
 
     def _on_slow(self, turn: Turn) -> None:
-        """Parks appends to the conversations of the turn until it ends."""
-        self._park(turn.conversations)
+        """Parks appends to the conversations of the turn until it ends, but for those that have a lane."""
+        conversations = turn.conversations - self._parked.keys()
+        self._slow_turns.update(dict.fromkeys(conversations, turn))
+        self._park(conversations)
 
     def _on_slow_end(self, turn: Turn) -> None:
         for conversation_id in turn.conversations:
-            if conversation_id not in self._lanes:
-                self._queue.extend(self._parked.pop(conversation_id))
+            self._release(conversation_id, turn)
+
+    def _release(self, conversation_id: str, turn: Turn) -> None:
+        """Queues what is parked behind a slow turn, unless a lane has it by now."""
+        if self._slow_turns.get(conversation_id) is turn:
+            del self._slow_turns[conversation_id]
+            self._queue.extend(self._parked.pop(conversation_id))
 
     def _park(self, conversations: Iterable[str]) -> None:
         """Parks the appends to these conversations, those in the queue and those that come."""
@@ -144,7 +152,7 @@ class AppendBatcher(Turns[Append, Group]):
         self._queue.extendleft(reversed(left))
         return list(groups.values())
 
-    async def _run_parts(self, groups: list[Group]) -> None:
+    async def _run_parts(self, groups: list[Group], turn: Turn) -> None:
         total = sum(len(group.appends) for group in groups)
         self._last_was_batch = total > 1
         conversation_id = groups[0].conversation_id
@@ -157,7 +165,7 @@ class AppendBatcher(Turns[Append, Group]):
         if self._database.layout.spans_conversations:
             await self._run_together(groups)
         else:
-            await self._apart.run(groups, self._run_apart)
+            await self._apart.run(groups, partial(self._run_apart, turn))
 
     async def _run_together(self, groups: list[Group]) -> None:
         """Runs ``groups`` in one statement."""
@@ -170,12 +178,16 @@ class AppendBatcher(Turns[Append, Group]):
                 refused.append(group)
         self._start_lanes(refused)
 
-    async def _run_apart(self, group: Group) -> None:
-        """Runs a group in a statement of its own, which waits for no lock."""
+    async def _run_apart(self, turn: Turn, group: Group) -> None:
+        """Runs a group in a statement of its own, which waits for no lock; others of the turn may take longer."""
         try:
             await self._run_together([group])
         except Exception as error:  # noqa: BLE001 - its callers receive it, and the others go on
             group.fail(error)
+        finally:
+            turn.conversations.discard(group.conversation_id)
+            self._release(group.conversation_id, turn)
+            self._start_turn()
 
     async def _run_shared(self, groups: list[Group], *, skip_locked: bool) -> dict[int, int]:
         """Runs one statement for ``groups``; the base of each stored group by its number, none when it was undone."""
@@ -205,7 +217,7 @@ class AppendBatcher(Turns[Append, Group]):
         self._park(group.conversation_id for group in groups)
         for group in groups:
             self._parked[group.conversation_id].extendleft(reversed(group.appends))
-            self._lanes.add(group.conversation_id)
+            self._slow_turns.pop(group.conversation_id, None)
             self._start(self._run_lane(group.conversation_id))
 
     async def _run_lane(self, conversation_id: str) -> None:
@@ -215,7 +227,6 @@ class AppendBatcher(Turns[Append, Group]):
             while parked:
                 await self._run_next_in_lane(conversation_id, parked)
         finally:
-            self._lanes.discard(conversation_id)
             del self._parked[conversation_id]
             for append in parked:  # none, unless this task was ended
                 append.abandon()

@@ -25,7 +25,7 @@ from server.store.conversation_locks import ConversationLocks
 from server.store.creates import MAX_BYTES, MAX_ROWS, Create, statement_parameters
 from server.store.side_by_side import SideBySide
 from server.store.sql.creates import create_many
-from server.store.turns import Turns
+from server.store.turns import Turn, Turns
 
 RunOne: TypeAlias = Callable[[Create], Awaitable[bool]]
 
@@ -105,7 +105,7 @@ class CreateBatcher(Turns[Create, Create]):
         self._queue.extendleft(reversed(left))
         return creates
 
-    async def _run_parts(self, creates: list[Create]) -> None:
+    async def _run_parts(self, creates: list[Create], _turn: Turn) -> None:
         self._last_was_batch = len(creates) > 1
         if len(creates) == 1 and not self._some_wait:
             await self._run_individually(creates[0])

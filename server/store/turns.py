@@ -7,7 +7,7 @@ While a statement runs, writes queue for the next one, which then runs them all.
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from server.store.pending_write import PendingWrite
@@ -23,7 +23,7 @@ class Turn:
     __slots__ = ("conversations", "slow", "timer")
 
     def __init__(self) -> None:
-        self.conversations: Sequence[str] = ()
+        self.conversations: set[str] = set()  # of the writes that it has not answered
         self.slow = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -58,8 +58,8 @@ class Turns(ABC, Generic[Write, PartT]):
         """Takes the writes of the next statement out of the queue."""
 
     @abstractmethod
-    async def _run_parts(self, parts: list[PartT]) -> None:
-        """Runs one statement, and answers every caller; what it raises, each of them receives."""
+    async def _run_parts(self, parts: list[PartT], turn: Turn) -> None:
+        """Runs the statement of a turn, and answers every caller; what it raises, each of them receives."""
 
     def _conversations_of(self, _parts: list[PartT]) -> Sequence[str]:
         """Those that `_on_slow` is to know of; by default none."""
@@ -98,7 +98,7 @@ class Turns(ABC, Generic[Write, PartT]):
             parts = self._take()
             self._watch(turn, self._conversations_of(parts))
             if parts:
-                await self._run_parts(parts)
+                await self._run_parts(parts, turn)
         except Exception as error:  # noqa: BLE001 - each caller receives it
             for part in parts:
                 part.fail(error)
@@ -114,9 +114,9 @@ class Turns(ABC, Generic[Write, PartT]):
         for _ in range(GATHER_TICKS if self._last_was_batch else 0):
             await asyncio.sleep(0)
 
-    def _watch(self, turn: Turn, conversations: Sequence[str]) -> None:
+    def _watch(self, turn: Turn, conversations: Iterable[str]) -> None:
         """Finds out when a turn becomes slow."""
-        turn.conversations = conversations
+        turn.conversations = set(conversations)
         turn.timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._mark_slow, turn)
 
     def _mark_slow(self, turn: Turn) -> None:
