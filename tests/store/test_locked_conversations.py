@@ -122,7 +122,8 @@ async def test_many_locked_conversations(service: Service) -> None:
     source, *conversations = [await new(stub, "msg_1") for _ in range(17)]
     locked, targets = conversations[:12], conversations[12:]  # a call to each in each way is fewer than 100 streams
     async with in_turn(*others(stub, targets)) as seconds, transaction(service.url) as connection:
-        await connection.execute("SELECT 1 FROM conversations WHERE id = ANY($1) FOR UPDATE", locked)
+        for target in locked:
+            await connection.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", target)
         waiting = [
             asyncio.create_task(outcome(write(stub, target, source))) for target in locked for write in WRITES.values()
         ]
