@@ -56,7 +56,7 @@ class WorkerLists:
             StoreUnavailable, DeadlineExceeded: As `Database.fetch`.
         """
         call = route_list(statement)
-        if call is statement:
+        if call == statement:
             return await self._database.fetch(statement, values)
         try:
             return await self._ask_workers(call, values, self._workers or await self._find_workers())

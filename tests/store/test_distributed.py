@@ -1,5 +1,6 @@
 """A database that is distributed over the workers of Citus: how it becomes one, and what its statements do there."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ from server.app.database import SchemaBehind, open_store, prepare_schema
 from server.errors import OperatorError
 from server.settings.service import Settings
 from server.store import change_log
+from server.store.connection import read_batching
 from server.store.connection.bounds import Bounds
 from server.store.connection.execution import Execute, Execution, Rows
 from server.store.connection.layout import DISTRIBUTED, ONE_SERVER, find_layout
@@ -23,6 +25,7 @@ from server.store.erasures import Subject
 from server.store.migrate import migrate
 from server.store.placement import find_missing, place_new_tables
 from server.store.purge import purge
+from server.store.sql import conversations
 from server.store.sql.schema import metadata
 from server.store.sql.shard_functions import READ
 from tests.support.build import append, batch_get, copy_of, create, delete, get, get_item, list_items, user_message
@@ -248,6 +251,24 @@ async def test_a_read_is_one_task(service: Service, method: str) -> None:
         plan = await connection.fetch(f"EXPLAIN {sent.text}", *sent.arguments)
         assert "Task Count: 1" in "\n".join(row[0] for row in plan)
     await connection.close()
+
+
+async def test_reads_share_a_round_trip(own_service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Citus plans by itself, also when its statement is compiled again, as that of a policy that was reloaded."""
+    monkeypatch.setattr(read_batching, "GATHER_TICKS", 1000)
+    ids = [await new_conversation(own_service) for _ in range(8)]
+    await own_service.stub.GetConversation(get(ids[0]))
+    conversations.get.cache_clear()
+    shared: list[int] = []
+
+    async def count(execute: Execute, execution: Execution) -> Rows:
+        shared.append(len(execution.arguments))
+        return await execute(execution)
+
+    with intercepted(own_service.database, count):
+        for _ in range(10):
+            await asyncio.gather(*(own_service.stub.GetConversation(get(each)) for each in ids))
+    assert max(shared) > 1
 
 
 async def test_a_session_that_forwards_nothing_is_replaced(own_service: Service) -> None:

@@ -119,7 +119,7 @@ class Database:
     async def read(self, statement: Statement, values: Mapping[str, Any]) -> Rows:
         """As `fetch`, for short reads: those of many calls may share a round trip, unless they are routed."""
         sent = self.layout.route(statement)
-        if sent is statement:
+        if sent == statement:  # not the same object: statements are compiled again
             rows = await self._reads.fetch(statement, statement.arguments(values))
         else:  # the coordinator forwards no second one in the same round trip
             rows = await self._execute(Execution(sent, (sent.arguments(values),)))
