@@ -208,6 +208,9 @@ async def observed(postgres: str, template: str) -> AsyncIterator[ObservedServic
             fresh_database(postgres, template) as url,
             observed_service(url, Path(folder)) as served,
         ):
+            await served.stub.ListConversations(
+                ListConversationsRequest(), metadata=ALICE
+            )  # Citus tells where shards are
             yield served
 
 

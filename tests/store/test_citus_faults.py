@@ -12,7 +12,7 @@ from conversations.v1.conversations_service_pb2 import ORDER_ASCENDING
 
 from tests.support.build import append, get, list_items, user_message
 from tests.support.citus import Cluster
-from tests.support.citus_faults import NEEDS_CITUS, by_worker, codes, distributed_cluster
+from tests.support.citus_faults import NEEDS_CITUS, by_worker, codes, distributed_cluster, writing
 from tests.support.postgres import execute, fetch
 from tests.support.readiness import FALSE_SECONDS, SERVING, wait_for
 from tests.support.service import Service, list_all_items, running_service
@@ -62,6 +62,24 @@ async def test_a_worker_is_down(cluster: Cluster, service: Service) -> None:
     deadline = asyncio.get_running_loop().time() + 10
     while await codes([*reads(lost), *appends(lost)]) != {"OK"}:
         assert asyncio.get_running_loop().time() < deadline
+    assert [] == await fetch(service.url, "SELECT * FROM pg_prepared_xacts")
+
+
+async def test_a_worker_is_killed(cluster: Cluster, service: Service) -> None:
+    """Five times under load: what was acknowledged is there, once and in order; the other worker serves all calls."""
+    found = await by_worker(service, 24)
+    killed, other = cluster.workers
+    async with writing(service, found[killed.port]) as failing, writing(service, found[other.port]) as going:
+        for _ in range(5):
+            await asyncio.sleep(1)
+            await asyncio.to_thread(killed.kill)
+            await asyncio.sleep(0.3)
+            await asyncio.to_thread(killed.start)
+        await asyncio.sleep(1)
+    assert {"UNAVAILABLE"} == {code for code, *_ in failing.told}
+    assert not going.told
+    assert all(map(len, failing.acknowledged.values()))
+    assert {} == await failing.lost() | await going.lost()
     assert [] == await fetch(service.url, "SELECT * FROM pg_prepared_xacts")
 
 

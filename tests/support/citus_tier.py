@@ -37,7 +37,6 @@ REASONS = {
     "tests/client/test_channel.py::test_it_connects": _ERASURE,
     "tests/client/test_watch.py::test_all_conversations_are_followed": _LOG,
     "tests/examples/test_indexer.py::test_the_table_is_in_step": _LOG,
-    "tests/http/test_both_protocols.py::test_case[ListConversations, list]": _STATEMENTS,
     "tests/http/test_listener.py::test_a_caller_that_goes_ends_its_query": _LOCKS,
     "tests/http/test_listener.py::test_a_drain": _LOCKS,
     "tests/http/test_listener.py::test_deadlines": _LOCKS,
