@@ -16,6 +16,7 @@ _LINE = "the log of the start has one more line there"
 _TIME = "it has to be faster than a poll"
 _PARTS = "it runs statements of one server, which have others in their place there"
 _SHARING = "calls on several conversations share no statement there"
+_PGBOUNCER = "PgBouncer is refused there"
 _ACTIVITY = "the order by activity is refused there"
 _SOCKET = "it uses the Unix socket of the server, and the nodes listen on TCP"
 _TRIGGER = "it uses a trigger, which Citus does not take"
@@ -69,6 +70,7 @@ REASONS = {
     "tests/services/test_watch_access.py::test_a_token_that_expires": _LOG,
     "tests/services/test_watch_conversations.py": _LOG,
     "tests/services/test_watch_items.py::test_a_stream_that_the_purge_overtakes": _TIME,
+    "tests/services/test_wire.py::test_a_caller_that_leaves_stops_its_statement": _LOCKS,
     "tests/store/test_activity.py": _ACTIVITY,
     "tests/store/test_activity_plans.py": _ACTIVITY,
     "tests/store/test_appends.py::test_a_caller_that_leaves_its_statement": _LOCKS,
@@ -95,6 +97,7 @@ REASONS = {
     "tests/store/test_list_scale.py": _STABLE,
     "tests/store/test_locked_conversations.py::test_a_lane_keeps_the_order": _SHARING,
     "tests/store/test_locked_conversations.py::test_a_slow_statement": _SHARING,
+    "tests/store/test_pgbouncer.py": _PGBOUNCER,
     "tests/store/test_remover.py": _PARTS,
     "tests/store/test_statements.py::test_a_page_by_token_is_one_statement": _STATEMENTS,
     "tests/store/test_statements.py::test_generic_plans": _PLANS,
@@ -108,6 +111,7 @@ REASONS = {
     "tests/store/test_store.py::test_purge_keeps_what_is_young": _STABLE,
     "tests/store/test_store.py::test_purge_leaves_no_item_behind": _LOCKS,
     "tests/store/test_store.py::test_text_is_compared_byte_for_byte": _SCHEMA,
+    "tests/support/test_fork_server.py::test_it_has_an_environment_of_its_own": _LINE,
     "tests/transport/test_lifecycle.py::test_a_problem_while_waiting_does_not_end_it": _SOCKET,
 }
 
