@@ -20,8 +20,8 @@ from tests.support.service import Service, list_all_items
 from tests.support.shards import connected, move, other_places
 
 pytestmark = pytest.mark.citus
-_KEPT = "SELECT sum(generic_plans + custom_plans)::int FROM pg_prepared_statements WHERE name LIKE 'conversations%'"
-_COUNT_KEPT = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'conversations%'"
+_KEPT = "SELECT sum(generic_plans + custom_plans)::int FROM pg_prepared_statements WHERE name LIKE 'conv%'"
+_COUNT_KEPT = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'conv%'"
 _ITEMS = "SELECT sequence FROM {items} AS items WHERE conversation_id = $1[1] ORDER BY sequence"
 _RENAME = "UPDATE {conversations} AS conversations SET metadata = ($1[2])::jsonb WHERE id = $1[1] RETURNING metadata"
 _READ = f"SELECT * FROM {READ}($1, $2, $3, $4) AS read(sequence bigint)"

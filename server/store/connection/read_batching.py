@@ -30,10 +30,20 @@ class PendingRead:
 
 @lru_cache(maxsize=1024)
 def _numbered(statement: Statement) -> Statement:
-    """``statement`` with one more argument, the number that each of its rows then begins with."""
-    number = len(statement.names) + 1
-    text = f"SELECT ${number}::int AS number, rows.* FROM ({statement.text}) AS rows"  # noqa: S608 - our own text
+    """``statement`` with one more argument, the number that each of its rows then begins with.
+
+    A plain SELECT stays one: another around it is what Citus plans anew each time.
+    """
+    number = f"${len(statement.names) + 1}::int AS number"
+    if _is_plain(statement.text):
+        text = statement.text.replace("SELECT ", f"SELECT {number}, ", 1)
+    else:
+        text = f"SELECT {number}, rows.* FROM ({statement.text}) AS rows"  # noqa: S608 - our own text
     return Statement(text, (*statement.names, "number"), statement.kind)
+
+
+def _is_plain(text: str) -> bool:
+    return text.startswith("SELECT ") and text.count("SELECT") == 1 and "DISTINCT" not in text
 
 
 class ReadBatcher:

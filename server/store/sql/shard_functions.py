@@ -81,32 +81,36 @@ class ShardFunction:
     @property
     def distribute(self) -> str:
         """Puts it on every node."""
-        types = ", ".join(argument.split()[1] for argument in self.arguments.split(", "))
+        types = ", ".join(argument.split()[1] for argument in self.arguments.split(", ") if argument)
         key = ", 'conversation', colocate_with := 'conversations'" if self.is_forwarded else ""
         return f"SELECT create_distributed_function('{self.name}({types})'{key})"
 
 
-# A lock in the mode SHARE (5) keeps Citus from moving the shards meanwhile; every write that Citus plans takes it too.
+# What a function looks up itself, because each function that it calls costs as much as a third of a short statement.
+_SHARD = "get_shard_id_for_distribution_column('conversations', conversation)"
+_HAS_SHARD = """
+    EXISTS (
+        SELECT FROM pg_catalog.pg_dist_placement JOIN pg_catalog.pg_dist_local_group USING (groupid)
+        WHERE shardid = shard
+    )"""
+# The name of a plan; short enough for PostgreSQL whatever the number of the shard.
+_PLAN = "format('conv_%s_%s', shard, md5(statement))"
+_KNOWS_PLAN = f"""
+    strpos(current_setting('conversations.plans', true), plan) > 0
+    AND pg_column_size(texts) + pg_column_size(bodies) <= {MOST_LITERAL_BYTES}"""
+_EXECUTE = "format('EXECUTE %I(%L, %L)', plan, texts, bodies)"
+
 # Whoever has waited for a move finds the shard at another node, and tries again.
-_REQUIRE_SHARDS = ShardFunction(
-    "require_shards_1",
-    "shards bigint[], locks boolean",
+_REFUSE_SHARD = ShardFunction(
+    "refuse_shard_1",
+    "",
     "void",
     f"""
-    DECLARE
-        node int := (SELECT groupid FROM pg_catalog.pg_dist_local_group);
     BEGIN
-        IF node = 0 THEN
+        IF (SELECT groupid FROM pg_catalog.pg_dist_local_group) = 0 THEN
             RAISE 'the call was not forwarded' USING ERRCODE = '{NOT_FORWARDED}';
         END IF;
-        IF locks THEN
-            PERFORM lock_shard_metadata(5, shards);
-        END IF;
-        IF cardinality(shards) > (
-            SELECT count(*) FROM pg_catalog.pg_dist_placement WHERE shardid = ANY(shards) AND groupid = node
-        ) THEN
-            RAISE 'the conversation is at another node' USING ERRCODE = 'serialization_failure';
-        END IF;
+        RAISE 'the conversation is at another node' USING ERRCODE = 'serialization_failure';
     END """,  # noqa: S608 - our own text
 )
 _STATEMENT_AT_SHARD = ShardFunction(
@@ -128,46 +132,52 @@ _STATEMENT_AT_SHARD = ShardFunction(
 # that are kept; a transaction that is undone takes its name out again, and leaves the plan.
 _KEPT_PLAN = ShardFunction(
     "kept_plan_1",
-    "statement text, texts text[], bodies bytea[]",
+    "plan text, statement text, texts text[], bodies bytea[]",
     "text",
     f"""
-    DECLARE
-        plan text := 'conversations_' || md5(statement);
-        known text := current_setting('conversations.plans', true);
     BEGIN
         IF pg_column_size(texts) + pg_column_size(bodies) > {MOST_LITERAL_BYTES} THEN
             RETURN statement;
         END IF;
-        IF known IS NULL OR strpos(known, plan) = 0 THEN
-            IF NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = plan) THEN
-                IF (SELECT count(*) FROM pg_catalog.pg_prepared_statements) >= {MOST_PLANS} THEN
-                    RETURN statement;
-                END IF;
-                EXECUTE format('PREPARE %I (text[], bytea[]) AS %s', plan, statement);
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE name = plan) THEN
+            IF (SELECT count(*) FROM pg_catalog.pg_prepared_statements) >= {MOST_PLANS} THEN
+                RETURN statement;
             END IF;
-            PERFORM set_config('conversations.plans', concat_ws(' ', known, plan), false);
+            EXECUTE format('PREPARE %I (text[], bytea[]) AS %s', plan, statement);
         END IF;
-        RETURN format('EXECUTE %I(%L, %L)', plan, texts, bodies);
+        PERFORM set_config('conversations.plans',
+            concat_ws(' ', current_setting('conversations.plans', true), plan), false);
+        RETURN {_EXECUTE};
     END """,  # noqa: S608 - our own text
 )
+# A lock in the mode SHARE (5) keeps Citus from moving the shard meanwhile; every write that Citus plans takes it too.
 _WRITE = ShardFunction(
     WRITE,
     "conversation text, tables text[], statement text, texts text[], bodies bytea[], counts boolean",
     f"SETOF {ROW}",
     f"""
     DECLARE
-        at_shard text := statement_at_shard_1(conversation, tables, statement);
+        shard bigint := {_SHARD};
+        plan text := {_PLAN};
         written record;
         result {ROW};
     BEGIN
-        PERFORM require_shards_1(ARRAY[get_shard_id_for_distribution_column('conversations', conversation)], true);
+        PERFORM lock_shard_metadata(5, ARRAY[shard]);
+        IF NOT {_HAS_SHARD} THEN
+            PERFORM refuse_shard_1();
+        END IF;
         IF counts THEN
-            EXECUTE at_shard USING texts, bodies;
+            EXECUTE statement_at_shard_1(conversation, tables, statement) USING texts, bodies;
             GET DIAGNOSTICS result.count = ROW_COUNT;
             RETURN NEXT result;
             RETURN;
         END IF;
-        FOR written IN EXECUTE kept_plan_1(at_shard, texts, bodies) USING texts, bodies LOOP
+        IF {_KNOWS_PLAN} THEN
+            statement := {_EXECUTE};
+        ELSE
+            statement := kept_plan_1(plan, statement_at_shard_1(conversation, tables, statement), texts, bodies);
+        END IF;
+        FOR written IN EXECUTE statement USING texts, bodies LOOP
             RETURN NEXT jsonb_populate_record(NULL::{ROW}, to_jsonb(written));
         END LOOP;
     END """,
@@ -178,13 +188,21 @@ _READ = ShardFunction(
     READ,
     "conversation text, tables text[], statement text, texts text[]",
     "SETOF record",
-    """
+    f"""
     DECLARE
-        at_shard text := statement_at_shard_1(conversation, tables, statement);
-        bodies bytea[] := '{}';
+        shard bigint := {_SHARD};
+        plan text := {_PLAN};
+        bodies bytea[] := '{{}}';
     BEGIN
-        PERFORM require_shards_1(ARRAY[get_shard_id_for_distribution_column('conversations', conversation)], false);
-        RETURN QUERY EXECUTE kept_plan_1(at_shard, texts, bodies) USING texts, bodies;
+        IF NOT {_HAS_SHARD} THEN
+            PERFORM refuse_shard_1();
+        END IF;
+        IF {_KNOWS_PLAN} THEN
+            statement := {_EXECUTE};
+        ELSE
+            statement := kept_plan_1(plan, statement_at_shard_1(conversation, tables, statement), texts, bodies);
+        END IF;
+        RETURN QUERY EXECUTE statement USING texts, bodies;
     END """,
     is_forwarded=True,
 )
@@ -193,16 +211,27 @@ _LIST = ShardFunction(
     LIST,
     "conversation text, shards bigint[], statement text, texts text[]",
     "SETOF record",
-    """
+    f"""
     DECLARE
-        bodies bytea[] := '{}';
-        source text := string_agg(format('SELECT * FROM %I', 'conversations_' || shard), ' UNION ALL ')
-            FROM unnest(shards) AS shard;
+        plan text := format('conv_%s', md5(shards::text || statement));
+        bodies bytea[] := '{{}}';
     BEGIN
-        PERFORM require_shards_1(shards, false);
-        statement := replace(statement, '{conversations}', '(' || source || ')');
-        RETURN QUERY EXECUTE kept_plan_1(statement, texts, bodies) USING texts, bodies;
-    END """,
+        IF cardinality(shards) > (
+            SELECT count(*) FROM pg_catalog.pg_dist_placement JOIN pg_catalog.pg_dist_local_group USING (groupid)
+            WHERE shardid = ANY(shards)
+        ) THEN
+            PERFORM refuse_shard_1();
+        END IF;
+        IF {_KNOWS_PLAN} THEN
+            statement := {_EXECUTE};
+        ELSE
+            statement := replace(statement, '{{conversations}}', '(' || (
+                SELECT string_agg(format('SELECT * FROM %I', 'conversations_' || shard), ' UNION ALL ')
+                FROM unnest(shards) AS shard) || ')');
+            statement := kept_plan_1(plan, statement, texts, bodies);
+        END IF;
+        RETURN QUERY EXECUTE statement USING texts, bodies;
+    END """,  # noqa: S608 - our own text
     is_forwarded=True,
 )
-FUNCTIONS = (_REQUIRE_SHARDS, _STATEMENT_AT_SHARD, _KEPT_PLAN, _WRITE, _READ, _LIST)
+FUNCTIONS = (_REFUSE_SHARD, _STATEMENT_AT_SHARD, _KEPT_PLAN, _WRITE, _READ, _LIST)
