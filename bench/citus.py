@@ -1,8 +1,8 @@
 """Measures what a distributed database costs, as multiples of one PostgreSQL in the same run.
 
 ``python -m bench.citus --bin DIR`` starts a PostgreSQL, a coordinator with two workers, and a server for each, and runs
-the same calls on both in turn. ``DIR`` is as of `tests.support.citus`. Figures are CPU time per call of the server and
-of all PostgreSQL processes.
+the same calls on both in turn. ``DIR`` is as of `tests.support.citus`. Figures are CPU time per call of the server, the
+coordinator or the only PostgreSQL, and the workers.
 """
 
 import os
@@ -14,7 +14,7 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -53,14 +53,14 @@ WORKLOADS = (
 
 @dataclass(frozen=True)
 class Place:
-    """A server, and the processes of its database."""
+    """A server, and the postmasters of its database, that of the coordinator first."""
 
     target: GrpcTarget
     postmasters: Sequence[int]
 
-    def databases(self) -> dict[int, float]:
-        """CPU time of each process of PostgreSQL so far."""
-        return {pid: used for each in self.postmasters for pid, used in serving_seconds(each).items()}
+    def databases(self) -> list[dict[int, float]]:
+        """CPU time of each process of each PostgreSQL so far."""
+        return list(map(serving_seconds, self.postmasters))
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,27 @@ class Figures:
     """Of one round, per call."""
 
     server_us: float
-    database_us: float
+    coordinator_us: float
+    workers_us: float
     p50_ms: float
 
     @property
     def cpu_us(self) -> float:
         """Of all together."""
-        return self.server_us + self.database_us
+        return self.server_us + self.coordinator_us + self.workers_us
 
 
 async def measure(place: Place, workload: Workload) -> Figures:
     """Runs a round."""
     subjects = await workload.ready(place.target)
-    server, database = family_seconds(place.target.pid), place.databases()
+    server, databases = family_seconds(place.target.pid), place.databases()
     done = await perform(place.target, workload, subjects)
+    coordinator, *workers = map(spent, databases, place.databases())
+    each = 1e6 / workload.count
     return Figures(
-        (family_seconds(place.target.pid) - server) / workload.count * 1e6,
-        spent(database, place.databases()) / workload.count * 1e6,
+        (family_seconds(place.target.pid) - server) * each,
+        coordinator * each,
+        sum(workers) * each,
         percentile(done.latencies, 50) * 1e3,
     )
 
@@ -118,12 +122,16 @@ async def compare(places: Sequence[Place], workload: Workload, rounds: int) -> N
             found = [[] for _ in places]
     one, citus = found
     ratios = sorted(second.cpu_us / first.cpu_us for first, second in zip(one, citus, strict=True))
-    columns = [
-        f"{median(each.server_us for each in figures):7.0f} + {median(each.database_us for each in figures):6.0f} µs"
-        f" {median(each.p50_ms for each in figures):6.1f} ms"
-        for figures in found
-    ]
-    print(f"{workload.name:28} {columns[0]}  {columns[1]}  {median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
+    spread = f"{median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+    print(f"{workload.name:28} {describe(one)}  {describe(citus)}  {spread}")
+
+
+def describe(rounds: Sequence[Figures]) -> str:
+    """The medians of the server + the coordinator, or the only PostgreSQL, + the workers."""
+    server, coordinator, workers, milliseconds = (
+        median(each) for each in zip(*(astuple(figures) for figures in rounds), strict=True)
+    )
+    return f"{server:6.0f} + {coordinator:4.0f} + {workers:4.0f} µs {milliseconds:6.1f} ms"
 
 
 def main() -> None:

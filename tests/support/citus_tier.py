@@ -94,6 +94,7 @@ REASONS = {
     "tests/store/test_failures.py::test_a_key_that_a_shard_has": _TRIGGER,
     "tests/store/test_failures.py::test_a_write_that_was_undone_may_be_repeated": _TRIGGER,
     "tests/store/test_failures.py::test_every_sqlstate_has_its_code": _TRIGGER,
+    "tests/store/test_filter_statements.py::test_conversations": _STATEMENTS,
     "tests/store/test_list_scale.py": _STABLE,
     "tests/store/test_locked_conversations.py::test_a_lane_keeps_the_order": _SHARING,
     "tests/store/test_locked_conversations.py::test_a_slow_statement": _SHARING,
