@@ -101,7 +101,7 @@ async def prepare_schema(settings: Settings, store: Store) -> list[bytes]:
         unsafe_durability=settings.unsafe_durability,
     )
     if store.database.layout.is_distributed:
-        log.info("database layout", layout=store.database.layout.name)
+        log.info("database layout", layout=store.database.layout.name, refuses=store.database.layout.refuses)
     await _ensure_schema(store.url, migrating=settings.migrate)
     if store.database.layout.is_distributed:
         await _require_placement(store.database)

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from server.app.database import SchemaBehind, open_store, prepare_schema
 from server.errors import OperatorError
@@ -195,6 +196,18 @@ async def test_the_start_waits_for_functions(postgres: str, template: str) -> No
                 await prepare_schema(settings, store)
             await distribute(url, 4)
             assert await prepare_schema(settings, store)
+
+
+async def test_the_start_says_what_is_refused(postgres: str, template: str) -> None:
+    """Its log names the layout, and each call that ends as NOT_SUPPORTED or finds nothing kept."""
+    async with fresh_database(postgres, template) as url:
+        settings = Settings.model_validate({"database_url": url})
+        async with open_store(settings) as store:
+            with capture_logs() as lines:
+                await prepare_schema(settings, store)
+    (line,) = lines
+    assert ("database layout", "distributed") == (line["event"], line["layout"])
+    assert ("WatchConversations", "EraseSubject", 'order_by: "active_time desc"') == line["refuses"]
 
 
 async def test_pgbouncer_is_refused(postgres: str, template: str) -> None:

@@ -48,6 +48,7 @@ class Layout:
         explain: Makes of an error for which there is no rule the one that is raised.
         erases: Whether erasures can be carried out.
         orders_by_activity: Whether the order by activity is kept, for which tables have triggers.
+        refuses: What does not work, for the log of the start; docs/scale.md has the reasons.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Layout:
     explain: Callable[[BaseException], BaseException] = _is_defect
     erases: bool = True
     orders_by_activity: bool = True
+    refuses: tuple[str, ...] = ()
 
     @property
     def is_distributed(self) -> bool:
@@ -80,6 +82,7 @@ DISTRIBUTED = Layout(
     explain=_explain_refusal,
     erases=False,
     orders_by_activity=False,
+    refuses=("WatchConversations", "EraseSubject", 'order_by: "active_time desc"'),
 )
 
 
