@@ -72,8 +72,11 @@ def _fork_server() -> str:
 
 async def finish(process: Process, given: str = "") -> tuple[int, str, str]:
     """Sends ``given`` to a process and waits for its end; returns exit code, output and errors."""
+    assert process.stdin is not None
+    if not given:  # nothing is written to a process that may have ended by now
+        process.stdin.close()
     async with asyncio.timeout(20):
-        output, errors = await process.communicate(given.encode())
+        output, errors = await process.communicate(given.encode() if given else None)
     assert process.returncode is not None
     return process.returncode, output.decode(), errors.decode()
 
