@@ -11,8 +11,8 @@ AGAINST ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo main)
 
 BENCH := PYTHONPATH=.:generated python -m bench
 
-# Tests run in six processes for two cores, since they wait half of the time. More than eight cost more to start than they save.
-WORKERS ?= $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * 3)); echo $$((n < 8 ? n : 8)))
+# Tests run in five processes for two cores, since they wait half of the time. More than eight cost more to start than they save.
+WORKERS ?= $(shell n=$$(($$(getconf _NPROCESSORS_ONLN) * 5 / 2)); echo $$((n < 8 ? n : 8)))
 # Tests start the service a hundred times: its compiled modules are kept, whatever the environment says.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE pytest --numprocesses $(WORKERS)
 
