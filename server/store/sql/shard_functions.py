@@ -88,17 +88,37 @@ class ShardFunction:
 
 # What a function looks up itself, because each function that it calls costs as much as a third of a short statement.
 _SHARD = "get_shard_id_for_distribution_column('conversations', conversation)"
-_HAS_SHARD = """
-    EXISTS (
-        SELECT FROM pg_catalog.pg_dist_placement JOIN pg_catalog.pg_dist_local_group USING (groupid)
-        WHERE shardid = shard
-    )"""
+_REQUIRE_SHARD = """
+        IF NOT EXISTS (
+            SELECT FROM pg_catalog.pg_dist_placement JOIN pg_catalog.pg_dist_local_group USING (groupid)
+            WHERE shardid = shard
+        ) THEN
+            PERFORM refuse_shard_1();
+        END IF;"""
 # The name of a plan; short enough for PostgreSQL whatever the number of the shard.
 _PLAN = "format('conv_%s_%s', shard, md5(statement))"
-_KNOWS_PLAN = f"""
-    strpos(current_setting('conversations.plans', true), plan) > 0
-    AND pg_column_size(texts) + pg_column_size(bodies) <= {MOST_LITERAL_BYTES}"""
 _EXECUTE = "format('EXECUTE %I(%L, %L)', plan, texts, bodies)"
+
+
+def _planned(statement: str) -> str:
+    """SQL that sets ``statement`` to the plan if the session knows it, else to what `_KEPT_PLAN` returns for SQL."""
+    return f"""
+        IF strpos(current_setting('conversations.plans', true), plan) > 0
+            AND pg_column_size(texts) + pg_column_size(bodies) <= {MOST_LITERAL_BYTES}
+        THEN
+            statement := {_EXECUTE};
+        ELSE
+            statement := kept_plan_1(plan, {statement}, texts, bodies);
+        END IF;"""
+
+
+_AT_SHARD = _planned("statement_at_shard_1(conversation, tables, statement)")
+_ON_SHARDS = _planned(
+    """
+                replace(statement, '{conversations}', '(' || (
+                    SELECT string_agg(format('SELECT * FROM %I', 'conversations_' || shard), ' UNION ALL ')
+                    FROM unnest(shards) AS shard) || ')')"""
+)
 
 # Whoever has waited for a move finds the shard at another node, and tries again.
 _REFUSE_SHARD = ShardFunction(
@@ -163,20 +183,14 @@ _WRITE = ShardFunction(
         result {ROW};
     BEGIN
         PERFORM lock_shard_metadata(5, ARRAY[shard]);
-        IF NOT {_HAS_SHARD} THEN
-            PERFORM refuse_shard_1();
-        END IF;
+        {_REQUIRE_SHARD}
         IF counts THEN
             EXECUTE statement_at_shard_1(conversation, tables, statement) USING texts, bodies;
             GET DIAGNOSTICS result.count = ROW_COUNT;
             RETURN NEXT result;
             RETURN;
         END IF;
-        IF {_KNOWS_PLAN} THEN
-            statement := {_EXECUTE};
-        ELSE
-            statement := kept_plan_1(plan, statement_at_shard_1(conversation, tables, statement), texts, bodies);
-        END IF;
+        {_AT_SHARD}
         FOR written IN EXECUTE statement USING texts, bodies LOOP
             RETURN NEXT jsonb_populate_record(NULL::{ROW}, to_jsonb(written));
         END LOOP;
@@ -194,14 +208,8 @@ _READ = ShardFunction(
         plan text := {_PLAN};
         bodies bytea[] := '{{}}';
     BEGIN
-        IF NOT {_HAS_SHARD} THEN
-            PERFORM refuse_shard_1();
-        END IF;
-        IF {_KNOWS_PLAN} THEN
-            statement := {_EXECUTE};
-        ELSE
-            statement := kept_plan_1(plan, statement_at_shard_1(conversation, tables, statement), texts, bodies);
-        END IF;
+        {_REQUIRE_SHARD}
+        {_AT_SHARD}
         RETURN QUERY EXECUTE statement USING texts, bodies;
     END """,
     is_forwarded=True,
@@ -222,14 +230,7 @@ _LIST = ShardFunction(
         ) THEN
             PERFORM refuse_shard_1();
         END IF;
-        IF {_KNOWS_PLAN} THEN
-            statement := {_EXECUTE};
-        ELSE
-            statement := replace(statement, '{{conversations}}', '(' || (
-                SELECT string_agg(format('SELECT * FROM %I', 'conversations_' || shard), ' UNION ALL ')
-                FROM unnest(shards) AS shard) || ')');
-            statement := kept_plan_1(plan, statement, texts, bodies);
-        END IF;
+        {_ON_SHARDS}
         RETURN QUERY EXECUTE statement USING texts, bodies;
     END """,  # noqa: S608 - our own text
     is_forwarded=True,
