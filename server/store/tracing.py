@@ -19,7 +19,6 @@ from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, get_cu
 
 from server.store.connection.execution import Execute, Execution, Rows
 from server.store.sql.schema import metadata
-from server.store.sql.statement import Statement
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AnyValue
@@ -45,7 +44,7 @@ class StatementTracing:
     @contextmanager
     def _span(self, execution: Execution, parent: Span, others: Sequence[Span]) -> Iterator[None]:
         span = self._tracer.start_span(
-            summary(_own_text(execution.statement)),
+            summary(execution.statement.own_text),
             context=set_span_in_context(parent),
             kind=SpanKind.CLIENT,
             attributes=_attributes(execution),
@@ -71,16 +70,11 @@ def _recording_spans(callers: Sequence[Context]) -> list[Span]:
 def _attributes(execution: Execution) -> "dict[str, AnyValue]":
     attributes: dict[str, AnyValue] = {
         "db.system.name": "postgresql",
-        "db.query.summary": summary(_own_text(execution.statement)),
+        "db.query.summary": summary(execution.statement.own_text),
     }
     if len(execution.arguments) > 1:
         attributes["db.operation.batch.size"] = len(execution.arguments)
     return attributes
-
-
-def _own_text(statement: Statement) -> str:
-    """The text of a statement, also of one that is sent to a distributed database as an argument of a function."""
-    return getattr(statement, "body", "") or statement.text
 
 
 def _record_error(span: Span, error: BaseException) -> None:

@@ -48,6 +48,11 @@ class RoutedStatement(Statement):
     conversation: str = ""
     bodies: str = ""
 
+    @property
+    def own_text(self) -> str:
+        """As of `Statement`."""
+        return self.body
+
     def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """Those of the function; ``values`` as of `Statement.arguments`."""
         named = values[self.conversation]
@@ -96,6 +101,11 @@ class ListStatement(Statement):
     """
 
     body: str = ""
+
+    @property
+    def own_text(self) -> str:
+        """As of `Statement`."""
+        return self.body
 
     def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """Those of the function; ``values`` as of `Statement.arguments`."""

@@ -36,6 +36,11 @@ class Statement:
     waits: bool = False
     columns: tuple[str, ...] = ()
 
+    @property
+    def own_text(self) -> str:
+        """What it does, for people; ``text`` may be the call of a function that does it."""
+        return self.text
+
     def arguments(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values in the order of `names`; ``values`` may have more.
 
