@@ -372,19 +372,19 @@ class ConversationStore:
         shape: dict[str, Any] = {"filters_owner": filters_owner(comparisons) if comparisons else None}
         if not by_activity:
             shape["descending"] = descending
+        build = activity_page if by_activity else sql.page
+        statement = build(read, covered=ranges is not None, filters_source=source, **shape)
         # Without a filter, all rows of a range are shown, and all rows of a tenant if the caller may read all of them.
         is_scan = bool(comparisons) or (ranges is None and not isinstance(read.plan, Always))
         async with self._database.scans.place(access.principal.key) if is_scan else nullcontext():
-            if ranges and not self._database.layout.spans_conversations:
+            # Citus asks all workers at once, which is better where no index leads to the rows.
+            is_search = is_scan and not (ranges or source or shape["filters_owner"])
+            if self._database.layout.spans_conversations or is_search:
+                rows = await self._database.fetch(statement, values)
+            elif ranges:
                 rows = await read_ranges(self.worker_lists, read, ranges, values, shape)
             else:
-                build = activity_page if by_activity else sql.page
-                statement = build(read, covered=ranges is not None, filters_source=source, **shape)
-                # Citus asks all workers at once, which is better where no index leads to the rows.
-                if self._database.layout.spans_conversations or (is_scan and not (source or shape["filters_owner"])):
-                    rows = await self._database.fetch(statement, values)
-                else:
-                    rows = await read_all(self.worker_lists, statement, values, descending=descending)
+                rows = await read_all(self.worker_lists, statement, values, descending=descending)
         page = [row for row in rows[:count] if row["metadata"] is not None]
         return page, len(page) < len(rows)
 
