@@ -18,7 +18,7 @@ from server.store.connection.execution import Execute, Execution, Rows
 from server.store.connection.failures import Problem as Found
 from tests.support.build import append, get, user_message
 from tests.support.citus import Cluster, Node
-from tests.support.citus_faults import NEEDS_CITUS, by_worker, distributed_cluster, until
+from tests.support.citus_faults import NEEDS_CITUS, by_worker, until
 from tests.support.postgres import fetch
 from tests.support.problems import problem_of
 from tests.support.readiness import SERVING, wait_for
@@ -64,25 +64,11 @@ class Place:
         return await self.append() == OK
 
 
-@pytest.fixture(scope="module")
-async def cluster() -> AsyncIterator[Cluster]:
-    """A cluster of its own."""
-    async with distributed_cluster() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-async def service(cluster: Cluster) -> AsyncIterator[Service]:
-    """A service on it."""
-    async with running_service(cluster.url) as served:
-        yield served
-
-
 @pytest.fixture
-async def place(cluster: Cluster, service: Service) -> Place:
+async def place(cluster: Cluster, served: Service) -> Place:
     """A conversation on the first worker."""
     worker = cluster.workers[0]
-    return Place(service, worker, (await by_worker(service, 12))[worker.port][0])
+    return Place(served, worker, (await by_worker(served, 12))[worker.port][0])
 
 
 @asynccontextmanager
