@@ -100,11 +100,11 @@ async def prepare_schema(settings: Settings, store: Store) -> list[bytes]:
         via_pgbouncer=settings.pgbouncer_url is not None,
         unsafe_durability=settings.unsafe_durability,
     )
-    if store.database.layout.is_distributed:
-        log.info("database layout", layout=store.database.layout.name, refuses=store.database.layout.refuses)
     await _ensure_schema(store.url, migrating=settings.migrate)
-    if store.database.layout.is_distributed:
+    layout = store.database.layout
+    if layout.is_distributed:
         await _require_placement(store.database)
+        log.info("database layout", layout=layout.name, refuses=layout.refuses)
     return [row["secret"] for row in await store.database.fetch(_TOKEN_KEYS, {})]
 
 
@@ -122,7 +122,7 @@ async def _require_placement(database: Database) -> None:
     """Returns if all tables and functions of this version are placed: an older version has placed its own."""
     with translated_errors():
         async with database.pool.acquire() as connection:
-            plan = await find_missing(connection)
+            plan = await find_missing(connection, ())  # settings of nodes have been looked at
     if not plan.is_empty:
         lines = "; ".join(plan.lines())
         raise SchemaBehind(f"The distributed database needs `python -m server distribute` for this version: {lines}.")

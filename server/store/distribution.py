@@ -1,9 +1,11 @@
 """Distributes a database over the workers of Citus."""
 
+from collections.abc import Sequence
+
 import asyncpg
 
 from server.errors import OperatorError
-from server.store.connection.nodes import node_problems, read_nodes
+from server.store.connection.nodes import Node, node_problems, read_nodes
 from server.store.connection.opening import direct_connection
 from server.store.migrate import migration_lock, require_schema
 from server.store.placement import Plan, find_missing, place
@@ -55,7 +57,10 @@ async def distribute(url: str, shards: int) -> Plan:
 async def _plan(connection: asyncpg.Connection) -> Plan:
     if reason := await _find_obstacle(connection):
         raise DistributeRefused(reason)
-    plan = await find_missing(connection)
+    nodes = await read_nodes(connection)
+    if reason := _find_wrong_node(nodes):
+        raise DistributeRefused(reason)
+    plan = await find_missing(connection, nodes)
     if conversations.name in plan.distributed and (count := await connection.fetchval(_COUNT_SESSIONS)):
         raise DistributeRefused(f"The service has {count} connections to this database: stop it first.")
     return plan
@@ -76,12 +81,11 @@ async def _find_obstacle(connection: asyncpg.Connection) -> str:
         return "This database has no workers: SELECT citus_add_node('host', 5432) for each."
     if await connection.fetchval("SELECT is_on FROM change_log"):
         return "Changes are kept, which a distributed database cannot do: python -m server changes off."
-    return await _find_wrong_node(connection)
+    return ""
 
 
-async def _find_wrong_node(connection: asyncpg.Connection) -> str:
+def _find_wrong_node(nodes: Sequence[Node]) -> str:
     """Returns which node is set in a way that would lose writes or could not move them, '' if none is."""
-    nodes = await read_nodes(connection)
     if still := [node.name for node in nodes if node.settings["wal_level"] != "logical"]:
         return f"wal_level is not logical on {', '.join(still)}: shards could not move while they are written to."
     if problems := [*node_problems(nodes, unsafe_durability=False)]:

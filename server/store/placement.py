@@ -4,13 +4,13 @@ A table whose primary key has a conversation is distributed by it, beside the co
 and has a copy on each node.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import asyncpg
 
 from server.store.connection.layout import DISTRIBUTED, find_layout
-from server.store.connection.nodes import ROLE_SETTINGS, read_nodes, session_problems
+from server.store.connection.nodes import ROLE_SETTINGS, Node, read_nodes, session_problems
 from server.store.sql.schema import conversations, metadata
 from server.store.sql.shard_functions import CREATE_ROW, FUNCTIONS, ROW
 
@@ -67,8 +67,13 @@ def distribution_column(table: str) -> str | None:
     return "conversation_id" if found is not None and "conversation_id" in found.primary_key.columns else None
 
 
-async def find_missing(connection: asyncpg.Connection) -> Plan:
-    """Returns what a database with the extension lacks to be distributed."""
+async def find_missing(connection: asyncpg.Connection, nodes: Iterable[Node]) -> Plan:
+    """Returns what a database with the extension lacks to be distributed.
+
+    Args:
+        connection: To the coordinator.
+        nodes: Whose settings are looked at.
+    """
     placed = {row["logicalrelid"] for row in await connection.fetch(_PLACED)}
     tables = [name for name in dict.fromkeys(_TABLES) if name not in placed]
     functions = {row["proname"] for row in await connection.fetch(_FUNCTIONS)}
@@ -76,7 +81,7 @@ async def find_missing(connection: asyncpg.Connection) -> Plan:
         distributed=tuple(name for name in tables if distribution_column(name)),
         copied=tuple(name for name in tables if not distribution_column(name)),
         functions=tuple(each.name for each in FUNCTIONS if each.name not in functions),
-        sets_role=any(session_problems(await read_nodes(connection))),
+        sets_role=any(session_problems(nodes)),
     )
 
 
@@ -119,7 +124,7 @@ async def _make_functions(connection: asyncpg.Connection) -> None:
 async def place_new_tables(connection: asyncpg.Connection) -> None:
     """Places the tables that a migration has added, if the database is distributed."""
     if await find_layout(connection) is DISTRIBUTED:
-        await place(connection, await find_missing(connection))
+        await place(connection, await find_missing(connection, await read_nodes(connection)))
 
 
 def _distribution_of(name: str, shards: int) -> str:

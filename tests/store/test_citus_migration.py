@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-import asyncpg
 import pytest
 
 from server.store import migrate as migrate_module
 from server.store.migrate import HEAD, MigrationFailed, current_revision, migrate
-from server.store.placement import Plan, find_missing, place
+from server.store.placement import place
 from tests.support.build import append, list_items, user_message
-from tests.support.distributed import SHARDS, make_joined_database
+from tests.support.distributed import SHARDS, make_joined_database, missing
 from tests.support.postgres import drop_everywhere, fetch
 from tests.support.service import Service, running_service
+from tests.support.shards import connected
 
 pytestmark = pytest.mark.citus
 MIGRATIONS = Path(migrate_module.__file__).parent / "migrations"
@@ -66,20 +66,8 @@ async def place_existing(url: str) -> None:
     plan = await missing(url)
     there = {row["relname"] for row in await fetch(url, "SELECT relname FROM pg_class WHERE relkind = 'r'")}
     distributed, copied = ([name for name in names if name in there] for names in (plan.distributed, plan.copied))
-    connection = await asyncpg.connect(url)
-    try:
+    async with connected(url) as connection:
         await place(connection, replace(plan, distributed=tuple(distributed), copied=tuple(copied)), SHARDS)
-    finally:
-        await connection.close()
-
-
-async def missing(url: str) -> Plan:
-    """What the database lacks to be distributed."""
-    connection = await asyncpg.connect(url)
-    try:
-        return await find_missing(connection)
-    finally:
-        await connection.close()
 
 
 async def count(url: str, rows: str) -> int:

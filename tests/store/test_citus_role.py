@@ -12,13 +12,15 @@ import pytest
 from server.store.connection.opening import DatabaseConfigError
 from server.store.distribution import distribute, plan_distribution
 from server.store.migrate import migrate
-from server.store.placement import find_missing, place_new_tables
+from server.store.placement import place_new_tables
 from server.store.purge import purge
 from tests.support.build import append, create, delete, list_items, user_message
 from tests.support.citus import HOST, Cluster, Node, running_cluster
 from tests.support.citus_faults import BIN, NEEDS_CITUS
+from tests.support.distributed import missing
 from tests.support.postgres import execute, fetch
 from tests.support.service import running_service
+from tests.support.shards import connected
 
 pytestmark = NEEDS_CITUS
 ROLE = "conversations"
@@ -77,11 +79,10 @@ async def test_a_plain_role(cluster: Cluster) -> None:
     purged = await purge(url, timedelta(days=30))
     assert purged is not None
     assert 1 == purged.conversations
-    connection = await asyncpg.connect(url)
-    await connection.execute("SELECT undistribute_table('erasures')")
-    await place_new_tables(connection)
-    assert (await find_missing(connection)).is_empty
-    await connection.close()
+    await execute(url, "SELECT undistribute_table('erasures')")
+    async with connected(url) as connection:
+        await place_new_tables(connection)
+    assert (await missing(url)).is_empty
 
 
 async def test_a_worker_that_lacks_the_settings_of_the_role(cluster: Cluster) -> None:

@@ -24,15 +24,16 @@ from server.store.distribution import DistributeRefused, distribute, plan_distri
 from server.store.erasing import ErasureRefused, count_rows
 from server.store.erasures import Subject
 from server.store.migrate import migrate
-from server.store.placement import find_missing, place_new_tables
+from server.store.placement import place_new_tables
 from server.store.purge import purge
 from server.store.sql import conversations
 from server.store.sql.schema import metadata
 from server.store.sql.shard_functions import READ
 from tests.support.build import append, batch_get, copy_of, create, delete, get, get_item, list_items, user_message
-from tests.support.distributed import make_joined_database
+from tests.support.distributed import make_joined_database, missing
 from tests.support.postgres import drop_everywhere, execute, fetch, fresh_database, node_urls, with_database
 from tests.support.service import Service, intercepted, running_service
+from tests.support.shards import connected
 
 pytestmark = pytest.mark.citus
 
@@ -90,11 +91,8 @@ async def test_distribute(joined: str) -> None:
 
 
 async def layout_of(url: str) -> Any:
-    connection = await asyncpg.connect(url)
-    try:
+    async with connected(url) as connection:
         return await find_layout(connection)
-    finally:
-        await connection.close()
 
 
 async def test_filled_tables(joined: str) -> None:
@@ -150,11 +148,10 @@ async def test_new_tables_are_placed(postgres: str, template: str) -> None:
     """A table that a migration has added is distributed by it."""
     async with fresh_database(postgres, template) as url:
         await execute(url, "SELECT undistribute_table('erasures')")
-        connection = await asyncpg.connect(url)
-        assert ("erasures",) == (await find_missing(connection)).copied
-        await place_new_tables(connection)
-        assert (await find_missing(connection)).is_empty
-        await connection.close()
+        assert ("erasures",) == (await missing(url)).copied
+        async with connected(url) as connection:
+            await place_new_tables(connection)
+        assert (await missing(url)).is_empty
 
 
 # --- the start

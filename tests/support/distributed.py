@@ -7,9 +7,12 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from server.store.connection.nodes import read_nodes
 from server.store.distribution import distribute
 from server.store.migrate import migrate
+from server.store.placement import Plan, find_missing
 from tests.support.postgres import execute, execute_everywhere, node_urls, with_database
+from tests.support.shards import connected
 
 SHARDS = 8
 _LOCK = 40  # advisory, at the coordinator
@@ -63,3 +66,9 @@ async def _join(coordinator: str, statement: str) -> None:
             return
         await asyncio.sleep(0.1)
     raise AssertionError("the worker does not join")
+
+
+async def missing(url: str) -> Plan:
+    """What a database lacks to be distributed."""
+    async with connected(url) as connection:
+        return await find_missing(connection, await read_nodes(connection))
