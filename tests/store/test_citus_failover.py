@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from functools import partial
 
-from tests.support.build import append, user_message
+from tests.support.build import append, list_items, user_message
 from tests.support.citus import HOST
 from tests.support.citus_faults import NEEDS_CITUS, by_worker, codes, distributed_cluster, until, writing
 from tests.support.postgres import fetch
 from tests.support.readiness import NOT_SERVING, SERVING, TRUE_SECONDS, wait_for
-from tests.support.service import running_service
+from tests.support.service import Service, running_service
 
 pytestmark = NEEDS_CITUS
 UPDATE = f"SELECT citus_update_node(nodeid, '{HOST}', {{new}}) FROM pg_dist_node WHERE nodeport = {{old}}"
@@ -47,6 +48,11 @@ async def test_a_standby_takes_the_place_of_a_worker() -> None:
         assert [] == await fetch(service.url, "SELECT FROM pg_prepared_xacts")
 
 
+async def are_read(service: Service, conversation_ids: list[str]) -> bool:
+    """Whether all of them can be read at the same time, and so over all sessions."""
+    return await codes([service.stub.ListItems(list_items(each), timeout=10) for each in conversation_ids]) == {"OK"}
+
+
 async def test_a_standby_takes_the_place_of_the_coordinator() -> None:
     """The service finds it among the hosts of its URL, and both workers know it then."""
     async with distributed_cluster() as cluster:
@@ -61,8 +67,12 @@ async def test_a_standby_takes_the_place_of_the_coordinator() -> None:
                 await wait_for(service, NOT_SERVING)
                 await asyncio.to_thread(standby.promote)
                 assert await wait_for(service, SERVING) <= TRUE_SECONDS
+                began = time.monotonic()
                 await fetch(standby.url, UPDATE.format(old=coordinator.port, new=standby.port))
+                await until(partial(are_read, service, ids))
+                took = time.monotonic() - began
                 await asyncio.sleep(PAUSE_SECONDS)
+            assert took < RECOVERY_SECONDS
             assert {"UNAVAILABLE"} == {code for code, *_ in writers.told}
             assert {} == await writers.lost()
         for worker in cluster.workers:
