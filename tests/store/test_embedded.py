@@ -24,6 +24,7 @@ from server.store.embedded.binaries import find_programs
 from server.store.embedded.initdb import CLUSTER
 from server.store.embedded.launch import LOG_LIMIT
 from server.store.embedded.os_user import SERVICE_ID, OsUser
+from server.store.embedded.postmaster import is_running
 from server.store.embedded.server import Server
 from server.store.embedded.sockets import socket_dir_for
 from tests.support.build import create, get
@@ -209,6 +210,18 @@ async def test_a_crashed_server_with_a_reused_process_number_starts_again(copy: 
     async with run_embedded(copy) as server:
         assert server.started
         assert await query(server.url, "SELECT value FROM kept") == 1
+
+
+# It replaces its program three hundred times, and has the same last argument each time.
+_REPLACED = 'if [ "$1" != 0 ]; then exec /bin/sh -c "$0" "$0" "$(($1 - 1))" "$2"; fi'
+
+
+def test_a_server_runs_in_the_middle_of_an_exec() -> None:
+    """A process has no command line for a moment when its program is replaced; it runs all the same."""
+    process = subprocess.Popen(["/bin/sh", "-c", _REPLACED, _REPLACED, "300", "/the/cluster"])
+    while is_running(process.pid, "/the/cluster", os.getuid()):
+        pass
+    assert 0 == process.poll(), "the process ran on"
 
 
 async def test_an_interrupted_initdb_leaves_no_half_cluster(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 """Which process is the server of a cluster: what its lock file says, and whether that is true."""
 
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+_EXEC_SECONDS = 1.0  # an exec takes less than a millisecond, unless the process has to wait for a processor
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,27 @@ def is_running(pid: int, cluster: str, uid: int) -> bool:
     if not Path("/proc/self/cmdline").exists():
         return _process_exists(pid)
     try:
-        words = (process / "cmdline").read_bytes().split(b"\0")
-        return process.stat().st_uid == uid and os.fsencode(cluster) in words
+        return process.stat().st_uid == uid and os.fsencode(cluster) in _command_line(process).split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def _command_line(process: Path) -> bytes:
+    """Returns the command line; empty for a zombie.
+
+    In the middle of an exec, as of a server that has just been launched, it is empty as well: it is read again then.
+    """
+    deadline = time.monotonic() + _EXEC_SECONDS
+    while not (line := (process / "cmdline").read_bytes()) and not _is_zombie(process):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.001)
+    return line
+
+
+def _is_zombie(process: Path) -> bool:
+    """Returns whether the process has ended; its state comes behind its name, which may hold anything."""
+    return (process / "stat").read_bytes().rpartition(b")")[2].split()[0] in b"ZX"
 
 
 def _process_exists(pid: int) -> bool:
