@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,18 +27,10 @@ from server.observability import logs
 from server.store.migrate import HEAD
 from tests.support.build import create, get, update
 from tests.support.commands import address_in, connect, finish, server_process
+from tests.support.ports import HOST, free_port
 from tests.support.postgres import fresh_database
 from tests.support.problems import problem
 from tests.support.service import Service, running_service
-
-HOST = "127.0.0.1"
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)

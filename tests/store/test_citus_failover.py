@@ -5,8 +5,8 @@ import time
 from functools import partial
 
 from tests.support.build import append, list_items, user_message
-from tests.support.citus import HOST
 from tests.support.citus_faults import NEEDS_CITUS, by_worker, codes, distributed_cluster, until, writing
+from tests.support.ports import HOST
 from tests.support.postgres import fetch
 from tests.support.readiness import NOT_SERVING, SERVING, TRUE_SECONDS, wait_for
 from tests.support.service import Service, running_service

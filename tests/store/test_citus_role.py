@@ -15,9 +15,10 @@ from server.store.migrate import migrate
 from server.store.placement import place_new_tables
 from server.store.purge import purge
 from tests.support.build import append, create, delete, list_items, user_message
-from tests.support.citus import HOST, Cluster, Node, running_cluster
+from tests.support.citus import Cluster, Node, running_cluster
 from tests.support.citus_faults import BIN, NEEDS_CITUS
 from tests.support.distributed import missing
+from tests.support.ports import HOST
 from tests.support.postgres import execute, fetch
 from tests.support.service import running_service
 from tests.support.shards import connected

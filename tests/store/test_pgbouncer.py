@@ -39,6 +39,7 @@ from tests.support.build import (
     user_message,
 )
 from tests.support.database import verified_database
+from tests.support.ports import free_port
 from tests.support.postgres import EMPTY_TEMPLATE, fetch, fresh_database
 from tests.support.problems import problem
 from tests.support.service import Service, running_service
@@ -89,13 +90,6 @@ def configured(direct: str, folder: Path, port: int) -> str:
     for name, value in own.items():
         text = re.sub(rf"^{name} = .*\n", "", text, flags=re.MULTILINE) + f"{name} = {value}\n"
     return re.sub(r"^(auth_file|logfile|pidfile) = .*\n", "", text, flags=re.MULTILINE)
-
-
-def free_port() -> int:
-    """Of the loopback address; nobody has it now."""
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
 
 
 def as_user_of(direct: str) -> list[str]:

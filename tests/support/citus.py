@@ -11,7 +11,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -20,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.store.embedded.os_user import OsUser
+from tests.support.ports import HOST, free_port
 from tests.support.postgres import execute, fetch, memory_folder
 
-HOST = "127.0.0.1"
 STANDBY = "standby"  # the name that a primary knows its standby by
 _SETTINGS = {
     "listen_addresses": HOST,
@@ -173,7 +172,7 @@ class Cluster:
         return node
 
     def _node(self) -> Node:
-        port = _free_port()
+        port = free_port()
         return Node(self.programs, self.folder / str(port), port, self.user)
 
 
@@ -202,13 +201,6 @@ def _user() -> OsUser:
         return OsUser()
     nobody = pwd.getpwnam("nobody")
     return OsUser(nobody.pw_uid, nobody.pw_gid)
-
-
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind((HOST, 0))
-        port: int = bound.getsockname()[1]
-        return port
 
 
 async def _main() -> None:
