@@ -10,6 +10,7 @@ import os
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import gc
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,8 @@ from tests.support.tools import required_tools, search_path
 
 def pytest_configure(config: pytest.Config) -> None:
     """Lets tests find the tools that they need, and checks the names of those that must be there."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell that runs us in the background: programs inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.disable()  # until all tests are collected: modules and tests are no garbage
     os.environ["PATH"] = search_path()
     try:

@@ -1,5 +1,6 @@
 """`policy denials`: what a log says about refusals, whatever else is in it."""
 
+import asyncio
 import json
 import os
 import re
@@ -264,7 +265,8 @@ async def test_a_log_that_is_followed() -> None:
     process.stdin.write(line() * 1000)  # more than a pipe holds, so that some are read when the rest is written
     await process.stdin.drain()
     process.send_signal(signal.SIGINT)
-    await process.wait()  # its input stays open until then
+    async with asyncio.timeout(20):
+        await process.wait()  # its input stays open until then
     code, output, errors = await finish(process)
     assert (0, "") == (code, errors)
     assert re.search(r"\b[1-9][\d,]* refusals in [\d,]+ lines", output)
