@@ -32,7 +32,7 @@ from tests.support.tools import required_tools, search_path
 
 def pytest_configure(config: pytest.Config) -> None:
     """Lets tests find the tools that they need, and checks the names of those that must be there."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell that runs us in the background: programs inherit it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell in the background; programs would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.disable()  # until all tests are collected: modules and tests are no garbage
     os.environ["PATH"] = search_path()
