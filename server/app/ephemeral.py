@@ -49,9 +49,12 @@ def _make_folder() -> Path:
     return folder
 
 
-async def parent_ended() -> None:
-    """Returns when the process that started this one has ended: another one is the parent then."""
-    parent = os.getppid()
+async def parent_ended(parent: int) -> None:
+    """Returns when the process that started this one has ended: another one is the parent then.
+
+    Args:
+        parent: Its number, from before it is told that this one serves: it may end as soon as it knows.
+    """
     while os.getppid() == parent:  # noqa: ASYNC110 - the kernel tells nobody
         await asyncio.sleep(_LOOK_SECONDS)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from contextlib import asynccontextmanager
@@ -113,12 +114,13 @@ async def _serve_ephemeral(settings: Settings) -> None:
     """Prints one line of JSON, which programs read, and nothing else."""
     from server.app.ephemeral import parent_ended, temporary_data_dir
 
+    parent = os.getppid()
     async with (
         temporary_data_dir() as folder,
         _running(settings.model_copy(update={"data_dir": folder})) as (running, stop),
     ):
         print(json.dumps({"address": str(running.addresses[0]), "data_dir": str(folder)}), flush=True)
-        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(parent_ended())]
+        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(parent_ended(parent))]
         _, others = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for each in others:
             each.cancel()

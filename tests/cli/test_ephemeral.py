@@ -22,6 +22,7 @@ from conversations_client.ephemeral import (
 )
 from typer.testing import CliRunner
 
+from server.app.ephemeral import parent_ended
 from server.cli.commands import app
 from server.errors import OperatorError
 from tests.support.build import create
@@ -73,6 +74,11 @@ async def test_nothing_is_left_when_it_is_killed(killed: str) -> None:
         os.kill(parent.pid if killed == "parent" else service.pid, signal.SIGKILL)
         await is_gone(service)
         parent.kill()
+
+
+async def test_a_parent_that_has_ended_already() -> None:
+    """It may end in the moment in which it is told the address; 0 is the number of no process."""
+    await asyncio.wait_for(parent_ended(0), 1)
 
 
 async def is_gone(service: EphemeralService) -> None:
