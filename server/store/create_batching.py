@@ -5,7 +5,8 @@ queue, and the next statement runs them all: one round trip and one commit. Each
 
 A create without a request id has an id that nobody else has, so that its statement waits for nobody. One with a request
 id may meet the same create in another transaction. A shared statement waits a moment for that one and then fails;
-its creates are tried again one by one, and the one that has to wait does so by itself.
+its creates are tried again one by one, and the one that has to wait does so by itself. On a distributed database each
+create has a statement of its own, which waits no longer either.
 """
 
 import asyncio
@@ -110,13 +111,27 @@ class CreateBatcher(Turns[Create, Create]):
         if len(creates) == 1 and not self._some_wait:
             await self._run_individually(creates[0])
             return
-        if not self._database.layout.spans_conversations:
-            await self._apart.run(creates, self._run_individually)
-            return
+        if self._database.layout.spans_conversations:
+            await self._run_together(creates)
+        else:
+            await self._apart.run(creates, self._run_apart)
+
+    async def _run_together(self, creates: list[Create]) -> None:
+        """Runs ``creates`` in one statement; if that fails, each is tried again, and the turn does not wait for it."""
         try:
             await self._run_shared(creates)
         except _MAYBE_OF_ONE:
             self._start(self._retry(creates))
+
+    async def _run_apart(self, create: Create) -> None:
+        """Runs a create in a statement of its own, which waits for no other transaction."""
+        if not create.is_repeatable:
+            await self._run_individually(create)
+            return
+        try:
+            await self._run_together([create])
+        except Exception as error:  # noqa: BLE001 - its caller receives it, and the others go on
+            create.fail(error)
 
     async def _run_shared(self, creates: Sequence[Create]) -> None:
         """Runs one statement for ``creates``, and answers their callers."""

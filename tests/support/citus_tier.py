@@ -21,7 +21,6 @@ _ACTIVITY = "the order by activity is refused there"
 _SOCKET = "it uses the Unix socket of the server, and the nodes listen on TCP"
 _TRIGGER = "it uses a trigger, which Citus does not take"
 _SCHEMA = "it compares the whole schema, in which Citus has objects of its own"
-_HELD = "a create waits there behind others whose request ids another transaction holds"
 _STABLE = "it prepares rows with an UPDATE that Citus refuses"
 
 # By folder, file or test, the longest that fits: why it is skipped; '' if it is not.
@@ -87,7 +86,6 @@ REASONS = {
     "tests/store/test_creates.py::test_a_statement_has_limits": _SHARING,
     "tests/store/test_creates.py::test_many_creates_are_one_statement": _SHARING,
     "tests/store/test_creates.py::test_one_that_the_database_refuses": _TRIGGER,
-    "tests/store/test_creates.py::test_request_ids_that_others_use_now": _HELD,
     "tests/store/test_erased_imports.py": _ERASURE,
     "tests/store/test_erasing.py": _ERASURE,
     "tests/store/test_erasure_canary.py": _ERASURE,

@@ -18,7 +18,8 @@ from server.store.sql.shard_functions import COLUMNS, LIST, READ, READ_COLUMNS, 
 from server.store.sql.statement import Statement
 from server.store.sql.text_values import as_text
 
-_CONVERSATION = ("conversation_id", "groups_conversation_id")  # parameters that name it; the second is an array
+# Parameters that name it; those of statements that may concern several are arrays.
+_CONVERSATION = ("conversation_id", "groups_conversation_id", "creates_conversation_id")
 _SOURCE = "source_id"  # of another conversation, which may be elsewhere
 _BODIES = ("bodies", "items_body")  # the parameter that is large, and no text
 # Where a table is named, and not a column: the last in a list of them ends its line.
