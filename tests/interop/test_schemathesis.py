@@ -38,9 +38,9 @@ async def _run(service: Service, folder: Path, checks: str, document: Path | Non
 
 
 @pytest.mark.slow
-async def test_the_openapi_document(service: Service, tmp_path: Path) -> None:
+async def test_the_openapi_document(own_service: Service, tmp_path: Path) -> None:
     """All phases, with valid and invalid requests: no server error, and no answer outside of the document."""
-    output = await _run(service, tmp_path, OWN_CHECKS)
+    output = await _run(own_service, tmp_path, OWN_CHECKS)
     assert "Tested: 9" in output, output
 
 
@@ -62,11 +62,11 @@ def _without_discriminators(value: Any) -> Any:
 
 
 @pytest.mark.slow
-async def test_the_document_of_openai(service: Service, tmp_path: Path) -> None:
+async def test_the_document_of_openai(own_service: Service, tmp_path: Path) -> None:
     """The same by OpenAI's own document: what the edge answers is what its SDKs were generated for."""
     if (path := os.environ.get(OPENAI_DOCUMENT)) is None:
         pytest.skip(f"{OPENAI_DOCUMENT} does not name OpenAI's document")
     document = tmp_path / "openai.yaml"
     document.write_text(yaml.safe_dump(_as_the_api_is(yaml.safe_load(Path(path).read_text("utf-8")))), "utf-8")
-    output = await _run(service, tmp_path, OPENAI_CHECKS, document)
+    output = await _run(own_service, tmp_path, OPENAI_CHECKS, document)
     assert "Tested: 8" in output, output
