@@ -25,7 +25,6 @@ from server.store.connection.database import Database
 from server.store.connection.failures import KeyTaken
 from server.store.connection.slots import waited_since
 from server.store.conversation_locks import ConversationLocks
-from server.store.side_by_side import SideBySide
 from server.store.sql.appends import append_many
 from server.store.turns import Turn, Turns
 
@@ -46,12 +45,11 @@ class AppendBatcher(Turns[Append, Group]):
     def __init__(
         self, database: Database, locks: ConversationLocks, run_one: RunOne, queues: Callable[[], bool]
     ) -> None:
-        super().__init__()
+        super().__init__(database.size)
         self._database = database
         self._locks = locks
         self._run_one = run_one
         self._queues = queues
-        self._apart = SideBySide(database.size)
         self._parked: dict[str, deque[Append]] = {}  # by conversation: they wait for a lane, or for a slow turn
         self._slow_turns: dict[str, Turn] = {}  # by conversation: the one that its appends are parked behind
 
@@ -165,7 +163,7 @@ class AppendBatcher(Turns[Append, Group]):
         if self._database.layout.spans_conversations:
             await self._run_together(groups)
         else:
-            await self._apart.run(groups, partial(self._run_apart, turn))
+            await self._run_apart(groups, partial(self._run_in_turn, turn))
 
     async def _run_together(self, groups: list[Group]) -> None:
         """Runs ``groups`` in one statement."""
@@ -178,12 +176,10 @@ class AppendBatcher(Turns[Append, Group]):
                 refused.append(group)
         self._start_lanes(refused)
 
-    async def _run_apart(self, turn: Turn, group: Group) -> None:
+    async def _run_in_turn(self, turn: Turn, group: Group) -> None:
         """Runs a group in a statement of its own, which waits for no lock; others of the turn may take longer."""
         try:
             await self._run_together([group])
-        except Exception as error:  # noqa: BLE001 - its callers receive it, and the others go on
-            group.fail(error)
         finally:
             turn.conversations.discard(group.conversation_id)
             self._release(group.conversation_id, turn)

@@ -24,7 +24,6 @@ from server.store.connection.failures import KeyTaken
 from server.store.connection.slots import waited_since
 from server.store.conversation_locks import ConversationLocks
 from server.store.creates import MAX_BYTES, MAX_ROWS, Create, statement_parameters
-from server.store.side_by_side import SideBySide
 from server.store.sql.creates import create_many
 from server.store.turns import Turn, Turns
 
@@ -44,11 +43,10 @@ class CreateBatcher(Turns[Create, Create]):
     """
 
     def __init__(self, database: Database, locks: ConversationLocks, run_one: RunOne) -> None:
-        super().__init__()
+        super().__init__(database.size)
         self._database = database
         self._locks = locks
         self._run_one = run_one
-        self._apart = SideBySide(database.size)
         self._retrying = 0  # tasks that try the creates of a failed statement again
 
     async def run(self, create: Create) -> bool:
@@ -114,7 +112,7 @@ class CreateBatcher(Turns[Create, Create]):
         if self._database.layout.spans_conversations:
             await self._run_together(creates)
         else:
-            await self._apart.run(creates, self._run_apart)
+            await self._run_apart(creates, self._run_without_wait)
 
     async def _run_together(self, creates: list[Create]) -> None:
         """Runs ``creates`` in one statement; if that fails, each is tried again, and the turn does not wait for it."""
@@ -123,15 +121,12 @@ class CreateBatcher(Turns[Create, Create]):
         except _MAYBE_OF_ONE:
             self._start(self._retry(creates))
 
-    async def _run_apart(self, create: Create) -> None:
+    async def _run_without_wait(self, create: Create) -> None:
         """Runs a create in a statement of its own, which waits for no other transaction."""
-        if not create.is_repeatable:
-            await self._run_individually(create)
-            return
-        try:
+        if create.is_repeatable:
             await self._run_together([create])
-        except Exception as error:  # noqa: BLE001 - its caller receives it, and the others go on
-            create.fail(error)
+        else:
+            await self._run_individually(create)
 
     async def _run_shared(self, creates: Sequence[Create]) -> None:
         """Runs one statement for ``creates``, and answers their callers."""

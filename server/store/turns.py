@@ -7,10 +7,11 @@ While a statement runs, writes queue for the next one, which then runs them all.
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from server.store.pending_write import PendingWrite
+from server.store.side_by_side import SideBySide
 
 GATHER_TICKS = 16  # of the event loop, in which writes queue before a statement
 SLOW_SECONDS = 0.02  # from a statement's start until the next one may run beside it
@@ -44,9 +45,14 @@ Answer = TypeVar("Answer")
 
 
 class Turns(ABC, Generic[Write, PartT]):
-    """Gives the writes of a queue their turns; a subclass knows which share a statement, and runs it."""
+    """Gives the writes of a queue their turns; a subclass knows which share a statement, and runs it.
 
-    def __init__(self) -> None:
+    Args:
+        connections: How many there are.
+    """
+
+    def __init__(self, connections: int) -> None:
+        self._apart = SideBySide(connections)
         self._queue: deque[Write] = deque()
         self._turn: Turn | None = None
         self._slow = 0  # turns that are slow
@@ -108,6 +114,17 @@ class Turns(ABC, Generic[Write, PartT]):
             raise
         finally:
             self._end(turn)
+
+    async def _run_apart(self, parts: Iterable[PartT], run: Callable[[PartT], Awaitable[None]]) -> None:
+        """Runs each of ``parts`` by itself; what that raises, its callers receive, and the others go on."""
+
+        async def run_part(part: PartT) -> None:
+            try:
+                await run(part)
+            except Exception as error:  # noqa: BLE001 - its callers receive it
+                part.fail(error)
+
+        await self._apart.run(parts, run_part)
 
     async def _gather(self) -> None:
         """Lets calls that have arrived queue their writes, when several arrive at a time."""
