@@ -16,10 +16,11 @@ from statistics import median
 import grpc.aio
 
 from bench.grpc_target import service_settings, target
-from bench.openai_target import OpenAiTarget, free_port, session_at
+from bench.openai_target import OpenAiTarget, session_at
 from bench.process import started
 from bench.rounds import Open, Run, measured, peers
 from bench.target import Target
+from tests.support.ports import free_port
 
 GRPC, IDLE, HTTP, OGX = "gRPC", "gRPC, edge idle", "HTTP", "ogx"
 WORKLOADS = ("create", "append 1", "append 20", "newest 20 of 100", "get", "get item")

@@ -31,8 +31,9 @@ import asyncpg
 import yaml
 from sqlalchemy.engine import make_url
 
-from bench.openai_target import OpenAiTarget, free_port, session_at
+from bench.openai_target import OpenAiTarget, session_at
 from bench.target import PeerUnavailable, Target
+from tests.support.ports import free_port
 
 NAME = "ogx"
 _MODEL = "OGX 1.5.0"

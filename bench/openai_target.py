@@ -1,6 +1,5 @@
 """A client of the OpenAI Conversations API over HTTP, for every service that offers it."""
 
-import socket
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,6 @@ from bench.grpc_target import TEXT
 _CONNECTIONS = 64
 _IDLE_SECONDS = 2.0  # that a connection is kept; less than the 5 s after which uvicorn, and so OGX, closes it
 _ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": TEXT}]}
-
-
-def free_port() -> int:
-    """A port for a service that has to be told one."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def session_at(port: int) -> aiohttp.ClientSession:

@@ -1,6 +1,5 @@
 """A malformed request is an invalid argument, whichever service it is sent to."""
 
-import socket
 from typing import Any
 
 import grpc.aio
@@ -12,6 +11,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from structlog.testing import capture_logs
 
+from tests.support.ports import HOST, free_port
 from tests.support.problems import problem_of
 from tests.support.service import Service, running_service
 
@@ -52,8 +52,7 @@ async def test_malformed_requests_of_callers(service: Service, method: str) -> N
 @pytest.fixture(scope="module")
 async def operators(service: Service) -> Any:
     """A channel to the admin address of a service."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"{HOST}:{free_port()}"
     async with running_service(service.url, admin_listen=address), grpc.aio.insecure_channel(address) as channel:
         yield channel
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +20,7 @@ from tests.support.certificates import CertificateAuthority
 from tests.support.commands import environment, program_path
 from tests.support.jwt import ISSUER_KEY, jwk_set, token
 from tests.support.pages import code_blocks
+from tests.support.ports import HOST, free_port
 from tests.support.postgres import fresh_database
 from tests.support.service import Service
 
@@ -260,9 +260,7 @@ async def test_an_erasure(own_service: Service) -> None:
 @pytest.mark.tool("grpcurl")
 async def test_an_operator(postgres: str, template: str, place: Path) -> None:
     """What docs/operations.md prints for operators, on one process."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        admin = f"127.0.0.1:{held.getsockname()[1]}"
+    admin = f"{HOST}:{free_port()}"
     server = f"CONVERSATIONS_ADMIN_LISTEN={admin} python -m server"
     async with fresh_database(postgres, template) as url, served(server, place, url) as address:
         for heading, shown in OPERATED.items():
